@@ -1,0 +1,258 @@
+"""What every backend can do, and the narrow capabilities that some have beyond that.
+
+A backend knows containers or process groups; it knows nothing of Ray beyond how to start a node.
+The engine is the only state: every method finds what it works on by labels (Docker) or by the
+marker in the environment (processes), so any command works from any shell after any crash.
+
+Names: a *cluster* is known by its name; a *node* by ``head`` or ``<group>-<n>``. Inside a node its
+identity is the `hostname`, which Ray also shows as the node's name; `NodeRecord` maps the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from simulator.errors import Problem
+from simulator.topology import Role, Topology
+
+NodeState = Literal["created", "running", "paused", "exited"]
+GpuKind = Literal["real", "simulated", "none"]
+
+#: Every container, network and volume of ours carries these labels; process nodes carry the
+#: same facts in their environment. Nothing without LABEL_CLUSTER is ever touched.
+LABEL_CLUSTER = "ray-sim.cluster"
+LABEL_ROLE = "ray-sim.role"  # head | worker | init | program
+LABEL_GROUP = "ray-sim.group"
+LABEL_RUN_DIR = "ray-sim.run-dir"  # absolute path of the run that owns the cluster, or absent
+LABEL_GPU = "ray-sim.gpu"  # real | simulated | none, as resolved when the cluster was made
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """A cluster that should exist.
+
+    Attributes
+    ----------
+    env
+        Environment of every Ray node (failure-detection settings, for example).
+    run_dir
+        The run that owns it, so that `down` can salvage into it; None for a cluster by hand.
+    """
+
+    name: str
+    topology: Topology
+    gpu: GpuKind
+    image: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    run_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One node as the engine sees it.
+
+    Attributes
+    ----------
+    hostname
+        The node's identity inside, and its name in Ray.
+    address
+        Its IP address on the cluster's network; "" while it has none.
+    state
+        What the engine says; whether Ray holds it alive is another question.
+    exit_code
+        Of PID 1, when exited.
+    """
+
+    name: str
+    role: Role
+    group: str
+    state: NodeState
+    hostname: str
+    address: str
+    exit_code: int | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRecord:
+    """One cluster as the engine sees it."""
+
+    name: str
+    backend: str
+    gpu: GpuKind
+    nodes: Sequence[NodeRecord]
+    run_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the cluster's HTTP API answers, and the token that it wants."""
+
+    url: str
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEvent:
+    """Something the engine saw happen to a node: start, die, pause, unpause, oom.
+
+    ``wall`` is the engine's clock, seconds. For ``die``, `exit_code` is PID 1's (137 = SIGKILL).
+    """
+
+    verb: Literal["start", "die", "pause", "unpause", "oom"]
+    node: str
+    wall: float
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A finished command: its exit code and what it printed."""
+
+    code: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of a doctor's report."""
+
+    level: Literal["ok", "warning", "problem"]
+    name: str
+    text: str
+    remedy: str = ""
+
+    def as_problem(self) -> Problem:
+        return Problem(self.name, self.text, self.remedy)
+
+
+class Watch(Protocol):
+    """Engine events being delivered in the background, until closed."""
+
+    def close(self) -> None: ...
+
+
+class Program(Protocol):
+    """A long-lived program of ours on the cluster's network that is not a Ray node.
+
+    It outlives an orchestrator that is killed, carries the labels, and is removed with the
+    cluster; everything that it printed can be read again from its beginning.
+    """
+
+    def lines(self) -> Iterator[str]:
+        """Its standard output from the beginning, line by line, until it ends."""
+
+    def stop(self, timeout: float) -> int | None:
+        """SIGTERM, wait up to `timeout` seconds, SIGKILL; its exit code if it ended by itself."""
+
+    def remove(self) -> None: ...
+
+
+class Backend(Protocol):
+    """What every backend can do. Times are seconds; unknown names raise `NotFound`."""
+
+    name: str
+
+    def check(self, topology: Topology | None = None) -> list[Check]:
+        """Can this machine do it? The engine, its version, memory and cores for `topology`."""
+
+    def gpu_kind(self, topology: Topology) -> GpuKind:
+        """What the head's declared GPUs would be here; raises `CannotRun` for gpus: real."""
+
+    def prepare(self, spec: ClusterSpec, say: Callable[[str], None]) -> ClusterSpec:
+        """Have everything that `create` needs (the image), telling `say` about slow steps."""
+
+    def clusters(self) -> list[ClusterRecord]:
+        """Every cluster of ours, running or not."""
+
+    def create(self, spec: ClusterSpec) -> None:
+        """Make network, volumes and nodes, started nothing but what they need beforehand.
+
+        Idempotent for nodes that exist already. A failure leaves nothing behind that `remove`
+        does not find. A name that is in use by another definition raises `BadInput`.
+        """
+
+    def cluster(self, name: str) -> ClusterRecord: ...
+
+    def start(self, cluster: str, node: str) -> None:
+        """Start a created or exited node; returns when the engine did, not when it joined."""
+
+    def stop(self, cluster: str, node: str, grace: float) -> None:
+        """SIGTERM to PID 1, SIGKILL after `grace` seconds."""
+
+    def remove(self, cluster: str) -> None:
+        """Remove everything that carries the cluster's label; idempotent."""
+
+    def endpoint(self, cluster: str) -> Endpoint:
+        """Read again from the engine at every call: ports change when the head restarts."""
+
+    def logs(self, cluster: str, node: str, tail: int | None = None) -> str:
+        """What PID 1 printed."""
+
+    def follow_logs(self, cluster: str, node: str, tail: int | None = None) -> Iterator[str]: ...
+
+    def node_logs(self, cluster: str, node: str, into: Path) -> None:
+        """Copy Ray's own log folder of a node (also of an exited one) into a folder."""
+
+    def execute(
+        self,
+        cluster: str,
+        node: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        interactive: bool = False,
+    ) -> Completed:
+        """Run a command in a node; `interactive` hands over the terminal, output is then ""."""
+
+    def watch(self, cluster: str, emit: Callable[[EngineEvent], None]) -> Watch:
+        """Deliver engine events from now on, from a thread of the backend's."""
+
+    def run_program(
+        self, cluster: str, name: str, argv: Sequence[str], env: Mapping[str, str]
+    ) -> Program:
+        """Start ``python -m <argv>`` beside the nodes, with their environment and the ledger."""
+
+    def program(self, cluster: str, name: str) -> Program | None:
+        """A program that an earlier process started, running or ended."""
+
+    def put_ledger_file(self, cluster: str, path: str, data: bytes) -> None:
+        """Write a file below the ledger's root, whole or not at all; makes its folders."""
+
+    def fetch_ledger(self, cluster: str, path: str, into: Path) -> None:
+        """Copy a folder below the ledger's root; works with every node down."""
+
+    def wall_clock(self) -> float:
+        """The nodes' wall clock now (they all share the engine's), seconds."""
+
+
+@runtime_checkable
+class CanKill(Protocol):
+    """Sends SIGKILL to a whole node at once: no process of it gets a chance to say good-bye."""
+
+    def kill(self, cluster: str, node: str) -> None: ...
+
+
+@runtime_checkable
+class CanPause(Protocol):
+    """Freezes a node: it keeps its memory and address but runs nothing."""
+
+    def pause(self, cluster: str, node: str) -> None: ...
+
+    def resume(self, cluster: str, node: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """A name for a protocol, for messages and docs."""
+
+    name: str
+    protocol: type
+    means: str
+
+
+KILL = Capability("kill", CanKill, "can kill a whole node with SIGKILL")
+PAUSE = Capability("pause", CanPause, "can freeze and thaw a node")

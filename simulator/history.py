@@ -1,0 +1,267 @@
+"""What happened in a run, as an append-only list of operations.
+
+Everything that a run sees becomes an `Op` and one line of ``history.jsonl``: what the orchestrator
+did, what the engine reported, what Ray believed, what the workload's tasks wrote to the effect
+ledger. Verdicts, metrics and reports are functions of it, so it is flushed line by line and can be
+read after the orchestrator was killed, with the last line cut anywhere.
+
+Clocks: ``wall`` is the source's own wall clock, ``mono`` its own monotonic clock, ``received`` the
+orchestrator's wall clock on receipt. Different sources may have different wall clocks (Docker
+Desktop runs nodes in a virtual machine), so the orchestrator measures the offset and writes it as
+``clock.offset`` operations; `History.at` applies them. All times are seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+SCHEMA = 1
+
+SOURCES = ("orchestrator", "engine", "observer", "ledger", "driver", "ray")
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One thing that happened.
+
+    Attributes
+    ----------
+    index
+        Position in the history, from 0.
+    kind
+        What happened, as ``noun.verb``; docs/reference/history.md lists all kinds and their data.
+    source
+        Who says so, one of `SOURCES`.
+    wall, mono
+        The source's clocks, seconds; ``mono`` is None where the source has none.
+    received
+        The orchestrator's wall clock when it learned of it, seconds.
+    node
+        Name of the node concerned, or None.
+    data
+        Whatever else belongs to the kind; JSON values only.
+    """
+
+    index: int
+    kind: str
+    source: str
+    wall: float
+    mono: float | None
+    received: float
+    node: str | None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "i": self.index,
+                "kind": self.kind,
+                "src": self.source,
+                "wall": round(self.wall, 6),
+                "mono": None if self.mono is None else round(self.mono, 6),
+                "recv": round(self.received, 6),
+                "node": self.node,
+                "data": dict(self.data),
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_json(cls, line: str) -> Op:
+        raw = json.loads(line)
+        return cls(
+            index=raw["i"],
+            kind=raw["kind"],
+            source=raw["src"],
+            wall=raw["wall"],
+            mono=raw["mono"],
+            received=raw["recv"],
+            node=raw["node"],
+            data=raw["data"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClockOffset:
+    """How far a source's wall clock is ahead of the orchestrator's, seconds, give or take."""
+
+    offset: float = 0.0
+    uncertainty: float = 0.0
+
+
+class History:
+    """The operations of one run, in the order in which they were received.
+
+    Parameters
+    ----------
+    ops
+        Already recorded operations.
+    truncated
+        Says in words what is missing, when the file ended in the middle of a line; else None.
+    """
+
+    def __init__(self, ops: Iterable[Op] = (), *, truncated: str | None = None) -> None:
+        self.ops: list[Op] = list(ops)
+        self.truncated = truncated
+        self._offsets: dict[str, ClockOffset] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+    def __iter__(self) -> Iterator[Op]:
+        return iter(self.ops)
+
+    def of(self, *kinds: str) -> list[Op]:
+        """All operations of these kinds; a kind that ends with ``.`` matches its whole family."""
+        exact = {k for k in kinds if not k.endswith(".")}
+        families = tuple(k for k in kinds if k.endswith("."))
+        return [
+            op for op in self.ops if op.kind in exact or (families and op.kind.startswith(families))
+        ]
+
+    def first(self, *kinds: str) -> Op | None:
+        return next(iter(self.of(*kinds)), None)
+
+    def last(self, *kinds: str) -> Op | None:
+        found = self.of(*kinds)
+        return found[-1] if found else None
+
+    @property
+    def offsets(self) -> Mapping[str, ClockOffset]:
+        """Per source, its clock against the orchestrator's.
+
+        Several measurements (start and end of a run) give their mean, and an uncertainty wide
+        enough to hold all of them. The orchestrator itself is exact.
+        """
+        if self._offsets is None:
+            self._offsets = _offsets(self.of("clock.offset"))
+        return self._offsets
+
+    def at(self, op: Op) -> float:
+        """When it happened, in seconds of the orchestrator's wall clock."""
+        return op.wall - self.offsets.get(op.source, ClockOffset()).offset
+
+    def uncertainty(self, *ops: Op) -> float:
+        """How far `at` may be off for a span between these operations, seconds."""
+        return sum(self.offsets.get(op.source, ClockOffset()).uncertainty for op in ops)
+
+    def append(self, op: Op) -> None:
+        self.ops.append(op)
+        if op.kind == "clock.offset":
+            self._offsets = None
+
+    def snapshot(self) -> History:
+        """A copy that later appends do not change (for judging while a run goes on)."""
+        return History(self.ops[:], truncated=self.truncated)
+
+
+def _offsets(ops: Iterable[Op]) -> dict[str, ClockOffset]:
+    measured: dict[str, list[ClockOffset]] = {}
+    for op in ops:
+        for source in op.data["sources"]:
+            measured.setdefault(source, []).append(
+                ClockOffset(op.data["offset"], op.data["uncertainty"])
+            )
+    result: dict[str, ClockOffset] = {}
+    for source, found in measured.items():
+        mean = sum(m.offset for m in found) / len(found)
+        spread = max(abs(m.offset - mean) + m.uncertainty for m in found)
+        result[source] = ClockOffset(mean, spread)
+    return result
+
+
+class Recorder:
+    """Appends operations to a history in memory and to its file, from any thread.
+
+    A line is flushed to the operating system before `record` returns: what was recorded survives
+    a SIGKILL of this process.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        wall: Callable[[], float] = time.time,
+        mono: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.history = History()
+        self._wall, self._mono = wall, mono
+        self._lock = threading.Lock()
+        self._file: IO[str] | None = path.open("a", encoding="utf-8")
+
+    def record(
+        self,
+        kind: str,
+        *,
+        source: str = "orchestrator",
+        node: str | None = None,
+        wall: float | None = None,
+        mono: float | None = None,
+        data: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> Op:
+        """Append one operation; ``wall`` and ``mono`` default to the orchestrator's now."""
+        now = self._wall()
+        if source == "orchestrator" and wall is None:
+            mono = self._mono()
+        with self._lock:
+            op = Op(
+                index=len(self.history),
+                kind=kind,
+                source=source,
+                wall=now if wall is None else wall,
+                mono=mono,
+                received=now,
+                node=node,
+                data={**(data or {}), **more},
+            )
+            if self._file is None:
+                raise ValueError("the history is closed")
+            self._file.write(op.to_json() + "\n")
+            self._file.flush()
+            self.history.append(op)
+        return op
+
+    def snapshot(self) -> History:
+        with self._lock:
+            return self.history.snapshot()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    @property
+    def closed(self) -> bool:
+        return self._file is None
+
+
+def read_history(path: Path) -> History:
+    """Read ``history.jsonl``; a cut last line is left out and reported in `History.truncated`.
+
+    A line in the middle that cannot be read is left out and reported too: what follows it is
+    still evidence, and the checks answer "unknown" where they would have needed it.
+    """
+    ops: list[Op] = []
+    bad: list[int] = []
+    number = 0
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                ops.append(Op.from_json(line))
+            except (ValueError, KeyError, TypeError):
+                bad.append(number)
+    truncated = None
+    if bad == [number]:
+        truncated = f"line {number} of {path.name} is cut off; judged up to line {number - 1}"
+    elif bad:
+        shown = ", ".join(map(str, bad[:5])) + (" and more" if len(bad) > 5 else "")
+        truncated = f"{len(bad)} lines of {path.name} cannot be read (line {shown})"
+    return History(ops, truncated=truncated)

@@ -1,0 +1,303 @@
+"""Which nodes a cluster has: one head and groups of workers, in KubeRay's vocabulary.
+
+How a head or a worker container runs (image, mounts, limits, ports) is said once, in
+``compose.yaml``; a topology says only *which* nodes exist and what they offer to Ray.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from simulator.assets import asset_path
+from simulator.errors import BadInput, NotFound, Problem
+
+Role = Literal["head", "worker"]
+
+_NAME = re.compile(r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$")
+_RESERVED = frozenset({"head", "init", "observer", "driver"})
+_SIZE = re.compile(r"^(\d+)([kmg])$")
+_UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
+
+
+class Gpus(str, Enum):
+    """Where a node's declared GPUs come from."""
+
+    AUTO = "auto"  # the machine's, if it has any and the backend can pass them; else simulated
+    REAL = "real"  # the machine's, or the cluster is refused
+    SIMULATED = "simulated"  # declared to Ray, no device
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as Docker writes it: ``"512m"``, ``"2g"``."""
+    match = _SIZE.match(text.lower())
+    if not match:
+        raise ValueError(f'is "{text}"; use a number and k, m or g, such as 512m or 2g')
+    return int(match[1]) * _UNITS[match[2]]
+
+
+Size = Annotated[str, Field(description="a size such as 512m or 2g")]
+
+
+class _Node(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    resources: Mapping[str, float] = Field(default_factory=lambda: {"CPU": 1})
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    memory: Size | None = None
+
+    @field_validator("resources")
+    @classmethod
+    def _resources(cls, value: Mapping[str, float]) -> Mapping[str, float]:
+        for name, amount in value.items():
+            if amount < 0:
+                raise ValueError(f"{name} is {amount:g}; a node cannot offer less than 0")
+            if name in ("CPU", "GPU") and amount != int(amount):
+                raise ValueError(f"{name} is {amount:g}; Ray takes whole {name}s per node")
+        return {"CPU": 0, **value}
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_size(value)
+        return value
+
+    @property
+    def cpus(self) -> int:
+        return int(self.resources.get("CPU", 0))
+
+    @property
+    def gpus_declared(self) -> int:
+        return int(self.resources.get("GPU", 0))
+
+
+class Head(_Node):
+    """The head node: GCS, dashboard, and by default the driver."""
+
+    gpus: Gpus = Gpus.AUTO
+
+
+class WorkerGroup(_Node):
+    """Workers that are all alike."""
+
+    group_name: str
+    replicas: NonNegativeInt = 1
+    min_replicas: NonNegativeInt | None = None
+    max_replicas: NonNegativeInt | None = None
+
+    @field_validator("group_name")
+    @classmethod
+    def _group_name(cls, value: str) -> str:
+        if value in _RESERVED:
+            raise ValueError(f'is "{value}", which is reserved; choose another name')
+        if not _NAME.match(value):
+            raise ValueError(
+                f'is "{value}"; use up to 32 lower-case letters, digits and dashes, letter first'
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _limits(self) -> WorkerGroup:
+        low = 0 if self.min_replicas is None else self.min_replicas
+        high = self.max_replicas
+        if high is not None and low > high:
+            raise ValueError(f"min_replicas {low} is above max_replicas {high}")
+        if self.replicas < low:
+            raise ValueError(f"replicas {self.replicas} is below min_replicas {low}")
+        if high is not None and self.replicas > high:
+            raise ValueError(f"replicas {self.replicas} is above max_replicas {high}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """One node that should exist."""
+
+    name: str
+    role: Role
+    group: str
+    index: int
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+    memory: str | None
+
+
+class Topology(BaseModel):
+    """Which nodes a cluster has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "custom"
+    description: str = ""
+    head: Head = Field(default_factory=Head)
+    worker_groups: Sequence[WorkerGroup] = ()
+
+    @model_validator(mode="after")
+    def _unique(self) -> Topology:
+        names = [g.group_name for g in self.worker_groups]
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"worker_groups: {name} stands there twice; merge them or rename one")
+        return self
+
+    def nodes(self) -> list[NodeSpec]:
+        """Every node that should exist, head first."""
+        head = NodeSpec(
+            "head", "head", "head", 1, self.head.resources, self.head.labels, self.head.memory
+        )
+        return [
+            head,
+            *(
+                NodeSpec(
+                    f"{g.group_name}-{i}",
+                    "worker",
+                    g.group_name,
+                    i,
+                    g.resources,
+                    g.labels,
+                    g.memory,
+                )
+                for g in self.worker_groups
+                for i in range(1, g.replicas + 1)
+            ),
+        ]
+
+    def workers(self) -> list[NodeSpec]:
+        return [n for n in self.nodes() if n.role == "worker"]
+
+    def total(self, resource: str) -> float:
+        """How much of a resource all nodes offer together."""
+        return sum(n.resources.get(resource, 0.0) for n in self.nodes())
+
+    def with_workers(self, count: int) -> Topology:
+        """The same, with `count` replicas in its first worker group."""
+        if not self.worker_groups:
+            raise BadInput(
+                Problem("--workers", f"topology {self.name} has no worker group", "use another one")
+            )
+        first = self.worker_groups[0].group_name
+        return override(self, [f"worker_groups.{first}.replicas={count}"])
+
+
+def topology_problems(error: ValidationError, where: str) -> list[Problem]:
+    """pydantic's findings in the words of this project: where, what, remedy."""
+    problems = []
+    for item in error.errors():
+        path = ""
+        for part in item["loc"]:
+            path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        text = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            text = "is not a known key"
+        elif item["type"] == "missing":
+            text = "is missing"
+        elif "input" in item and not isinstance(item["input"], (dict, list)):
+            if not text.startswith("is "):
+                text = f"is {item['input']!r}: {text[0].lower()}{text[1:]}"
+        problems.append(Problem(f"{where}: {path}" if path else where, text))
+    return problems
+
+
+def parse_topology(data: Any, where: str) -> Topology:
+    """Validate plain data; raises `BadInput` with every problem."""
+    if not isinstance(data, dict):
+        raise BadInput(Problem(where, "is not a mapping", "it needs head and worker_groups"))
+    try:
+        return Topology.model_validate(data)
+    except ValidationError as error:
+        raise BadInput(topology_problems(error, where)) from None
+
+
+def known_topologies() -> dict[str, Path]:
+    """The topologies that come with the package, by name."""
+    return {p.stem: p for p in sorted(asset_path("topologies").glob("*.yaml"))}
+
+
+def load_topology(name_or_path: str) -> Topology:
+    """A topology by name, or by path to a YAML file.
+
+    Raises
+    ------
+    NotFound
+        There is neither such a name nor such a file.
+    BadInput
+        The file is not a valid topology; lists every problem.
+    """
+    known = known_topologies()
+    path = known.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise NotFound("topology", name_or_path, known)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(Problem(str(path), "is not YAML", str(error).replace("\n", " "))) from None
+    if isinstance(data, dict):
+        data.setdefault("name", path.stem)
+    return parse_topology(data, str(path))
+
+
+def override(topology: Topology, settings: Iterable[str]) -> Topology:
+    """Apply ``key=value`` settings such as ``worker_groups.worker.replicas=5``.
+
+    A group is named by its ``group_name`` or its position; the value is read as YAML.
+    """
+    data = topology.model_dump(mode="json")
+    problems: list[Problem] = []
+    for setting in settings:
+        key, equals, raw = setting.partition("=")
+        where = f"--set {setting}"
+        if not equals or not key:
+            problems.append(Problem(where, "is not key=value", "for example head.resources.CPU=2"))
+            continue
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError:
+            problems.append(Problem(where, f"{raw!r} is not a YAML value"))
+            continue
+        problem = _assign(data, key.split("."), value, where)
+        if problem:
+            problems.append(problem)
+    if problems:
+        raise BadInput(problems)
+    return parse_topology(data, f"topology {topology.name} with --set")
+
+
+def _assign(data: Any, path: list[str], value: Any, where: str) -> Problem | None:
+    here = data
+    for depth, part in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(here, list):
+            names = [g["group_name"] for g in here]
+            position = names.index(part) if part in names else None
+            if position is None and part.isdigit() and int(part) < len(here):
+                position = int(part)
+            if position is None:
+                known = ", ".join(names) or "none"
+                return Problem(where, f"there is no worker group {part!r}", f"there is {known}")
+            key: Any = position
+        elif isinstance(here, dict):
+            key = part
+            if not last and key not in here:
+                return Problem(where, f"{part!r} is not a known key", "known: " + ", ".join(here))
+        else:
+            return Problem(where, f"{'.'.join(path[:depth])} has no keys below it")
+        if last:
+            here[key] = value
+        else:
+            here = here[key]
+    return None

@@ -1,0 +1,65 @@
+"""Waiting for named conditions, with monotonic deadlines and nothing slept away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from simulator.errors import CannotRun
+
+T = TypeVar("T")
+
+
+class WaitTimeout(CannotRun):
+    """A condition did not come true in time; `name` says which."""
+
+    def __init__(self, name: str, seconds: float, last: str = "") -> None:
+        self.name, self.seconds, self.last = name, seconds, last
+        super().__init__(f"{name} did not happen within {seconds:g} s", why=last)
+
+
+class Deadline:
+    """A point on a monotonic clock."""
+
+    def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._end = clock() + seconds
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._end - self._clock())
+
+    @property
+    def passed(self) -> bool:
+        return self._clock() >= self._end
+
+
+def wait_until(
+    condition: Callable[[], T | None],
+    *,
+    name: str,
+    timeout: float,
+    interval: float = 0.1,
+    last: Callable[[], str] = lambda: "",
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Ask `condition` every `interval` seconds until it gives something true, and return that.
+
+    Raises
+    ------
+    WaitTimeout
+        After `timeout` seconds, with ``last()`` as the explanation. The condition is asked once
+        more at the very end, so a slow last interval cannot turn a success into a failure.
+    """
+    deadline = Deadline(timeout, clock=clock)
+    while True:
+        passed = deadline.passed
+        value = condition()
+        if value:
+            return value
+        if passed:
+            raise WaitTimeout(name, timeout, last())
+        sleep(min(interval, deadline.left) or 0.001)
