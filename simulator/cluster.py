@@ -1,0 +1,536 @@
+"""A cluster as its user sees it: brought up, looked at, taken down.
+
+The engine is the only state. What should exist (a `Topology`) minus what does exist (labels) is a
+printable `Plan`; applying it is the whole control loop, run when asked and never in the background.
+
+Starting is admission-controlled: a worker costs about three seconds of CPU to start, and sixteen at
+once on two cores time each other out until none is left. So only as many start at a time as the
+machine carries, each is watched until the GCS counts it alive, and one that fails is tried again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from simulator.backends.base import (
+    Backend,
+    CanKill,
+    CanPause,
+    ClusterRecord,
+    ClusterSpec,
+    NodeRecord,
+)
+from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
+from simulator.rayapi import RayApi, RayNode, RayUnreachable, Usage
+from simulator.waiting import Deadline
+
+State = Literal["alive", "starting", "paused", "exited", "dead"]
+
+#: Failure-detection settings of the head's GCS, by name. "ray" is Ray's own defaults.
+HEALTH: Mapping[str, Mapping[str, str]] = {
+    "ray": {},
+    "fast": {
+        "RAY_health_check_initial_delay_ms": "1000",
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_timeout_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
+        "RAY_ray_syncer_message_refresh_interval_ms": "500",
+    },
+}
+
+START_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node: what the engine says and what Ray says, together.
+
+    ``state`` is *alive* (running and alive in the GCS), *starting* (running, not in the GCS yet),
+    *dead* (running, but the GCS gave it up), *paused* or *exited* (so says the engine).
+    """
+
+    name: str
+    role: str
+    group: str
+    state: State
+    address: str
+    hostname: str
+    ray_node_id: str | None
+    resources: Mapping[str, float]
+    used: Mapping[str, float]
+    exit_code: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """A cluster, seen once."""
+
+    cluster: str
+    backend: str
+    gpu: str
+    nodes: Sequence[NodeStatus]
+    ray: Mapping[str, Any]
+
+    def to_data(self) -> dict[str, Any]:
+        count = {"desired": len(self.nodes)}
+        count["running"] = sum(n.state in ("alive", "starting", "dead") for n in self.nodes)
+        count["alive"] = sum(n.state == "alive" for n in self.nodes)
+        return {
+            "cluster": self.cluster,
+            "backend": self.backend,
+            "gpu": self.gpu,
+            "count": count,
+            "ray": dict(self.ray),
+            "nodes": [
+                {
+                    "name": n.name,
+                    "role": n.role,
+                    "group": n.group,
+                    "state": n.state,
+                    "desired": True,
+                    "running": n.state in ("alive", "starting", "dead"),
+                    "alive": n.state == "alive",
+                    "address": n.address,
+                    "hostname": n.hostname,
+                    "ray_node_id": n.ray_node_id,
+                    "resources": dict(n.resources),
+                    "used": dict(n.used),
+                    "gpu": self.gpu if n.resources.get("GPU") else "none",
+                    "exit_code": n.exit_code,
+                }
+                for n in self.nodes
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What must be done so that what should exist, exists and runs."""
+
+    create: Sequence[str] = ()
+    start: Sequence[str] = ()
+    superfluous: Sequence[str] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.create or self.start or self.superfluous)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{verb} {', '.join(names)}"
+            for verb, names in (
+                ("create", self.create),
+                ("start", self.start),
+                ("remove", self.superfluous),
+            )
+            if names
+        ]
+        return "; ".join(parts) or "nothing to do"
+
+
+def plan(desired: Iterable[str], actual: ClusterRecord | None) -> Plan:
+    """Desired minus actual, as names; a node that the engine holds paused is left alone."""
+    wanted = list(desired)
+    have = {n.name: n for n in actual.nodes} if actual else {}
+    missing = [name for name in wanted if name not in have]
+    stopped = [n for n in wanted if n in have and have[n].state in ("created", "exited")]
+    return Plan(
+        create=tuple(missing),
+        start=(*missing, *stopped),
+        superfluous=tuple(sorted(set(have) - set(wanted))),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StartEvent:
+    """Progress of starting nodes: ``starting``, ``joined`` (after `seconds`) or ``failed``."""
+
+    node: str
+    verb: Literal["starting", "joined", "failed"]
+    seconds: float = 0.0
+    attempt: int = 1
+    details: Sequence[str] = ()
+
+
+@dataclass
+class _Starting:
+    since: float
+    attempt: int
+    known: frozenset[str] = field(default_factory=frozenset)
+
+
+def default_parallelism() -> int:
+    """How many nodes may start at a time on this machine (measured: docs/decisions)."""
+    return max(2, (os.cpu_count() or 2) + 1)
+
+
+class Cluster:
+    """One cluster of a backend, by name.
+
+    Everything is asked anew at each call; two objects for the same cluster, in two shells, agree.
+    """
+
+    def __init__(self, backend: Backend, name: str) -> None:
+        self.backend = backend
+        self.name = name
+        self.ray = RayApi(lambda: backend.endpoint(name))
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def record(self) -> ClusterRecord:
+        return self.backend.cluster(self.name)
+
+    def node(self, name: str) -> NodeRecord:
+        """A node by name; `NotFound` names the nearest."""
+        nodes = {n.name: n for n in self.record().nodes}
+        if name not in nodes:
+            raise NotFound("node", name, nodes)
+        return nodes[name]
+
+    def status(self) -> ClusterStatus:
+        record = self.record()
+        ray: dict[str, Any] = {"answers": False, "version": None, "why": ""}
+        known: list[RayNode] = []
+        usage = Usage()
+        head = next((n for n in record.nodes if n.role == "head"), None)
+        if head is None or head.state != "running":
+            ray["why"] = f"the head is {head.state if head else 'missing'}"
+        else:
+            try:
+                ray["version"] = self.ray.version()
+                known = self.ray.nodes()
+                ray["answers"] = True
+                usage = self.ray.usage()
+            except CannotRun as error:
+                ray["why"] = str(error)
+            else:
+                ray["resources"] = {k: list(v) for k, v in usage.total.items()}
+        return ClusterStatus(
+            cluster=record.name,
+            backend=record.backend,
+            gpu=record.gpu,
+            nodes=[_node_status(n, known, usage) for n in record.nodes],
+            ray=ray,
+        )
+
+    # -- up and down -----------------------------------------------------------------------------
+
+    def up(
+        self,
+        spec: ClusterSpec,
+        *,
+        timeout: float = 120.0,
+        parallelism: int | None = None,
+        progress: Callable[[StartEvent], None] = lambda event: None,
+        on_plan: Callable[[Plan], None] = lambda plan: None,
+    ) -> Plan:
+        """Make the cluster what `spec` says, and wait until every node of it is alive.
+
+        Raises
+        ------
+        BadInput
+            The name is in use by a cluster of another shape.
+        NodeStartFailed
+            Some nodes did not join; names them and shows their last lines. What did start is
+            left for the caller to keep or to take down.
+        """
+        wanted = [n.name for n in spec.topology.nodes()]
+        existing = next((c for c in self.backend.clusters() if c.name == self.name), None)
+        todo = plan(wanted, existing)
+        if existing is not None and (todo.superfluous or todo.create):
+            raise BadInput(
+                Problem(
+                    f"--name {self.name}",
+                    f"a cluster of that name exists already and has {len(existing.nodes)} nodes, "
+                    f"not {len(wanted)}",
+                    f"take it down first (python -m simulator down --name {self.name}) "
+                    "or use another name",
+                )
+            )
+        on_plan(todo)
+        if todo.create:
+            self.backend.create(spec)
+        self.start_nodes(todo.start, timeout=timeout, parallelism=parallelism, progress=progress)
+        return todo
+
+    def start_nodes(
+        self,
+        names: Sequence[str],
+        *,
+        timeout: float = 120.0,
+        parallelism: int | None = None,
+        progress: Callable[[StartEvent], None] = lambda event: None,
+    ) -> None:
+        """Start nodes, the head first, and wait until the GCS counts each of them alive.
+
+        `timeout` is for one node's joining, seconds; each gets `START_ATTEMPTS` attempts.
+        """
+        head = [n for n in names if n == "head"]
+        for batch in (head, [n for n in names if n != "head"]):
+            if batch:
+                _Starter(self, batch, timeout, parallelism, progress).run()
+
+    def down(self) -> None:
+        """Remove everything that carries the cluster's label."""
+        self.backend.remove(self.name)
+
+    # -- one node --------------------------------------------------------------------------------
+
+    def kill(self, node: str) -> None:
+        self._need_running(node)
+        if not isinstance(self.backend, CanKill):
+            raise CannotRun(f"the {self.backend.name} backend cannot kill nodes")
+        self.backend.kill(self.name, node)
+
+    def pause(self, node: str) -> None:
+        self._need_running(node)
+        if not isinstance(self.backend, CanPause):
+            raise CannotRun(f"the {self.backend.name} backend cannot pause nodes")
+        self.backend.pause(self.name, node)
+
+    def resume(self, node: str) -> None:
+        record = self.node(node)
+        if not isinstance(self.backend, CanPause):
+            raise CannotRun(f"the {self.backend.name} backend cannot resume nodes")
+        if record.state != "paused":
+            raise BadInput(Problem(node, f"is {record.state}, not paused"))
+        self.backend.resume(self.name, node)
+
+    def restart(
+        self,
+        node: str,
+        *,
+        grace: float = 10.0,
+        timeout: float = 120.0,
+        progress: Callable[[StartEvent], None] = lambda event: None,
+    ) -> None:
+        """Stop a node if it runs, start it, and wait until it has joined as a new Ray node."""
+        record = self.node(node)
+        if record.state == "paused":
+            raise BadInput(Problem(node, "is paused", f"resume or kill it first: resume {node}"))
+        if record.state == "running":
+            self.backend.stop(self.name, node, grace)
+        self.start_nodes([node], timeout=timeout, progress=progress)
+
+    def _need_running(self, node: str) -> None:
+        record = self.node(node)
+        if record.state not in ("running", "paused"):
+            raise BadInput(Problem(node, f"is {record.state}", f"start it with: restart {node}"))
+
+
+class _Starter:
+    """Starts a batch of nodes, a few at a time, and watches each until it has joined."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        names: Sequence[str],
+        timeout: float,
+        parallelism: int | None,
+        progress: Callable[[StartEvent], None],
+    ) -> None:
+        self.cluster, self.backend = cluster, cluster.backend
+        self.waiting = [(name, 1) for name in names]
+        self.wanted = len(names)
+        self.timeout = timeout
+        self.parallelism = parallelism or default_parallelism()
+        self.progress = progress
+        self.starting: dict[str, _Starting] = {}
+        self.failed: dict[str, list[str]] = {}
+
+    def run(self) -> None:
+        begun = time.monotonic()
+        while self.waiting or self.starting:
+            ray_nodes = self._ray_nodes()
+            if self.waiting and ray_nodes is not None:
+                known = frozenset(n.ray_node_id for n in ray_nodes if n.alive)
+                while self.waiting and len(self.starting) < self.parallelism:
+                    self._start(*self.waiting.pop(0), known)
+            elif self.waiting and ray_nodes is None and self._head_is_gone():
+                raise CannotRun(
+                    "the head is not running, so no worker can join",
+                    remedy="restart it first: restart head",
+                )
+            time.sleep(0.2)
+            if self.starting:
+                self._look(self._ray_nodes() or [])
+        if self.failed:
+            name, lines = next(iter(self.failed.items()))
+            raise NodeStartFailed(
+                missing=sorted(self.failed),
+                wanted=self.wanted,
+                seconds=time.monotonic() - begun,
+                why=f"{name} failed {START_ATTEMPTS} times; its last lines follow",
+                remedy="Try --start-parallelism 1",
+                details=lines,
+            )
+
+    def _ray_nodes(self) -> list[RayNode] | None:
+        """None while Ray does not answer; the head itself is started without its leave."""
+        try:
+            return self.cluster.ray.nodes()
+        except CannotRun:
+            if any(name == "head" for name, _ in self.waiting):
+                return []
+            return None
+
+    def _head_is_gone(self) -> bool:
+        nodes = self.cluster.record().nodes
+        return not any(n.role == "head" and n.state == "running" for n in nodes)
+
+    def _start(self, name: str, attempt: int, known: frozenset[str]) -> None:
+        self.progress(StartEvent(name, "starting", attempt=attempt))
+        self.starting[name] = _Starting(time.monotonic(), attempt, known)
+        self.backend.start(self.cluster.name, name)
+
+    def _look(self, ray_nodes: Sequence[RayNode]) -> None:
+        records = {n.name: n for n in self.cluster.record().nodes}
+        now = time.monotonic()
+        for name, entry in list(self.starting.items()):
+            record = records[name]
+            # A node that died a moment ago may still be listed alive under its old id.
+            joined = any(
+                n.alive and n.hostname == record.hostname and n.ray_node_id not in entry.known
+                for n in ray_nodes
+            )
+            if joined:
+                del self.starting[name]
+                self.progress(StartEvent(name, "joined", now - entry.since, entry.attempt))
+            elif record.state == "exited":
+                self._failed(name, entry, f"exited with {record.exit_code}")
+            elif now - entry.since > self.timeout:
+                self._failed(name, entry, f"did not join within {self.timeout:.0f} s")
+
+    def _failed(self, name: str, entry: _Starting, why: str) -> None:
+        del self.starting[name]
+        lines = [
+            f"{name} {why}",
+            *self.backend.logs(self.cluster.name, name, tail=12).splitlines(),
+        ]
+        seconds = time.monotonic() - entry.since
+        self.progress(StartEvent(name, "failed", seconds, entry.attempt, lines))
+        if entry.attempt < START_ATTEMPTS:
+            self.backend.stop(self.cluster.name, name, 1.0)
+            self.waiting.append((name, entry.attempt + 1))
+        else:
+            self.failed[name] = lines
+
+
+def _node_status(record: NodeRecord, known: Sequence[RayNode], usage: Usage) -> NodeStatus:
+    mine = [n for n in known if n.hostname == record.hostname]
+    alive = next((n for n in mine if n.alive), None)
+    state: State
+    if record.state == "paused":
+        state = "paused"
+    elif record.state == "exited":
+        state = "exited"
+    elif record.state == "created":
+        state = "starting"
+    elif alive is not None:
+        state = "alive"
+    else:
+        state = "dead" if mine else "starting"
+    used = usage.by_node.get(alive.ray_node_id, {}) if alive else {}
+    return NodeStatus(
+        name=record.name,
+        role=record.role,
+        group=record.group,
+        state=state,
+        address=record.address,
+        hostname=record.hostname,
+        ray_node_id=alive.ray_node_id if alive else None,
+        resources=record.resources or (alive.resources if alive else {}),
+        used={name: pair[0] for name, pair in used.items()},
+        exit_code=record.exit_code,
+    )
+
+
+def wait_alive(cluster: Cluster, names: Sequence[str], timeout: float) -> None:
+    """Wait until these named nodes, not just as many, are alive in the GCS."""
+    deadline = Deadline(timeout)
+    while True:
+        state = {n.name: n.state for n in cluster.status().nodes}
+        missing = [n for n in names if state.get(n) != "alive"]
+        if not missing:
+            return
+        if deadline.passed:
+            raise NodeStartFailed(missing=missing, wanted=len(names), seconds=timeout)
+        time.sleep(0.2)
+
+
+def steady_problems(cluster: Cluster, names: Sequence[str]) -> list[str]:
+    """Why the cluster is not at rest: nodes that are not alive, resources that are not free."""
+    status = cluster.status()
+    if not status.ray["answers"]:
+        return [f"Ray does not answer: {status.ray['why']}"]
+    state = {n.name: n.state for n in status.nodes}
+    problems = [
+        f"{name} is {state.get(name, 'missing')}, not alive"
+        for name in names
+        if state.get(name) != "alive"
+    ]
+    for resource in ("CPU", "GPU"):
+        used, total = status.ray["resources"].get(resource, (0.0, 0.0))
+        if used > 1e-6:
+            problems.append(f"{used:g} of {total:g} {resource} in use")
+    return problems
+
+
+def salvage(backend: Backend, name: str, into: Path) -> list[str]:
+    """Copy what a cluster's run left behind into its run directory; returns what could not be.
+
+    Idempotent; each part is tried whatever happened to the others.
+    """
+    problems: list[str] = []
+
+    def attempt(what: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except (CannotRun, NotFound, OSError) as error:
+            problems.append(f"{what}: {error}")
+
+    def observer_log() -> None:
+        program = backend.program(name, "observer")
+        if program is None:
+            return
+        program.stop(timeout=10.0)
+        target = into / "logs" / "observer.jsonl"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("w", encoding="utf-8") as out:
+            out.writelines(line + "\n" for line in program.lines())
+
+    attempt("ledger", lambda: backend.fetch_ledger(name, "", into / "ledger"))
+    attempt("observer", observer_log)
+    for node in backend.cluster(name).nodes:
+        folder = into / "logs" / node.name
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def pid1_log(node: NodeRecord = node, folder: Path = folder) -> None:
+            text = backend.logs(name, node.name)
+            (folder / "pid1.log").write_text(text, encoding="utf-8")
+
+        def ray_logs(node: NodeRecord = node, folder: Path = folder) -> None:
+            backend.node_logs(name, node.name, folder / "ray")
+
+        attempt(f"{node.name}'s log", pid1_log)
+        attempt(f"{node.name}'s Ray logs", ray_logs)
+    return problems
+
+
+__all__ = [
+    "HEALTH",
+    "Cluster",
+    "ClusterStatus",
+    "NodeStatus",
+    "Plan",
+    "RayUnreachable",
+    "StartEvent",
+    "plan",
+    "salvage",
+    "steady_problems",
+    "wait_alive",
+]

@@ -1,0 +1,185 @@
+"""What an experiment is: a claim, a topology, a workload, faults, and checks that can fail.
+
+An experiment is a class in a file of its own, found by name among those that come with the package
+or by the path of a file of the user's. Its parameters are a pydantic model, so the command line lists
+them with their types and units and refuses what does not fit, every problem at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from simulator.assets import asset_path
+from simulator.errors import BadInput, NotFound, Problem
+from simulator.schedule import Step
+from simulator.topology import Topology
+from simulator.workload import Workload
+
+#: The phases of recovery in their usual order; docs/reference/anatomy.md defines them.
+PHASES = (
+    "effect",
+    "first_failure",
+    "first_retry",
+    "actor_alive",
+    "declared_dead",
+    "objects_rebuilt",
+    "throughput",
+    "rejoined",
+    "full_throughput",
+)
+
+ALL_CHECKS = (
+    "no_task_lost",
+    "results_right",
+    "executions_explained",
+    "fault_hit_work",
+    "recovers",
+    "healed",
+    "evidence",
+)
+
+
+class Params(BaseModel):
+    """Base of an experiment's parameters: unknown names are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Experiment(ABC):
+    """One story: what is claimed, what runs, what breaks, how it is judged.
+
+    Class attributes
+    ----------------
+    name, claim
+        The claim is one sentence that a run can refute.
+    topology
+        Name of the topology that it runs on unless told otherwise.
+    checks
+        Names of the checks that judge it (`simulator.checkers`).
+    """
+
+    name: ClassVar[str]
+    claim: ClassVar[str]
+    topology: ClassVar[str] = "default"
+    checks: ClassVar[Sequence[str]] = ALL_CHECKS
+
+    class Params(Params):
+        """No parameters."""
+
+    @abstractmethod
+    def workload(self, params: Any) -> Workload:
+        """What runs on the cluster."""
+
+    @abstractmethod
+    def schedule(self, params: Any, topology: Topology) -> Sequence[Step]:
+        """Which faults hit whom, when, and when each is undone."""
+
+    def mandatory_phases(self, params: Any) -> Sequence[str]:
+        """The phases of recovery without which the verdict is unknown."""
+        return PHASES
+
+    def recovery_timeout(self, params: Any) -> float:
+        """Within how many seconds of the injection the last phase must be over."""
+        return 120.0
+
+    def problems(self, params: Any, topology: Topology) -> Sequence[Problem]:
+        """What is contradictory in these parameters on this topology."""
+        return ()
+
+    def parse_params(self, settings: Sequence[str]) -> Any:
+        """Parameters from ``key=value`` settings; `BadInput` lists every problem."""
+        values: dict[str, Any] = {}
+        problems: list[Problem] = []
+        known = self.Params.model_fields
+        for setting in settings:
+            key, equals, raw = setting.partition("=")
+            where = f"--param {setting}"
+            if not equals or not key:
+                problems.append(Problem(where, "is not key=value", "for example tasks=500"))
+            elif key not in known:
+                problems.append(Problem(where, str(NotFound("parameter", key, known))))
+            else:
+                try:
+                    values[key] = yaml.safe_load(raw)
+                except yaml.YAMLError:
+                    values[key] = raw
+        try:
+            params = self.Params.model_validate(values)
+        except ValidationError as error:
+            for item in error.errors():
+                key = ".".join(map(str, item["loc"])) or "parameters"
+                problems.append(Problem(f"--param {key}", f"is {item['input']!r}: {item['msg']}"))
+        if problems:
+            raise BadInput(problems)
+        return params
+
+
+def known_experiments() -> dict[str, Path]:
+    """The experiments that come with the package, by name."""
+    return {
+        p.stem: p for p in sorted(asset_path("experiments").glob("*.py")) if p.stem[0] not in "_."
+    }
+
+
+def load_experiment(name_or_path: str) -> Experiment:
+    """An experiment by name, or by the path of a Python file that defines one.
+
+    Raises
+    ------
+    NotFound
+        There is neither such a name nor such a file.
+    BadInput
+        The file cannot be imported, or does not define exactly one experiment.
+    """
+    known = known_experiments()
+    path = known.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise NotFound("experiment", name_or_path, known)
+    module_name = f"_ray_sim_experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise BadInput(Problem(str(path), "is not a Python file"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise BadInput(
+            Problem(str(path), f"cannot be imported: {type(error).__name__}: {error}")
+        ) from error
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Experiment)
+        and value.__module__ == module_name
+        and not inspect.isabstract(value)
+    ]
+    if len(found) != 1:
+        raise BadInput(
+            Problem(
+                str(path),
+                f"defines {len(found)} experiments",
+                "define exactly one subclass of simulator.Experiment",
+            )
+        )
+    experiment: Experiment = found[0]()
+    missing = [a for a in ("name", "claim") if not getattr(experiment, a, "")]
+    if missing:
+        raise BadInput(
+            [Problem(str(path), f"{found[0].__name__} has no {a}", "set it") for a in missing]
+        )
+    return experiment
+
+
+def params_data(params: BaseModel) -> Mapping[str, Any]:
+    return params.model_dump(mode="json")

@@ -1,0 +1,87 @@
+"""What runs on the cluster while it is broken.
+
+A workload is a program that runs inside as a Ray job, and the specification that it reads there. It
+records what it does in the effect ledger and what its owner sees in the driver's file (`simulator.innode`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from simulator.topology import Topology
+
+
+class Workload(Protocol):
+    """What the runner needs of a workload."""
+
+    @property
+    def name(self) -> str:
+        """For the history."""
+
+    def entrypoint(self, run_id: str) -> str:
+        """The job's command line."""
+
+    def spec(self, hostnames: Mapping[str, str]) -> dict[str, Any]:
+        """What the program reads; `hostnames` maps each worker's name to its identity inside."""
+
+    def nominal_seconds(self, topology: Topology) -> float:
+        """How long the planned work takes when nothing fails, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStream:
+    """A steady stream of checkable tasks on every node, with objects and actors held on the workers.
+
+    Each task holds one CPU slot for `task_seconds` and computes for a small part of it. Every
+    `chain_every`-th is a chain of two, the first leaving a block in the object store for the second.
+    On every worker there is one object that nobody fetches (so its only copy is there) and one
+    stateful actor that is called again and again. When the orchestrator says that a fault is in, the
+    stream goes on beyond its plan until told to finish.
+
+    Parameters
+    ----------
+    tasks
+        How many are planned.
+    task_seconds
+        Nominal length, seconds.
+    max_retries
+        Ray's ``max_retries`` of each task.
+    in_flight_per_slot
+        How many are submitted and not back at any moment, for each CPU of the cluster.
+    chain_every
+        Every how-many-th task is a chain; 0 for none.
+    chain_bytes, block_bytes
+        Size of a chain's block and of a kept object. Ray keeps what is larger than 100 KiB in the
+        object store of the node that made it.
+    actor_period_s
+        Least time between two calls of one actor, seconds.
+    loop
+        How many numbers a task adds up.
+    """
+
+    tasks: int = 120
+    task_seconds: float = 0.5
+    max_retries: int = 3
+    in_flight_per_slot: float = 2.0
+    chain_every: int = 8
+    chain_bytes: int = 262_144
+    block_bytes: int = 1_048_576
+    actor_period_s: float = 0.5
+    loop: int = 20_000
+
+    @property
+    def name(self) -> str:
+        return "task_stream"
+
+    def entrypoint(self, run_id: str) -> str:
+        return f"python -m simulator.innode.stream --run {run_id}"
+
+    def spec(self, hostnames: Mapping[str, str]) -> dict[str, Any]:
+        return {**asdict(self), "workers": dict(hostnames)}
+
+    def nominal_seconds(self, topology: Topology) -> float:
+        slots = max(1.0, topology.total("CPU"))
+        chained = self.tasks // self.chain_every if self.chain_every else 0
+        return (self.tasks + chained) * self.task_seconds / slots
