@@ -24,6 +24,7 @@ from simulator.backends.base import (
     ClusterRecord,
     ClusterSpec,
     NodeRecord,
+    ServesRay,
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
 from simulator.rayapi import RayApi, RayNode, RayUnreachable, Usage
@@ -177,7 +178,11 @@ class Cluster:
     def __init__(self, backend: Backend, name: str) -> None:
         self.backend = backend
         self.name = name
-        self.ray = RayApi(lambda: backend.endpoint(name))
+        self.ray: RayApi = (
+            backend.ray(name)
+            if isinstance(backend, ServesRay)
+            else RayApi(lambda: backend.endpoint(name))
+        )
 
     # -- looking ---------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -31,7 +32,7 @@ from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import RunView, Verdict
 from simulator.checkers.judge import judge
 from simulator.cluster import HEALTH, Cluster, StartEvent, salvage, steady_problems
-from simulator.errors import BadInput, CannotRun, Interrupted, SimulatorError
+from simulator.errors import BadInput, CannotRun, Interrupted, Problem, SimulatorError
 from simulator.experiment import Experiment, params_data
 from simulator.history import History, Recorder
 from simulator.report import write_html
@@ -290,7 +291,7 @@ class Runner:
             status = "failed"
             self._note(live, error)
         interrupts.cleaning = True
-        self._finish(live, run, request, status)
+        self._finish(live, run, request)
         recorder.record("run.end", status=status)
         recorder.close()
         result = judge_run(run, status=status, error=self._said(live))
@@ -300,8 +301,6 @@ class Runner:
                 cluster.down()
             except SimulatorError as error:
                 self.listener.say(f"{error}")
-        if live.error is not None and not isinstance(live.error, SimulatorError):
-            result["traceback"] = True
         return result
 
     def _act(
@@ -519,22 +518,22 @@ class Runner:
     def _inject(self, live: _Live, fault: _Fault) -> None:
         planned = fault.planned
         step, node = planned.step, planned.node
-        facts = {"id": planned.id, "fault": step.fault.name}
+        facts: dict[str, Any] = {"id": planned.id, "fault": step.fault.name}
         data = planned.to_data()
-        live.recorder.record("fault.plan", node=node, target=node, undo=data["undo"], **facts)
+        live.recorder.record("fault.plan", node=node, target=node, undo=data["undo"], data=facts)
         state = live.cluster.node(node).state
         if state != "running":
-            live.recorder.record("fault.skipped", node=node, why=f"{node} is {state}", **facts)
+            live.recorder.record("fault.skipped", node=node, why=f"{node} is {state}", data=facts)
             fault.healed = True
             live.recorder.record(
-                "fault.healed", node=node, verified=True, how="nothing was done", **facts
+                "fault.healed", node=node, verified=True, how="nothing was done", data=facts
             )
             return
         before = len(live.recorder.snapshot())
         fault.injected = True
-        live.recorder.record("fault.inject", node=node, **facts)
+        live.recorder.record("fault.inject", node=node, data=facts)
         step.fault.inject(live.cluster, node)
-        live.recorder.record("fault.done", node=node, **facts)
+        live.recorder.record("fault.done", node=node, data=facts)
         self._verify(live, fault, before)
         if live.recorder.snapshot().first("driver.end") is None:
             live.recorder.record("workload.go_on")
@@ -544,7 +543,7 @@ class Runner:
         """Show from outside that it took effect: the engine's event, and the state it left."""
         planned = fault.planned
         kind, node = f"engine.{planned.step.fault.shown_by}", planned.node
-        facts = {"id": planned.id, "fault": planned.step.fault.name}
+        facts: dict[str, Any] = {"id": planned.id, "fault": planned.step.fault.name}
 
         def seen() -> Any:
             ops = live.recorder.snapshot().ops[since:]
@@ -554,7 +553,12 @@ class Runner:
             event = wait_until(seen, name=f"{kind} of {node}", timeout=15.0, interval=0.02)
         except WaitTimeout as error:
             live.recorder.record(
-                "fault.effect", source="engine", node=node, verified=False, how=str(error), **facts
+                "fault.effect",
+                source="engine",
+                node=node,
+                verified=False,
+                how=str(error),
+                data=facts,
             )
             return
         holds = planned.step.fault.holds(live.cluster, node)
@@ -565,7 +569,7 @@ class Runner:
             wall=event.wall,
             verified=holds,
             how=f"{kind} (op {event.index}); the engine says {live.cluster.node(node).state}",
-            **facts,
+            data=facts,
         )
 
     def _recover(self, live: _Live, request: RunRequest, run: RunDir) -> None:
@@ -613,20 +617,22 @@ class Runner:
     def _heal(self, live: _Live, fault: _Fault) -> None:
         """Undo one fault; safe to call again."""
         planned = fault.planned
-        facts = {"id": planned.id, "fault": planned.step.fault.name}
+        facts: dict[str, Any] = {"id": planned.id, "fault": planned.step.fault.name}
         if fault.healed:
             return
         if _never(fault):
             fault.healed = True
             live.recorder.record(
-                "fault.healed", node=planned.node, verified=True, how="asked to stay", **facts
+                "fault.healed", node=planned.node, verified=True, how="asked to stay", data=facts
             )
             return
-        live.recorder.record("fault.heal", node=planned.node, how=planned.step.fault.undo, **facts)
+        live.recorder.record(
+            "fault.heal", node=planned.node, how=planned.step.fault.undo, data=facts
+        )
         how = planned.step.fault.heal(live.cluster, planned.node, HEAL_S)
         fault.healed = True
         self._map_nodes(live)
-        live.recorder.record("fault.healed", node=planned.node, verified=True, how=how, **facts)
+        live.recorder.record("fault.healed", node=planned.node, verified=True, how=how, data=facts)
 
     def _drain(self, live: _Live) -> None:
         """Tell the workload to finish what it has, and wait for its last word."""
@@ -682,7 +688,7 @@ class Runner:
 
     # -- what always happens -----------------------------------------------------------------------
 
-    def _finish(self, live: _Live, run: RunDir, request: RunRequest, status: str) -> None:
+    def _finish(self, live: _Live, run: RunDir, request: RunRequest) -> None:
         """Heal, collect, in this order, whatever happened; errors become notes."""
         recorder, cluster = live.recorder, live.cluster
         exists = any(c.name == cluster.name for c in self._clusters(live))
@@ -691,9 +697,8 @@ class Runner:
             self._guard(live, "draining", lambda: self._end_job(live))
             for fault in reversed(live.faults):
                 if fault.injected:
-                    self._guard(
-                        live, f"healing {fault.planned.id}", lambda f=fault: self._heal(live, f)
-                    )
+                    heal = partial(self._heal, live, fault)
+                    self._guard(live, f"healing {fault.planned.id}", heal)
             if live.job is not None:
                 whole = [
                     n.name
@@ -829,9 +834,7 @@ def _never(fault: _Fault) -> bool:
     return isinstance(fault.planned.step.heal, Never)
 
 
-def _unknown_health(name: str) -> Sequence[Any]:
-    from simulator.errors import Problem
-
+def _unknown_health(name: str) -> Sequence[Problem]:
     return [Problem(f"--health {name}", "is not known", "one of " + ", ".join(HEALTH))]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from simulator.errors import Problem
 from simulator.topology import Role, Topology
@@ -243,6 +243,14 @@ class CanPause(Protocol):
     def pause(self, cluster: str, node: str) -> None: ...
 
     def resume(self, cluster: str, node: str) -> None: ...
+
+
+@runtime_checkable
+class ServesRay(Protocol):
+    """Answers for Ray itself instead of by HTTP: only a simulated backend does."""
+
+    def ray(self, cluster: str) -> Any:
+        """What stands in for `simulator.rayapi.RayApi`, with the same methods."""
 
 
 @dataclass(frozen=True, slots=True)
