@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from simulator.innode import work
 from simulator.innode.ledger import CONTROL, DRIVER, WORKLOAD, Ledger, read_json, root
@@ -57,7 +56,14 @@ class Stream:
         self.block_sum = ray.remote(max_retries=retries)(work.block_sum)
 
     def submit(
-        self, key: str, fn: str, args: list[Any], ref: Any, *, via: str | None = None, kept: str | None = None
+        self,
+        key: str,
+        fn: str,
+        args: list[Any],
+        ref: Any,
+        *,
+        via: str | None = None,
+        kept: str | None = None,
     ) -> None:
         self.out.write("driver.submit", key=key, fn=fn, args=args)
         self.submitted += 1
@@ -71,9 +77,9 @@ class Stream:
             key = f"block-{name}"
             self.out.write("driver.submit", key=key, fn="make_block", args=[seed, length])
             self.submitted += 1
-            ref = self.make_block.options(
-                name=key, num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True)
-            ).remote(self.run_id, key, 0.0, seed, length)
+            ref = self.make_block.options(name=key, num_cpus=0, **_preferring(node_id)).remote(
+                self.run_id, key, 0.0, seed, length
+            )
             self.blocks[name] = (key, ref)
             made.append(ref)
         if not made:
@@ -106,9 +112,7 @@ class Stream:
         counter = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0)(work.Counter)
         for name, node_id in sorted(nodes.items()):
             actor = f"counter-{name}"
-            handle = counter.options(
-                name=actor, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True)
-            ).remote(self.run_id, actor)
+            handle = counter.options(name=actor, **_preferring(node_id)).remote(self.run_id, actor)
             self.actors.append(_Actor(actor, handle))
 
     def call_actors(self) -> None:
@@ -121,7 +125,11 @@ class Stream:
                 actor.due = now + float(self.spec["actor_period_s"])
                 key = f"{actor.name}/{actor.calls}"
                 self.out.write(
-                    "driver.actor_call", actor=actor.name, key=key, fn="counter_add", args=[actor.calls]
+                    "driver.actor_call",
+                    actor=actor.name,
+                    key=key,
+                    fn="counter_add",
+                    args=[actor.calls],
                 )
                 self.calls[actor.handle.add.remote(actor.calls)] = (actor, key)
 
@@ -141,7 +149,9 @@ class Stream:
             self.submit(used, "block_sum", [number, length], total, via=made)
         else:
             key, start = f"t-{number}", number * count
-            ref = self.square_sum.options(name=key).remote(self.run_id, key, self.seconds, start, count)
+            ref = self.square_sum.options(name=key).remote(
+                self.run_id, key, self.seconds, start, count
+            )
             self.submit(key, "square_sum", [start, count], ref)
 
     def collect(self, timeout: float) -> None:
@@ -197,6 +207,7 @@ class Stream:
         window = max(1, round(slots * float(self.spec["in_flight_per_slot"])))
         self.out.write(
             "driver.start",
+            job_id=ray.get_runtime_context().get_job_id(),
             tasks=planned,
             task_seconds=self.seconds,
             slots=slots,
@@ -233,6 +244,17 @@ class Stream:
         self.out.write(
             "driver.end", submitted=self.submitted, results=self.results, failures=self.failures
         )
+
+
+def _preferring(node_id: str) -> dict[str, Any]:
+    """Options: on this node while it lives, anywhere else once it is gone.
+
+    A soft node affinity does not do: Ray ignores it for actors that ask for no resources.
+    """
+    return {
+        "label_selector": {"ray.io/node-id": node_id},
+        "fallback_strategy": [{"label_selector": {"ray.io/node-id": f"!{node_id}"}}],
+    }
 
 
 def _described(error: Exception) -> dict[str, str]:
