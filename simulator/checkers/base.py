@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from simulator.history import History
+
+T = TypeVar("T")
 
 
 class Verdict(str, Enum):
@@ -55,15 +57,30 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """What a checker may look at: the history and the run's spec (``spec.json``), nothing else."""
+    """What a checker may look at: the history and the run's spec (``spec.json``), nothing else.
+
+    What several checkers derive from it (the index, the anatomy) is derived once, by `once`.
+    """
 
     history: History
     spec: Mapping[str, Any]
+    _derived: dict[str, tuple[int, Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def params(self) -> Mapping[str, Any]:
         params: Mapping[str, Any] = self.spec.get("params", {})
         return params
+
+    def once(self, name: str, build: Callable[[RunView], T]) -> T:
+        """``build(self)``, kept under `name` until the history has grown."""
+        kept = self._derived.get(name)
+        if kept is None or kept[0] != len(self.history):
+            kept = (len(self.history), build(self))
+            self._derived[name] = kept
+        value: T = kept[1]
+        return value
 
 
 Checker = Callable[[RunView], Finding]

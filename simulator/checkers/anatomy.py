@@ -1,0 +1,511 @@
+"""The recovery anatomy: where the seconds went between a fault and full throughput.
+
+Each phase is a point in time, counted from the injection of the first fault that took a node down,
+with its uncertainty and the operations that it rests on. What did not happen is None with a note
+that begins with "not seen" and says why; it is never 0. docs/reference/anatomy.md defines each
+phase in words. The runner asks for the anatomy about once a second while a run goes on, so it
+works on any beginning of a history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from simulator.checkers import throughput
+from simulator.checkers.base import RunView
+from simulator.checkers.index import SLACK, Down, Execution, FaultRecord, Index, index_of
+from simulator.history import Op
+
+#: Name and title of every phase, in their usual order.
+PHASES: dict[str, str] = {
+    "effect": "took effect",
+    "first_failure": "first failed attempt seen by its owner",
+    "first_retry": "first retry running elsewhere",
+    "actor_alive": "actor alive again",
+    "declared_dead": "declared DEAD by the GCS",
+    "objects_rebuilt": "lost objects rebuilt",
+    "throughput": "throughput back to 95 % of the surviving capacity",
+    "rejoined": "node rejoined",
+    "full_throughput": "full throughput",
+}
+
+#: Phases that rest on what Ray is asked for only after the workload ended: while a run goes on,
+#: nobody can wait for them.
+KNOWN_AFTERWARDS = frozenset({"first_failure"})
+
+#: Throughput counts as back when a window's mean reaches this part of the baseline.
+BACK = 0.95
+
+#: Ray's own actors, which it starts and restarts for its own purposes.
+_INTERNAL_ACTORS = ("_ray_internal", "JobSupervisor", "SERVE_")
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One point of the recovery.
+
+    Attributes
+    ----------
+    seconds
+        Since the injection; None if it was not seen, and `note` says why.
+    uncertainty
+        How far `seconds` may be off either way, seconds.
+    cites
+        Indices of the operations that it rests on.
+    """
+
+    name: str
+    title: str
+    seconds: float | None
+    uncertainty: float = 0.0
+    cites: Sequence[int] = ()
+    mandatory: bool = False
+    note: str = ""
+
+    @property
+    def seen(self) -> bool:
+        return self.seconds is not None
+
+    def to_data(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "title": self.title,
+            "seconds": None if self.seconds is None else round(self.seconds, 6),
+            "uncertainty": round(self.uncertainty, 6),
+            "cites": list(self.cites),
+            "mandatory": self.mandatory,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """All phases in their usual order, and the figures around them.
+
+    Attributes
+    ----------
+    fault, victim
+        Id of the fault that the phases are counted from, and its node; None without any.
+    injected_at
+        Orchestrator's wall clock, seconds; None without a fault.
+    """
+
+    phases: Sequence[Phase]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    fault: str | None = None
+    victim: str | None = None
+    injected_at: float | None = None
+
+    def phase(self, name: str) -> Phase:
+        """The phase of that name; KeyError if there is none."""
+        for phase in self.phases:
+            if phase.name == name:
+                return phase
+        raise KeyError(name)
+
+    @property
+    def missing(self) -> list[str]:
+        """Mandatory phases that were not seen."""
+        return [p.name for p in self.phases if p.mandatory and not p.seen]
+
+    @property
+    def waiting_for(self) -> list[str]:
+        """The missing ones that can still be seen while the workload runs."""
+        return [name for name in self.missing if name not in KNOWN_AFTERWARDS]
+
+    @property
+    def recovery(self) -> dict[str, float | None]:
+        """``{"<phase>_s": seconds or None}``, for result.json."""
+        return {
+            f"{p.name}_s": None if p.seconds is None else round(p.seconds, 6) for p in self.phases
+        }
+
+
+def anatomy(view: RunView) -> Anatomy:
+    """The recovery anatomy of a run, or of as much of it as has happened."""
+    return view.once("anatomy", lambda v: _Anatomy(v, index_of(v)).build())
+
+
+def task_length(index: Index) -> float | None:
+    """The workload's nominal task length, seconds; None if there is no task of any length."""
+    start = index.first("driver.start")
+    if start is not None and start.data.get("task_seconds"):
+        return float(start.data["task_seconds"])
+    lengths = [e.nominal_s for e in index.tasks() if e.nominal_s > 0]
+    return median(lengths) if lengths else None
+
+
+def window_s(length: float) -> float:
+    """Width of the window over which throughput is averaged, for a task length; seconds."""
+    return max(2.0, 3.0 * length)
+
+
+class _NotSeen(Exception):
+    """A phase was not seen, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    when: float
+    ops: tuple[Op, ...]
+    uncertainty: float = 0.0
+    note: str = ""
+
+
+class _Anatomy:
+    """One computation; the methods named after phases return what was seen or raise `_NotSeen`."""
+
+    def __init__(self, view: RunView, index: Index) -> None:
+        self.index, self.spec = index, view.spec
+        self.mandatory = set(view.spec.get("mandatory_phases", ()))
+        self.metrics: dict[str, Any] = {}
+        injected = index.injected()
+        self.fault = next((f for f in injected if index.downs_node(f)), None) or next(
+            iter(injected), None
+        )
+        self.seen: dict[str, _Seen] = {}
+
+    def build(self) -> Anatomy:
+        self._count_work()
+        fault = self.fault
+        if fault is None or fault.inject is None or fault.node is None:
+            why = "not seen: no fault was injected"
+            skipped = next((f.skipped for f in self.index.faults.values() if f.skipped), None)
+            if skipped is not None:
+                why += f" ({skipped.data.get('why', 'skipped')})"
+            return Anatomy([self._phase(name, None, why) for name in PHASES], self.metrics)
+        self.inject = fault.inject
+        self.victim = fault.node
+        self.injected_at = self.index.at(fault.inject)
+        self.effect_at = self._effect_at(fault)
+        self.down = Down(self.victim, self.injected_at, self.effect_at, ())
+        self.hit = self._work_hit()
+        self._baselines()
+        phases = []
+        for name in PHASES:
+            try:
+                seen: _Seen = getattr(self, name)()
+            except _NotSeen as why:
+                phases.append(self._phase(name, None, f"not seen: {why}"))
+            else:
+                self.seen[name] = seen
+                phases.append(self._phase(name, seen, seen.note))
+        self._measure_loss()
+        return Anatomy(phases, self.metrics, fault.id, self.victim, self.injected_at)
+
+    def _phase(self, name: str, seen: _Seen | None, note: str) -> Phase:
+        title, mandatory = PHASES[name], name in self.mandatory
+        if seen is None:
+            return Phase(name, title, None, mandatory=mandatory, note=note)
+        history = self.index.history
+        observed = any(op.source == "observer" for op in seen.ops)
+        return Phase(
+            name,
+            title,
+            # Clocks may put an event a hair before what caused it.
+            max(0.0, seen.when - self.injected_at),
+            seen.uncertainty
+            + history.uncertainty(self.inject, *seen.ops[-1:])
+            + (self.index.observer_poll_s if observed else 0.0),
+            sorted({self.inject.index, *(op.index for op in seen.ops)}),
+            mandatory,
+            note,
+        )
+
+    # What the phases rest on
+
+    def _effect_at(self, fault: FaultRecord) -> float:
+        op = fault.effect or fault.done
+        return max(self.injected_at, self.index.at(op)) if op else self.injected_at
+
+    def _work_hit(self) -> dict[str, Execution]:
+        """Per key, the execution that was under way on the victim when it went down."""
+        found: dict[str, Execution] = {}
+        for execution in self.index.executions_on(self.victim):
+            if self.down.hit(execution) and not self._run_again_before(execution):
+                found[execution.key] = execution
+        return found
+
+    def _run_again_before(self, execution: Execution) -> bool:
+        of_key = self.index.executions[execution.key]
+        return any(execution.start < e.start < self.injected_at for e in of_key)
+
+    def _after(self, op: Op) -> bool:
+        """At or after the injection, as far as the clocks can tell."""
+        slack = self.index.history.uncertainty(self.inject, op) + SLACK
+        return self.index.at(op) >= self.injected_at - slack
+
+    def _earliest(self, ops: Sequence[Op], why_not: str, note: str = "") -> _Seen:
+        if not ops:
+            raise _NotSeen(why_not)
+        first = min(ops, key=self.index.at)
+        return _Seen(self.index.at(first), (first,), note=note)
+
+    # The phases
+
+    def effect(self) -> _Seen:
+        assert self.fault is not None
+        effect = self.fault.effect
+        if effect is None:
+            raise _NotSeen(f"nothing reported that {self.fault.fault} of {self.victim} took effect")
+        how = str(effect.data.get("how", ""))
+        if not effect.data.get("verified"):
+            raise _NotSeen(f"{self.fault.fault} of {self.victim} could not be verified: {how}")
+        return _Seen(self.index.at(effect), (effect,), note=how)
+
+    def first_failure(self) -> _Seen:
+        index = self.index
+        ops = [
+            op
+            for key, attempts in index.attempts.items()
+            for op in attempts
+            if (key in self.hit or op.node == self.victim) and self._after(op)
+        ]
+        for failures in (index.failures, index.actor_failures):
+            ops += [op for key, op in failures.items() if key in self.hit and self._after(op)]
+        if not self.hit and not ops:
+            raise _NotSeen(f"no work was under way on {self.victim}")
+        why = "no owner reported a failed attempt of the work that was on " + self.victim
+        if index.first("attempts.complete") is None:
+            why += " (Ray's records of attempts are not in the history)"
+        seen = self._earliest(ops, why)
+        op = seen.ops[0]
+        said = op.data.get("error_type") or op.data.get("error") or ""
+        return _Seen(seen.when, seen.ops, note=f"{op.data.get('key')}: {said}")
+
+    def first_retry(self) -> _Seen:
+        tasks = {key: e for key, e in self.hit.items() if e.actor is None}
+        if not tasks:
+            raise _NotSeen(f"no task was under way on {self.victim}")
+        retries = [
+            (again, cut)
+            for key, cut in tasks.items()
+            for again in self.index.executions[key]
+            if again.node != self.victim and again is not cut and self._after(again.start_op)
+        ]
+        if not retries:
+            raise _NotSeen(f"none of the tasks cut off on {self.victim} started again elsewhere")
+        again, cut = min(retries, key=lambda pair: pair[0].start)
+        return _Seen(
+            again.start, (cut.start_op, again.start_op), note=f"{again.key} on {again.node}"
+        )
+
+    def actor_alive(self) -> _Seen:
+        actors = self._actors_on_victim()
+        if not actors:
+            raise _NotSeen(f"no actor lived on {self.victim}")
+        back: list[tuple[float, Op, Op]] = []
+        for identity, before in actors.items():
+            name = before.data.get("name") or identity
+            alive = [op for op in self.index.actor_ops[identity] if self._lives_again(op)]
+            if not alive:
+                later = [op for op in self.index.actor_ops[identity] if self._after(op)]
+                state = f"was last {later[-1].data.get('state')}" if later else "was not seen again"
+                raise _NotSeen(f"actor {name} {state}")
+            first = min(alive, key=self.index.at)
+            back.append((self.index.at(first), before, first))
+        when, before, after = max(back, key=lambda found: found[0])
+        which = f"{after.data.get('name') or after.data.get('actor_id')} on {after.node}"
+        note = which if len(back) == 1 else f"{which}, the last of {len(back)}"
+        return _Seen(when, (before, after), note=note)
+
+    def _actors_on_victim(self) -> dict[str, Op]:
+        found: dict[str, Op] = {}
+        for identity, ops in self.index.actor_ops.items():
+            before = [op for op in ops if self.index.at(op) < self.injected_at]
+            if not before or before[-1].data.get("state") != "ALIVE":
+                continue
+            names = (str(before[-1].data.get("name", "")), str(before[-1].data.get("class", "")))
+            if before[-1].node == self.victim and not any(
+                n.startswith(_INTERNAL_ACTORS) for n in names
+            ):
+                found[identity] = before[-1]
+        return found
+
+    def _lives_again(self, op: Op) -> bool:
+        if op.data.get("state") != "ALIVE" or not self._after(op):
+            return False
+        if op.node is None:
+            return False
+        if op.node != self.victim:
+            return True
+        # On the victim only after it came back: an earlier report is old news.
+        rejoined = self.index.rejoin(self.victim, self.injected_at)
+        return rejoined is not None and self.index.at(op) >= self.index.at(rejoined)
+
+    def declared_dead(self) -> _Seen:
+        death = self.index.death(self.victim, self.injected_at)
+        if death is None:
+            raise _NotSeen(f"{self.victim} was not declared DEAD")
+        note = str(death.data.get("message") or death.data.get("reason") or "")
+        return _Seen(self.index.at(death), (death,), note=note)
+
+    def objects_rebuilt(self) -> _Seen:
+        index = self.index
+        lost = index.only_copies(self.victim, self.injected_at)
+        if not lost:
+            raise _NotSeen(f"no kept object had its only copy on {self.victim}")
+        back: list[tuple[float, tuple[Op, ...]]] = []
+        for held in lost:
+            name, key = held.data.get("object"), held.data.get("key")
+            again = [
+                e
+                for e in index.executions.get(str(key), [])
+                if e.start >= self.injected_at - SLACK and e.whole and e.end is not None
+            ]
+            if not again:
+                raise _NotSeen(f"{key}, which makes object {name}, was not executed again")
+            first = min(again, key=lambda e: e.end or 0.0)
+            ended = first.end or 0.0
+            used = [
+                op
+                for op in index.objects_back.get(str(name), [])
+                if index.at(op) >= ended - SLACK - index.history.uncertainty(op)
+            ]
+            if not used:
+                raise _NotSeen(f"object {name} was made again, but no consumer of it came back")
+            op = min(used, key=index.at)
+            assert first.end_op is not None
+            back.append((index.at(op), (held, first.start_op, first.end_op, op)))
+        when, ops = max(back, key=lambda found: found[0])
+        name = ops[0].data.get("object")
+        note = f"{name}" if len(back) == 1 else f"{name}, the last of {len(back)}"
+        return _Seen(when, ops, note=note)
+
+    def rejoined(self) -> _Seen:
+        op = self.index.rejoin(self.victim, self.injected_at)
+        if op is None:
+            raise _NotSeen(f"{self.victim} did not join again")
+        return _Seen(self.index.at(op), (op,))
+
+    def throughput(self) -> _Seen:
+        if "effect" not in self.seen:
+            raise _NotSeen("the fault's effect was not seen")
+        return self._window(self.effect_at, self.surviving, "the surviving nodes gave before")
+
+    def full_throughput(self) -> _Seen:
+        if "rejoined" not in self.seen:
+            raise _NotSeen(f"{self.victim} did not join again")
+        return self._window(self.seen["rejoined"].when, self.total, "all nodes gave before")
+
+    # Throughput
+
+    def _baselines(self) -> None:
+        """Mean throughput from the end of ramp-up to the injection, in all and without victims."""
+        index = self.index
+        self.total = self.surviving = 0.0
+        self.no_baseline = ""
+        tasks = [e for e in index.tasks() if e.nominal_s > 0]
+        length = task_length(index)
+        if not tasks or length is None:
+            self.no_baseline = "no task has a nominal length"
+            return
+        self.width = window_s(length)
+        start = index.first("driver.start")
+        slots = start.data.get("slots") if start is not None else None
+        ramp = throughput.ramp_end(tasks, slots, self.injected_at)
+        long = 0.0 if ramp is None else self.injected_at - ramp
+        self.metrics["throughput_window_s"] = self.width
+        self.metrics["baseline_window_s"] = round(long, 6)
+        if ramp is None or long < 2 * length:
+            self.no_baseline = (
+                f"only {long:.1f} s of full work before the injection, too short for a baseline "
+                f"with tasks of {length:g} s"
+            )
+            return
+        struck = self._victims()
+        self.total = throughput.before(tasks, self.injected_at).mean(ramp, self.injected_at)
+        surviving = throughput.before(tasks, self.injected_at, without=struck)
+        self.surviving = surviving.mean(ramp, self.injected_at)
+        self.metrics["baseline_total"] = round(self.total, 6)
+        self.metrics["baseline_surviving"] = round(self.surviving, 6)
+        self.curve = throughput.finished(
+            e for e in tasks if e.end is not None and e.end > self.injected_at
+        )
+        last = max((e.end for e in tasks if e.end is not None), default=self.effect_at)
+        lowest = self.curve.lowest(self.effect_at, last, self.width)
+        self.metrics["throughput_lowest"] = None if lowest is None else round(lowest, 6)
+
+    def _victims(self) -> set[str]:
+        """Nodes that were struck together with, or before, the victim."""
+        return {self.victim} | {
+            f.node
+            for f in self.index.injected()
+            if f.node is not None
+            and f.inject is not None
+            and self.index.at(f.inject) <= self.effect_at
+            and self.index.downs_node(f)
+        }
+
+    def _window(self, since: float, baseline: float, which: str) -> _Seen:
+        if self.no_baseline:
+            raise _NotSeen(self.no_baseline)
+        if baseline <= 0:
+            raise _NotSeen(f"the baseline is 0: {which} nothing")
+        wanted = BACK * baseline
+        begin = self.curve.first_window(since, self.width, wanted)
+        if begin is None:
+            best = self._best(since)
+            raise _NotSeen(
+                f"no window of {self.width:g} s reached {wanted:.2f} work-seconds per second "
+                f"({BACK:.0%} of the {baseline:.2f} that {which}); the best reached {best:.2f}"
+            )
+        end = begin + self.width
+        inside = [
+            e for e in self.index.tasks() if e.end is not None and begin <= e.end <= end and e.pace
+        ]
+        ops = tuple(e.end_op for e in inside[-20:] if e.end_op is not None)
+        note = f"{self.curve.mean(begin, end):.2f} of {baseline:.2f} work-seconds per second"
+        return _Seen(end, ops, uncertainty=self.width / 2, note=note)
+
+    def _best(self, since: float) -> float:
+        times = [since, *(t for t in self.curve.times if t >= since)]
+        # A best effort for a sentence; a long run need not be searched step by step.
+        chosen = times[:: max(1, len(times) // 500)]
+        return max(self.curve.mean(t, t + self.width) for t in chosen)
+
+    # Figures around the phases
+
+    def _count_work(self) -> None:
+        index = self.index
+        tasks = rebuilt = repeated = executions = calls = 0
+        for of_key in index.executions.values():
+            if of_key[0].actor is not None:
+                calls += len(of_key)
+                continue
+            executions += len(of_key)
+            tasks += 1
+            repeated += len(of_key) > 1
+            rebuilt += sum(e.whole for e in of_key[:-1])
+        self.metrics.update(
+            tasks=len(index.submits) or tasks,
+            executions=executions,
+            tasks_reexecuted=repeated,
+            retries=executions - tasks - rebuilt,
+            rebuilds=rebuilt,
+            actor_calls=calls,
+            failed_attempts=sum(len(ops) for ops in index.attempts.values()),
+            tasks_failed=len(index.failures),
+        )
+
+    def _measure_loss(self) -> None:
+        cut = [e for e in self.hit.values() if e.end is None]
+        lost = sum(min(e.nominal_s, max(0.0, self.effect_at - e.start)) for e in cut)
+        self.metrics["tasks_cut_off"] = sum(e.actor is None for e in cut)
+        self.metrics["work_seconds_lost"] = round(lost, 6)
+        rejoined = self.seen.get("rejoined")
+        assert self.fault is not None
+        heal = self.fault.heal
+        if heal is None:
+            asked = [
+                op
+                for op in self.index.all("node.asked")
+                if op.node == self.victim and self.index.at(op) >= self.injected_at
+            ]
+            heal = asked[0] if asked else None
+        self.metrics["restart_to_rejoin_s"] = (
+            round(rejoined.when - self.index.at(heal), 6) if rejoined and heal else None
+        )

@@ -1,0 +1,213 @@
+"""Was everything seen that a verdict rests on?
+
+A run whose observer was blind, whose ledger lost lines or whose history was cut off can look
+perfect, because what went wrong was never written down. This check answers unknown then, and tells
+the other checks which kinds of evidence are incomplete, so that they do not call something wrong
+that a missing line would explain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from simulator.checkers.base import Finding, RunView, Verdict
+from simulator.checkers.index import Index, LedgerFile, index_of
+from simulator.history import Op
+
+#: Two heartbeats of the observer may be this far apart, seconds (it beats about once a second).
+MAX_SILENCE_S = 3.0
+
+#: After a fault that hits the head was healed, the observer may need this long to find the new
+#: GCS, seconds.
+HEAD_GRACE_S = 30.0
+
+
+@dataclass(slots=True)
+class Gaps:
+    """What is missing, in words, by the kind of evidence.
+
+    Attributes
+    ----------
+    ledger, driver
+        Lines written by tasks and actors, and by the driver.
+    attempts
+        Ray's records of failed attempts.
+    run
+        The end of the run itself.
+    """
+
+    ledger: list[str] = field(default_factory=list)
+    driver: list[str] = field(default_factory=list)
+    attempts: list[str] = field(default_factory=list)
+    run: list[str] = field(default_factory=list)
+
+
+def gaps_of(view: RunView) -> Gaps:
+    """What is missing from the view's history, found once per view."""
+    return view.once("gaps", lambda v: _gaps(index_of(v)))
+
+
+def _gaps(index: Index) -> Gaps:
+    gaps = Gaps()
+    cut = index.history.truncated
+    if cut is not None:
+        for kind in (gaps.ledger, gaps.driver, gaps.attempts, gaps.run):
+            kind.append(f"the history is damaged: {cut}")
+    end = index.last("observer.end")
+    if end is None:
+        why = "the observer's last look is missing, so lines of the ledger may be too"
+        gaps.ledger.append(why)
+        gaps.driver.append(why)
+    else:
+        said = {str(name): int(lines) for name, lines in end.data.get("files", {}).items()}
+        for name in sorted(said.keys() | index.files.keys()):
+            file = index.files.get(name) or LedgerFile(name, _source(name))
+            problem = _compare(file, said.get(name, 0))
+            if problem:
+                (gaps.driver if file.source == "driver" else gaps.ledger).append(problem)
+    complete = index.last("attempts.complete")
+    if complete is None:
+        gaps.attempts.append("Ray's records of task attempts were not collected")
+    elif complete.data.get("dropped"):
+        gaps.attempts.append(f"Ray dropped {complete.data['dropped']} records of task attempts")
+    run_end = index.last("run.end")
+    if run_end is None:
+        gaps.run.append("the run has no end: it was killed, or still goes on")
+    elif run_end.data.get("status") != "completed":
+        gaps.run.append(f"the run was not completed, it {_ended(run_end)}")
+    return gaps
+
+
+def _source(name: str) -> str:
+    return "driver" if name.rpartition("/")[2].startswith("driver") else "ledger"
+
+
+def _ended(op: Op) -> str:
+    status = str(op.data.get("status"))
+    return {"failed": "failed", "aborted": "was aborted", "interrupted": "was interrupted"}.get(
+        status, f"ended as {status}"
+    )
+
+
+def _compare(file: LedgerFile, said: int) -> str:
+    if file.missing:
+        shown = ", ".join(map(str, file.missing[:5])) + (" ..." if len(file.missing) > 5 else "")
+        return f"{file.name}: line {shown} missing ({file.lines} of {said} are there)"
+    if file.repeated:
+        return f"{file.name}: line {file.repeated[0]} was received twice"
+    if file.lines != said:
+        return f"{file.name}: {file.lines} lines in the history, the observer forwarded {said}"
+    return ""
+
+
+def check_evidence(view: RunView) -> Finding:
+    """Everything that a verdict rests on was seen: no blind observer, no missing line."""
+    index, gaps = index_of(view), gaps_of(view)
+    missing = [*gaps.run, *_observer(index), *gaps.ledger, *gaps.driver, *gaps.attempts]
+    # A damaged history is said once, not once for each kind of evidence.
+    missing = list(dict.fromkeys(missing))
+    lines = sum(file.lines for file in index.files.values())
+    metrics = {
+        "operations": len(index.history),
+        "ledger_lines": lines,
+        "beats": len(index.beats),
+        "longest_silence_s": round(_silence(index)[0], 3),
+    }
+    cites = [op.index for kind in ("observer.start", "observer.end") for op in index.all(kind)]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        return Finding(
+            "evidence",
+            Verdict.UNKNOWN,
+            f"cannot be sure: {missing[0]}{more}",
+            cites,
+            missing[:20],
+            metrics,
+        )
+    return Finding(
+        "evidence",
+        Verdict.VALID,
+        f"the observer saw the whole run; all {lines} lines of the ledger arrived",
+        cites,
+        metrics=metrics,
+    )
+
+
+def _observer(index: Index) -> list[str]:
+    start, end = index.first("observer.start"), index.last("observer.end")
+    if start is None:
+        return ["no observer watched this run"]
+    missing = []
+    injected = index.injected()
+    if injected and injected[0].inject is not None:
+        late = index.at(start) - index.at(injected[0].inject)
+        if late > index.history.uncertainty(start):
+            missing.append(f"the observer started {late:.1f} s after the first injection")
+    if end is not None:
+        ended = index.at(end) + index.history.uncertainty(end)
+        acts = [op for f in index.faults.values() for op in (f.effect, f.healed) if op is not None]
+        acts += index.all("workload.end")
+        last = max(acts, key=index.at, default=None)
+        if last is not None and index.at(last) > ended:
+            gone = index.at(last) - ended
+            missing.append(f"the observer ended {gone:.1f} s before {last.kind}")
+    silence, since = _silence(index)
+    if silence > MAX_SILENCE_S and since is not None:
+        begin = index.at(since)
+        if not _excused(index, begin, begin + silence):
+            missing.append(f"the observer was silent for {silence:.1f} s after op {since.index}")
+    for begin, until, op in _blind(index):
+        if not _excused(index, begin, until):
+            span = f"for {until - begin:.1f} s" if until < float("inf") else "until its end"
+            missing.append(f"the GCS did not answer the observer {span} from op {op.index} on")
+    return missing
+
+
+def _silence(index: Index) -> tuple[float, Op | None]:
+    """The longest time between two signs of life of the observer, and the sign before it."""
+    signs = [*index.all("observer.start"), *index.beats, *index.all("observer.end")]
+    signs.sort(key=index.at)
+    longest, since = 0.0, None
+    for before, after in pairwise(signs):
+        # Its own monotonic clock, where there is one: a wall clock may be set in between.
+        gap = (
+            after.mono - before.mono
+            if after.mono is not None and before.mono is not None
+            else index.at(after) - index.at(before)
+        )
+        if gap > longest:
+            longest, since = gap, before
+    return longest, since
+
+
+def _blind(index: Index) -> list[tuple[float, float, Op]]:
+    """Spans in which the GCS did not answer: from when to when, and the first operation of each."""
+    kinds = [*index.all("observer.blind"), *index.all("observer.seeing"), *index.beats]
+    kinds += index.all("observer.end")
+    spans: list[tuple[float, float, Op]] = []
+    since: Op | None = None
+    for op in sorted(kinds, key=index.at):
+        if op.kind == "observer.blind" or (
+            op.kind == "observer.beat" and op.data.get("gcs") is False
+        ):
+            since = since or op
+        elif since is not None and op.kind != "observer.end":
+            spans.append((index.at(since), index.at(op), since))
+            since = None
+    if since is not None:
+        spans.append((index.at(since), float("inf"), since))
+    return spans
+
+
+def _excused(index: Index, begin: float, until: float) -> bool:
+    """Did a fault of the head explain that the GCS was silent in this span?"""
+    heads = index.heads
+    for fault in index.injected():
+        if fault.node not in heads or fault.inject is None:
+            continue
+        healed = fault.healed or fault.heal
+        last = index.at(healed) + HEAD_GRACE_S if healed is not None else float("inf")
+        if begin >= index.at(fault.inject) - MAX_SILENCE_S and until <= last:
+            return True
+    return False

@@ -1,0 +1,189 @@
+"""Did the faults hit something, did the cluster recover in time, and was everything undone?
+
+A fault that took no effect, or that struck a node with nothing to lose, proves nothing about
+recovery: these checks answer unknown then, and say what was missed by how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from simulator.checkers.anatomy import PHASES, anatomy
+from simulator.checkers.base import Finding, RunView, Verdict, worst
+from simulator.checkers.index import SLACK, FaultRecord, Index, index_of
+from simulator.history import Op
+
+
+def _indices(*ops: Op | None) -> list[int]:
+    return sorted({op.index for op in ops if op is not None})
+
+
+def _scheduled(view: RunView) -> Sequence[dict[str, Any]]:
+    schedule: Sequence[dict[str, Any]] = view.spec.get("schedule", ())
+    return schedule
+
+
+def check_fault_hit_work(view: RunView) -> Finding:
+    """Every fault took effect, verified from outside, while its node had something to lose."""
+    index = index_of(view)
+    name = "fault_hit_work"
+    faults = list(index.faults.values())
+    schedule = _scheduled(view)
+    if not faults and not schedule:
+        return Finding(name, Verdict.VALID, "no fault was asked for")
+    known = {f.id for f in faults}
+    found = [_hit(index, f) for f in faults]
+    for step in schedule:
+        if str(step.get("id")) not in known:
+            what = f"{step.get('fault')} of {step.get('target')}"
+            found.append((Verdict.UNKNOWN, f"{what} was scheduled and never injected", []))
+    verdict = worst(v for v, _, _ in found)
+    texts = [text for v, text, _ in found if v is verdict]
+    more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
+    cites = sorted({i for _, _, ops in found for i in ops})
+    return Finding(name, verdict, texts[0] + more, cites, [text for _, text, _ in found])
+
+
+def _hit(index: Index, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
+    what = f"{fault.fault} of {fault.node or '?'}"
+    if fault.skipped is not None:
+        why = fault.skipped.data.get("why", "no reason given")
+        return Verdict.UNKNOWN, f"{what} was skipped: {why}", _indices(fault.skipped)
+    if fault.inject is None or fault.node is None:
+        return Verdict.UNKNOWN, f"{what} was planned and never injected", _indices(fault.plan)
+    effect = fault.effect
+    if effect is None:
+        why = f"nothing reported that {what} took effect"
+        return Verdict.UNKNOWN, why, _indices(fault.inject)
+    if not effect.data.get("verified"):
+        why = f"{what} could not be verified: {effect.data.get('how', '')}"
+        return Verdict.UNKNOWN, why, _indices(fault.inject, effect)
+    when = index.at(effect)
+    here = list(index.executions_on(fault.node))
+    running = [e for e in here if e.running_at(when)]
+    objects = index.only_copies(fault.node, when)
+    cites = _indices(effect, *(e.start_op for e in running[:20]), *objects[:20])
+    if running or objects:
+        parts = []
+        if running:
+            keys = ", ".join(e.key for e in running[:3]) + (" ..." if len(running) > 3 else "")
+            parts.append(f"{len(running)} executions under way ({keys})")
+        if objects:
+            parts.append(f"the only copy of {len(objects)} objects")
+        return Verdict.VALID, f"{what} hit {' and '.join(parts)}", cites
+    return Verdict.UNKNOWN, f"{what} hit no work: {_why_idle(index, fault.node, when)}", cites
+
+
+def _why_idle(index: Index, node: str, when: float) -> str:
+    everywhere = [e.end for e in index.all_executions() if e.end is not None]
+    here = list(index.executions_on(node))
+    if not here:
+        return f"nothing ever ran on {node}"
+    if everywhere and max(everywhere) <= when and all(e.start <= when for e in here):
+        return f"the work was over {when - max(everywhere):.1f} s before"
+    before = max((e.end for e in here if e.end is not None and e.end <= when), default=None)
+    if before is None:
+        return f"the first work on {node} started {min(e.start for e in here) - when:.1f} s later"
+    return f"{node} had been idle for {when - before:.1f} s"
+
+
+def check_recovers(view: RunView) -> Finding:
+    """Every mandatory phase of the recovery was seen, the last of them within the time allowed."""
+    name = "recovers"
+    mandatory = list(view.spec.get("mandatory_phases", ()))
+    limit = view.spec.get("recovery_timeout_s")
+    if not mandatory:
+        if not _scheduled(view) and not index_of(view).faults:
+            return Finding(name, Verdict.VALID, "no fault was asked for")
+        return Finding(name, Verdict.UNKNOWN, "the experiment names no phase that must be seen")
+    unknown = sorted(set(mandatory) - PHASES.keys())
+    found = anatomy(view)
+    wanted = [p for p in found.phases if p.mandatory]
+    seen = [p for p in wanted if p.seconds is not None]
+    last = max(seen, key=lambda p: p.seconds or 0.0, default=None)
+    late = [p for p in seen if limit is not None and (p.seconds or 0.0) > float(limit)]
+    missing = [p for p in wanted if not p.seen]
+    details = [
+        f"{p.name}: {p.seconds:.2f} s +/- {p.uncertainty:.2f}"
+        if p.seconds is not None
+        else f"{p.name}: {p.note}"
+        for p in wanted
+    ]
+    metrics = {
+        "limit_s": limit,
+        "recovery_s": None if last is None or missing else round(last.seconds or 0.0, 6),
+    }
+    cites = sorted({i for p in seen for i in p.cites})
+    if late:
+        first = late[0]
+        return Finding(
+            name,
+            Verdict.INVALID,
+            f"{first.title} only after {first.seconds:.1f} s; {float(limit or 0):g} s are allowed"
+            + (f" (and {len(late) - 1} more too late)" if len(late) > 1 else ""),
+            cites,
+            details,
+            metrics,
+        )
+    if missing or unknown:
+        text = (
+            f"{missing[0].title}: {missing[0].note}"
+            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+            if missing
+            else f"there is no phase named {', '.join(unknown)}"
+        )
+        return Finding(name, Verdict.UNKNOWN, text, cites, details, metrics)
+    assert last is not None
+    within = f", within {float(limit):g} s" if limit is not None else ""
+    return Finding(
+        name,
+        Verdict.VALID,
+        f"all {len(wanted)} phases seen; the last, {last.title}, after {last.seconds:.1f} s{within}",
+        cites,
+        details,
+        metrics,
+    )
+
+
+def check_healed(view: RunView) -> Finding:
+    """Every fault was undone, verified, and the steady state was true again afterwards."""
+    index = index_of(view)
+    name = "healed"
+    faults = [f for f in index.faults.values() if f.inject is not None]
+    ended = index.last("run.end") is not None and index.history.truncated is None
+    after = [op for op in index.all("steady") if op.data.get("when") == "after"]
+    wrong: list[str] = []
+    unclear: list[str] = []
+    for fault in faults:
+        what = f"{fault.fault} of {fault.node or '?'}"
+        if fault.healed is not None and fault.healed.data.get("verified"):
+            continue
+        if fault.healed is not None:
+            wrong.append(f"{what} is not healed: {fault.healed.data.get('how', 'not verified')}")
+        elif ended:
+            wrong.append(f"{what} was never healed")
+        else:
+            unclear.append(f"{what}: the history ends before it was healed")
+    if not after:
+        unclear.append("nobody looked whether the steady state was true afterwards")
+    elif not after[-1].data.get("ok"):
+        problems = "; ".join(map(str, after[-1].data.get("problems", []))) or "no reason given"
+        wrong.append(f"the cluster is not steady afterwards: {problems}")
+    elif any(
+        f.inject is not None and index.at(f.inject) > index.at(after[-1]) + SLACK for f in faults
+    ):
+        unclear.append("nobody looked at the steady state after the last fault")
+    cites = _indices(*(f.healed or f.plan for f in faults), *after[-1:])
+    if wrong or unclear:
+        texts = wrong + unclear
+        more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
+        verdict = Verdict.INVALID if wrong else Verdict.UNKNOWN
+        return Finding(name, verdict, texts[0] + more, cites, texts)
+    count = f"{len(faults)} faults healed" if len(faults) != 1 else "the fault is healed"
+    return Finding(
+        name,
+        Verdict.VALID,
+        f"{count if faults else 'no fault was injected'}, and the steady state is true",
+        cites,
+    )

@@ -1,0 +1,69 @@
+"""Every check by name, and how they are run.
+
+An experiment names its checks (``spec["checks"]``). A check that breaks answers unknown with the
+exception's text: a broken checker never says valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from simulator.checkers.base import Checker, Finding, RunView, Verdict
+from simulator.checkers.evidence import check_evidence
+from simulator.checkers.executions import check_executions_explained
+from simulator.checkers.faults import check_fault_hit_work, check_healed, check_recovers
+from simulator.checkers.results import check_no_task_lost, check_results_right
+
+#: Checks by name, in the order in which they are run and shown.
+CHECKERS: dict[str, Checker] = {
+    "no_task_lost": check_no_task_lost,
+    "results_right": check_results_right,
+    "executions_explained": check_executions_explained,
+    "fault_hit_work": check_fault_hit_work,
+    "recovers": check_recovers,
+    "healed": check_healed,
+    "evidence": check_evidence,
+}
+
+
+def register(name: str, checker: Checker) -> None:
+    """Add a check of one's own, so that experiments can name it.
+
+    Raises
+    ------
+    ValueError
+        The name is taken by another check.
+    """
+    if CHECKERS.setdefault(name, checker) is not checker:
+        raise ValueError(f"there is a check named {name!r} already")
+
+
+def describe(name: str) -> str:
+    """What a check claims, in one line: the first of its docstring."""
+    return (CHECKERS[name].__doc__ or "").strip().partition("\n")[0]
+
+
+def run_checks(view: RunView, names: Sequence[str] | None = None) -> list[Finding]:
+    """The findings of the named checks, by default those that the run's spec names.
+
+    A spec without any gets all of them.
+    """
+    if names is None:
+        names = view.spec.get("checks") or list(CHECKERS)
+    return [_run(view, name) for name in names]
+
+
+def _run(view: RunView, name: str) -> Finding:
+    checker = CHECKERS.get(name)
+    if checker is None:
+        near = get_close_matches(name, CHECKERS, n=3) or list(CHECKERS)
+        return Finding(
+            name, Verdict.UNKNOWN, f"there is no check of this name; there is {', '.join(near)}"
+        )
+    try:
+        return checker(view)
+    except Exception as error:  # noqa: BLE001 - whatever breaks in a check must not pass
+        return Finding(
+            name, Verdict.UNKNOWN, f"the check itself broke: {type(error).__name__}: {error}"
+        )
