@@ -29,7 +29,7 @@ from typing import Literal, cast
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from python_on_whales import DockerClient
+from python_on_whales import ClientNotFoundError, DockerClient
 from python_on_whales.exceptions import DockerException
 
 from simulator.assets import asset_path
@@ -569,12 +569,14 @@ def _builder(base: str) -> str | None:
 def _check_buildx(client: DockerClient) -> None:
     with _engine_errors():
         client.image.exists(DEFAULT_IMAGE)
-    if not client.buildx.is_installed():
+    try:
+        client.buildx.version()
+    except DockerException as error:
         raise CannotRun(
             "the node image cannot be built",
             why="the docker client has no buildx plugin",
             remedy="Install docker-buildx-plugin; on Debian as root `make engine` does it",
-        )
+        ) from error
 
 
 @contextmanager
@@ -582,10 +584,18 @@ def _engine_errors() -> Iterator[None]:
     """Turns the client's errors into one that says what to do."""
     try:
         yield
+    except ClientNotFoundError as error:
+        raise CannotRun(
+            "no Docker engine can be asked",
+            why="there is no docker client on the PATH",
+            remedy="Install Docker, or run `make engine`",
+        ) from error
     except DockerException as error:
         lines = (error.stderr or "").strip().splitlines()
         raise CannotRun(
             "no Docker engine answers",
-            why=lines[-1] if lines else f"docker exited with {error.return_code}",
+            why=lines[-1].removesuffix(". Is the docker daemon running?")
+            if lines
+            else f"docker exited with {error.return_code}",
             remedy="Start it, or run `make engine`",
         ) from error

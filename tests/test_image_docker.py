@@ -1,0 +1,107 @@
+"""The node image as the engine has it: who it runs as, what it holds, and what it does not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from simulator.assets import asset_path
+from simulator.backends.docker import image
+
+pytestmark = pytest.mark.real_docker
+
+
+def docker(*arguments: str) -> str:
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def in_node(tag: str, command: str) -> str:
+    return docker(
+        "run", "--rm", "--network", "none", "--shm-size", "256m", tag, "sh", "-c", command
+    )
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    return image.ensure_image(image.DEFAULT_IMAGE, say=print)
+
+
+@pytest.fixture(scope="module")
+def stock_layout(node: str) -> str:
+    tag = "ray-cluster-simulator/stock-layout:test"
+    builder = docker("context", "show")
+    docker(
+        "buildx", "build", "--builder", builder, "--load", "--provenance=false",
+        "--build-arg", f"NODE_IMAGE={node}", "--tag", tag,
+        str(asset_path("docker") / "stock-layout"),
+    )  # fmt: skip
+    return tag
+
+
+def test_a_second_build_comes_from_the_cache(node: str) -> None:
+    said: list[str] = []
+    assert image.build_image(say=said.append) == node
+    assert sum("CACHED" in line for line in said) >= 3
+    assert image.image_is_current(node)
+
+
+def test_it_has_the_pinned_ray_and_torch(node: str) -> None:
+    assert in_node(node, "ray --version") == f"ray, version {image.RAY_VERSION}"
+    assert in_node(node, "python -c 'import torch; print(torch.__version__)'").startswith(
+        image.TORCH_VERSION
+    )
+    assert "No broken requirements" in in_node(node, "pip check")
+
+
+def test_it_runs_as_an_ordinary_user_at_home(node: str) -> None:
+    assert in_node(node, "id -u; id -un; pwd; echo $HOME; touch ~/mine && echo writable") == (
+        "1000\nray\n/home/ray\n/home/ray\nwritable"
+    )
+
+
+def test_it_holds_no_fault_tools(node: str) -> None:
+    tools = "iptables nft tc ip curl sudo docker"
+    assert in_node(node, f"for tool in {tools}; do command -v $tool; done; true") == ""
+
+
+def test_what_nodes_import_is_compiled(node: str) -> None:
+    program = (
+        "import ray.scripts.scripts, ray._private.workers.default_worker as w, torch, sys, os;"
+        "m = [m for m in sys.modules.values() if (getattr(m, '__file__', None) or '').endswith('.py')];"
+        "print([m.__name__ for m in m if 'site-packages' in m.__file__"
+        " and not os.path.exists(m.__cached__ or '')])"
+    )
+    assert in_node(node, f'python -c "{program}"') == "[]"
+
+
+def test_nothing_of_the_machine_stays_in_it(node: str) -> None:
+    left = in_node(
+        node, "ls -d /run/secrets/* /wheels /root/.cache/pip /etc/pip.conf 2>/dev/null; true"
+    )
+    assert left == ""
+    history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", node)
+    settings = image.pip_settings()
+    known = [
+        value for line in settings.conf.splitlines()[1:] for value in line.split(" = ")[1].split()
+    ]
+    for secret in [*known, *map(str, settings.wheels), str(settings.ca_bundle or "no bundle")]:
+        if len(secret) > 4:  # a timeout of 180 is no secret, and is anywhere
+            assert secret not in history
+
+
+def test_its_labels_say_what_it_is(node: str) -> None:
+    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", node))
+    assert labels["ray-sim.image"] == "node"
+    assert labels["org.opencontainers.image.version"] == image.RAY_VERSION
+    assert "ray-sim.cluster" not in labels  # containers inherit labels; this one marks ours
+
+
+def test_the_stock_layout_is_that_of_rayproject_ray(stock_layout: str) -> None:
+    assert in_node(stock_layout, "id -u; id -g; command -v python; command -v ray; ls /opt") == (
+        "1000\n100\n/home/ray/anaconda3/bin/python\n/home/ray/anaconda3/bin/ray"
+    )
+    assert in_node(stock_layout, "ray --version") == f"ray, version {image.RAY_VERSION}"
