@@ -1,0 +1,276 @@
+"""A run directory as the reports see it: what was asked, what happened, what it means.
+
+Reports must open anything that a run can leave behind, also one whose orchestrator was killed:
+a file that is missing or damaged becomes a notice that every report shows, never an exception.
+Only a folder that is no run directory at all is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simulator.checkers.base import Finding, Verdict
+from simulator.errors import BadInput, Problem
+from simulator.history import History, Op, read_history
+
+STATUSES = {
+    "completed": "",
+    "failed": "The run met an error of its own before it was done; what it recorded is shown.",
+    "aborted": "The run was called off before the fault, because its starting conditions "
+    "were not met.",
+    "interrupted": "The run ended before it was done (Ctrl-C, or its orchestrator was killed); "
+    "everything recorded until then is shown.",
+}
+
+#: Titles short enough for a narrow terminal; a phase that is not here shows its own title.
+SHORT_TITLES = {
+    "effect": "took effect",
+    "first_failure": "first failure seen",
+    "first_retry": "first retry running",
+    "actor_alive": "actor alive again",
+    "declared_dead": "declared DEAD",
+    "objects_rebuilt": "lost objects rebuilt",
+    "throughput": "95 % of survivors",
+    "rejoined": "node rejoined",
+    "full_throughput": "full throughput",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One step of the recovery; `seconds` is None when it was not seen."""
+
+    name: str
+    title: str
+    seconds: float | None
+    uncertainty: float
+    cites: Sequence[int]
+    mandatory: bool
+    note: str
+
+    @property
+    def short_title(self) -> str:
+        return SHORT_TITLES.get(self.name, self.title)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything a run directory holds.
+
+    Attributes
+    ----------
+    notices
+        Sentences about what is missing or damaged.
+    judged
+        Whether there is a readable result.json.
+    """
+
+    path: Path
+    spec: Mapping[str, Any]
+    result: Mapping[str, Any]
+    history: History
+    notices: Sequence[str]
+    judged: bool
+    findings: Sequence[Finding]
+    phases: Sequence[Phase]
+    _by_index: dict[int, Op] = field(default_factory=dict, repr=False)
+
+    @property
+    def experiment(self) -> str:
+        return str(self._either("experiment") or self.path.parent.name or "experiment")
+
+    @property
+    def claim(self) -> str:
+        return str(self.spec.get("claim") or "")
+
+    @property
+    def verdict(self) -> Verdict:
+        return _verdict(self.result.get("verdict"))
+
+    @property
+    def status(self) -> str:
+        """completed, failed, aborted or interrupted."""
+        said = self.result.get("status")
+        if isinstance(said, str) and said:
+            return said
+        end = self.history.last("run.end")
+        return str(end.data.get("status", "interrupted")) if end else "interrupted"
+
+    @property
+    def backend(self) -> str:
+        return str(self._either("backend") or "unknown")
+
+    @property
+    def gpu(self) -> str:
+        return str(self._either("gpu") or "unknown")
+
+    @property
+    def health(self) -> str:
+        return str(self._either("health") or "unknown")
+
+    @property
+    def seed(self) -> int | None:
+        seed = self._either("seed")
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def ray_version(self) -> str:
+        versions = _mapping(self.spec.get("versions"))
+        return str(self.result.get("ray_version") or versions.get("ray") or "unknown")
+
+    @property
+    def topology(self) -> str:
+        spec = self.spec.get("topology")
+        name = spec.get("name") if isinstance(spec, Mapping) else spec
+        return str(self.result.get("topology") or name or "unknown")
+
+    @property
+    def command(self) -> str:
+        return str(self.spec.get("command") or "")
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        return _mapping(self._either("params"))
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return _mapping(self.result.get("metrics"))
+
+    @property
+    def seen(self) -> list[Phase]:
+        """The phases that were seen, by time."""
+        found = [p for p in self.phases if p.seconds is not None]
+        return sorted(found, key=lambda p: p.seconds or 0.0)
+
+    @property
+    def not_seen(self) -> list[Phase]:
+        return [p for p in self.phases if p.seconds is None]
+
+    @property
+    def error(self) -> str:
+        """What stopped a run that did not complete, in words."""
+        error = self.result.get("error")
+        if isinstance(error, Mapping):
+            error = error.get("error") or error.get("message") or json.dumps(dict(error))
+        if error:
+            return str(error)
+        recorded = self.history.last("run.error")
+        return str(recorded.data.get("error", "")) if recorded else ""
+
+    def cited(self, indices: Sequence[int]) -> list[Op]:
+        """The operations with these indices; ones that the history does not hold are left out."""
+        if not self._by_index:
+            self._by_index.update((op.index, op) for op in self.history)
+        return [self._by_index[i] for i in indices if i in self._by_index]
+
+    def _either(self, key: str) -> Any:
+        value = self.result.get(key)
+        return self.spec.get(key) if value is None else value
+
+
+def load_run(run_dir: Path) -> Run:
+    """Read a run directory, whatever is left of it.
+
+    Raises
+    ------
+    BadInput
+        It is not a folder, or holds neither spec.json, history.jsonl nor result.json.
+    """
+    run_dir = Path(run_dir)
+    files = ("spec.json", "history.jsonl", "result.json")
+    if not any((run_dir / name).is_file() for name in files):
+        what = "holds no " + ", ".join(files) if run_dir.is_dir() else "is not a folder"
+        raise BadInput(Problem(str(run_dir), what, "name a run, such as runs/node_failure/latest"))
+    notices: list[str] = []
+    spec = _read_json(run_dir / "spec.json", notices, "what was asked for is shown as far as known")
+    result = _read_json(
+        run_dir / "result.json",
+        notices,
+        f"nothing was judged yet; judge it with: python -m simulator check {run_dir}",
+    )
+    history = History()
+    try:
+        history = read_history(run_dir / "history.jsonl")
+    except OSError:
+        notices.append("history.jsonl is missing: there is no evidence to show.")
+    truncated = history.truncated or result.get("truncated")
+    if truncated:
+        notices.append(f"The history is incomplete: {truncated}.")
+    return Run(
+        path=run_dir,
+        spec=spec,
+        result=result,
+        history=history,
+        notices=notices,
+        judged=bool(result),
+        findings=[_finding(f) for f in _list(result.get("findings")) if isinstance(f, Mapping)],
+        phases=[_phase(p) for p in _list(result.get("phases")) if isinstance(p, Mapping)],
+    )
+
+
+def _read_json(path: Path, notices: list[str], consequence: str) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        notices.append(f"{path.name} is missing: {consequence}.")
+        return {}
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        notices.append(f"{path.name} cannot be read: {consequence}.")
+        return {}
+    return data
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _verdict(value: Any) -> Verdict:
+    try:
+        return Verdict(value)
+    except ValueError:
+        return Verdict.UNKNOWN
+
+
+def _indices(value: Any) -> list[int]:
+    return [i for i in _list(value) if isinstance(i, int)]
+
+
+def number(value: Any) -> float | None:
+    """The value if it is a number, else None: what did not happen is never 0."""
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if usable else None
+
+
+def _finding(raw: Mapping[str, Any]) -> Finding:
+    details = raw.get("details")
+    return Finding(
+        check=str(raw.get("check", "?")),
+        verdict=_verdict(raw.get("verdict")),
+        summary=str(raw.get("summary", "")),
+        cites=_indices(raw.get("cites")),
+        details=[str(line) for line in ([details] if isinstance(details, str) else _list(details))],
+        metrics=_mapping(raw.get("metrics")),
+    )
+
+
+def _phase(raw: Mapping[str, Any]) -> Phase:
+    name = str(raw.get("name", "?"))
+    return Phase(
+        name=name,
+        title=str(raw.get("title") or name.replace("_", " ")),
+        seconds=number(raw.get("seconds")),
+        uncertainty=number(raw.get("uncertainty")) or 0.0,
+        cites=_indices(raw.get("cites")),
+        mandatory=bool(raw.get("mandatory", False)),
+        note=str(raw.get("note") or ""),
+    )

@@ -1,0 +1,272 @@
+"""The same story in the terminal, smaller: verdict, recovery, a strip per node, findings.
+
+It must read well at 80 columns, in a log file, and without colour, so every meaning has a word
+or a character of its own and colour only repeats it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.box import HEAVY, SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from simulator.checkers.base import Verdict
+from simulator.report import story
+from simulator.report.console import show
+from simulator.report.run import Run, load_run
+from simulator.report.timeline import Execution, Outcome, Timeline, build_timeline
+
+STYLES = {Verdict.VALID: "green", Verdict.INVALID: "red", Verdict.UNKNOWN: "yellow"}
+MARKS = {Verdict.VALID: "✓", Verdict.INVALID: "✕", Verdict.UNKNOWN: "?"}
+
+LEVELS = "▁▂▃▄▅▆▇█"
+
+
+def render_terminal(run: Path | Run, console: Console | None = None) -> None:
+    """Print a run's report.
+
+    Parameters
+    ----------
+    run
+        A run directory, or a run that was loaded already.
+    console
+        Where to print; by default standard output. Its width, encoding and colours are obeyed.
+
+    Raises
+    ------
+    BadInput
+        The path is not a run directory.
+    """
+    console = Console() if console is None else console
+    run = run if isinstance(run, Run) else load_run(run)
+    timeline = build_timeline(run)
+    parts: list[RenderableType] = [_verdict(run, timeline)]
+    if run.phases:
+        parts.append(_anatomy(run, console.width))
+    if timeline.lanes:
+        parts.append(_strips(timeline, console.width))
+    if run.findings:
+        parts.append(_findings(run))
+    parts.append(_where(run))
+    show(console, Group(*parts))
+
+
+def _verdict(run: Run, timeline: Timeline) -> Panel:
+    style = STYLES[run.verdict]
+    lines = [Text(f"{MARKS[run.verdict]} {run.verdict.value.upper()}", style=f"bold {style}")]
+    if run.claim:
+        lines.append(Text(run.claim, style="bold"))
+    lines.append(Text(story.why(run)))
+    told = story.story(run, timeline)
+    if told:
+        lines += [Text(""), Text(told)]
+    for notice in [story.status_means(run), *run.notices]:
+        if notice:
+            lines.append(Text(f"! {notice}", style="yellow"))
+    facts = [
+        run.backend,
+        f"topology {run.topology}",
+        f"Ray {run.ray_version}",
+        f"GPU {run.gpu}",
+        f"health {run.health}",
+        f"seed {'unknown' if run.seed is None else run.seed}",
+        run.status,
+    ]
+    lines += [Text(""), Text(" · ".join(facts), style="dim")]
+    return Panel(
+        Group(*lines),
+        title=escape(run.experiment),
+        title_align="left",
+        border_style=style,
+        box=HEAVY,
+    )
+
+
+def _heading(title: str) -> Text:
+    return Text(f"\n{title}", style="bold")
+
+
+def _anatomy(run: Run, width: int) -> RenderableType:
+    """One line a phase: the wait for it as a bar, from the phase before it."""
+    seen = run.seen
+    span = max((p.seconds or 0.0 for p in seen), default=0.0) or 1.0
+    # The title, the seconds, the uncertainty and the gaps between them leave the rest to the bar.
+    bar_width = max(8, min(width, 120) - 52)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True, min_width=22)
+    table.add_column(no_wrap=True, width=bar_width)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True, style="dim")
+    before = 0.0
+    for phase in seen:
+        at = max(phase.seconds or 0.0, 0.0)
+        left = round(before / span * (bar_width - 1))
+        right = round(at / span * (bar_width - 1))
+        bar = Text(" " * left + "━" * (right - left) + "┫", style="cyan")
+        sign = "+" if (phase.seconds or 0.0) >= 0 else "-"
+        table.add_row(
+            Text(phase.short_title),
+            bar,
+            Text(f"{sign}{story.seconds(abs(phase.seconds or 0.0))}", style="bold"),
+            Text(story.uncertainty(phase)),
+        )
+        before = max(before, at)
+    for phase in run.not_seen:
+        word = "required" if phase.mandatory else ""
+        table.add_row(Text(phase.short_title), Text(word), Text("not seen", style="yellow"), "")
+    longest = Text(story.longest_wait(run), style="dim")
+    parts: list[RenderableType] = [_heading("Recovery, seconds since the injection"), table]
+    if longest.plain:
+        parts.append(longest)
+    return Group(*parts)
+
+
+def _strips(timeline: Timeline, width: int) -> RenderableType:
+    """A strip of characters per node: how busy it was, and where it was not there."""
+    names = max(len(lane.name) for lane in timeline.lanes)
+    count = max(10, min(width, 120) - names - 2)
+    step = (timeline.end - timeline.start) / count
+    by_node: dict[str, list[Execution]] = {lane.name: [] for lane in timeline.lanes}
+    for e in timeline.executions:
+        if not e.call and e.node in by_node:
+            by_node[e.node].append(e)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, width=count)
+    shown = timeline.lanes if len(timeline.lanes) <= 20 else timeline.lanes[:20]
+    used: set[str] = set()
+    for lane in shown:
+        cells = _cells(by_node[lane.name], timeline.start, step, count)
+        for span in lane.spans:
+            char, style = _state_char(span.state)
+            if not char:
+                continue
+            for i in range(_cell(span.start, timeline.start, step, count),
+                           _cell(span.end, timeline.start, step, count)):  # fmt: skip
+                cells[i] = (char, style)
+                used.add(char)
+        for e in by_node[lane.name]:
+            if e.outcome in (Outcome.CUT, Outcome.FAILED):
+                cells[_cell(e.end, timeline.start, step, count)] = ("x", "bold red")
+                used.add("x")
+        strip = Text()
+        for char, style in cells:
+            strip.append(char, style=style)
+        table.add_row(Text(lane.name), strip)
+    if len(shown) < len(timeline.lanes):
+        table.add_row(
+            "...", f"{len(timeline.lanes) - len(shown)} more nodes are in the HTML report"
+        )
+    rule = _ruler(timeline, count, step)
+    table.add_row("", Text(rule, style="dim"))
+    words = {"x": "work cut off or failed", "!": "gone, Ray has not noticed", " ": "",
+             "-": "dead", "~": "starting", "=": "paused"}  # fmt: skip
+    legend = ["█ busy", *(f"{c} {words[c]}" for c in "x!-~=" if c in used)]
+    return Group(
+        _heading("Nodes, seconds since the work began"),
+        table,
+        Text("   ".join(legend), style="dim"),
+    )
+
+
+def _cell(moment: float, start: float, step: float, count: int) -> int:
+    return min(max(int((moment - start) / step), 0), count - 1)
+
+
+def _state_char(state: str) -> tuple[str, str]:
+    return {
+        "unnoticed": ("!", "red"),
+        "dead": ("-", "dim"),
+        "starting": ("~", "dim"),
+        "paused": ("=", "magenta"),
+    }.get(state, ("", ""))
+
+
+def _cells(
+    executions: list[Execution], start: float, step: float, count: int, plain: bool
+) -> list[tuple[str, str]]:
+    """How busy a node was in each cell, against the most that it did at once."""
+    busy = [0.0] * count
+    rows = 1
+    for e in executions:
+        rows = max(rows, e.row + 1)
+        for i in range(_cell(e.start, start, step, count), _cell(e.end, start, step, count) + 1):
+            overlap = min(e.end, start + (i + 1) * step) - max(e.start, start + i * step)
+            busy[i] += max(0.0, overlap)
+    cells = []
+    for value in busy:
+        share = min(1.0, value / (step * rows))
+        level = round(share * len(LEVELS))
+        cells.append((LEVELS[level - 1], "cyan") if level else (" ", ""))
+    return cells
+
+
+def _ruler(timeline: Timeline, count: int, step: float) -> str:
+    """Round numbers under the strips, and a caret where each fault began."""
+    span = timeline.end - timeline.start
+    tick = next(
+        factor * 10.0**exponent
+        for exponent in range(-2, 8)
+        for factor in (1, 2, 5)
+        if span / (factor * 10.0**exponent) <= 7
+    )
+    line = [" "] * count
+    moment = tick * int(timeline.start / tick)
+    while moment <= timeline.end:
+        if moment >= timeline.start:
+            text = f"{moment:g}"
+            at = _cell(moment, timeline.start, step, count)
+            if at + len(text) <= count:
+                line[at : at + len(text)] = text
+        moment = round(moment + tick, 6)
+    marks = [" "] * count
+    for fault in timeline.faults:
+        at = _cell(fault.injected, timeline.start, step, count)
+        text = f"^ {fault.fault} {fault.target or 'cluster'}"
+        if at + len(text) > count:
+            text = f"{fault.fault} {fault.target or 'cluster'} ^"
+            at = max(0, at - len(text) + 1)
+        if all(c == " " for c in marks[max(0, at - 1) : at + len(text)]):
+            marks[at : at + len(text)] = text
+    above = "".join(marks).rstrip()
+    return (above + "\n" if above else "") + "".join(line).rstrip()
+
+
+def _findings(run: Run) -> RenderableType:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("check", no_wrap=True, max_width=26)
+    table.add_column("finding", overflow="fold")
+    order = [Verdict.INVALID, Verdict.UNKNOWN, Verdict.VALID]
+    for finding in sorted(run.findings, key=lambda f: order.index(f.verdict)):
+        text = Text(finding.summary)
+        if finding.verdict is not Verdict.VALID:
+            for line in finding.details[:3]:
+                text.append(f"\n{line}", style="dim")
+            if len(finding.details) > 3:
+                text.append(f"\n{len(finding.details) - 3} more in the report", style="dim")
+        table.add_row(
+            Text(
+                f"{MARKS[finding.verdict]} {finding.verdict.value}", style=STYLES[finding.verdict]
+            ),
+            Text(finding.check),
+            text,
+        )
+    return Group(_heading("Checks"), table)
+
+
+def _where(run: Run) -> RenderableType:
+    lines = Text()
+    report = run.path / "report.html"
+    if report.is_file():
+        lines.append("\nReport  ", style="bold")
+        lines.append(str(report))
+    if run.command:
+        lines.append("\nReplay  ", style="bold")
+        lines.append(run.command)
+    return lines

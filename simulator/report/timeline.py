@@ -1,0 +1,408 @@
+"""Who did what when, per node, read from the history for drawing.
+
+The checks judge; this only places things on a time axis: every execution with its outcome, the
+states of every node, every fault from its effect until its node was back, and how much useful
+work the cluster did. Times are seconds from the moment when the work began (`Timeline.zero`).
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from simulator.checkers import throughput
+from simulator.checkers.index import DOWNING_FAULTS, Index
+from simulator.history import History
+from simulator.report.run import Run, number
+
+
+class Outcome(IntEnum):
+    """How an execution ended; the numbers are part of the report's embedded data."""
+
+    COMPLETED = 0
+    AGAIN = 1  # completed, and it was not the first execution of this piece of work
+    CUT = 2  # never ended, because its node or process went away
+    FAILED = 3  # ended with an error
+    OPEN = 4  # no END was recorded, and nothing says what became of it
+
+
+OUTCOME_WORDS = {
+    Outcome.COMPLETED: "completed",
+    Outcome.AGAIN: "re-executed",
+    Outcome.CUT: "cut off",
+    Outcome.FAILED: "failed",
+    Outcome.OPEN: "end not recorded",
+}
+
+#: What a fault did to its target, as a predicate; others are named as they are.
+FAULT_WORDS = {
+    "kill": "killed",
+    "stop": "stopped",
+    "restart": "restarted",
+    "pause": "paused",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One execution of a task, or one call of an actor (then `call` is True).
+
+    `attempt` counts from 1; `row` keeps executions that overlap on a node apart.
+    """
+
+    key: str
+    node: str
+    start: float
+    end: float
+    outcome: Outcome
+    attempt: int
+    call: bool
+    row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A node's state for a while: starting, alive, paused, unnoticed, dead.
+
+    Unnoticed: the engine says it is gone, Ray still holds it alive.
+    """
+
+    start: float
+    end: float
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class FaultBand:
+    """A fault from its effect (or its injection, if no effect was seen) until its node was back.
+
+    `end` is None when it never came back.
+    """
+
+    fault_id: str
+    fault: str
+    target: str | None
+    injected: float
+    start: float
+    end: float | None
+    verified: bool
+    hit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One node."""
+
+    name: str
+    role: str
+    spans: Sequence[Span]
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Useful occupancy in bins of `step` seconds: task slots' worth of useful work going on.
+
+    A finished execution contributes its nominal length divided by its real one, over its time.
+    `before` is the level before the first fault, `goal` per bin 95 % of what the nodes that
+    were there should give (None where no fault was yet); both None without a baseline.
+    """
+
+    start: float
+    step: float
+    values: Sequence[float]
+    before: float | None
+    goal: Sequence[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """All of it; `zero` is seconds of the orchestrator's wall clock, the rest relative to it."""
+
+    zero: float
+    start: float
+    end: float
+    lanes: Sequence[Lane]
+    executions: Sequence[Execution]
+    faults: Sequence[FaultBand]
+    throughput: Throughput
+
+    def count(self, outcome: Outcome, *, calls: bool = False) -> int:
+        return sum(e.outcome is outcome and e.call == calls for e in self.executions)
+
+
+def build_timeline(run: Run) -> Timeline:
+    """Place everything that `run` recorded on a time axis."""
+    history = run.history
+    if not len(history):
+        return Timeline(0.0, 0.0, 1.0, (), (), (), Throughput(0.0, 1.0, (), None, ()))
+    zero = _zero(history)
+    at = {op.index: history.at(op) - zero for op in history}
+    last = max(at.values())
+    index = Index(history, run.spec)
+    executions = _executions(index, _deaths(history, at), at, zero, last)
+    faults = _faults(index, at, executions)
+    start, end = _domain(run, at, executions, faults, last)
+    lanes = [
+        Lane(name, role, _spans(history, at, name, start, end)) for name, role in _nodes(history)
+    ]
+    return Timeline(
+        zero=zero,
+        start=start,
+        end=end,
+        lanes=lanes,
+        executions=_packed(executions),
+        faults=faults,
+        throughput=_throughput(index, faults, zero, start, end),
+    )
+
+
+def _zero(history: History) -> float:
+    for kind in ("driver.start", "task.start", "actor.start", "workload.submit"):
+        began = history.first(kind)
+        if began is not None:
+            return history.at(began)
+    return history.at(history.ops[0])
+
+
+def _domain(
+    run: Run,
+    at: dict[int, float],
+    executions: Sequence[Execution],
+    faults: Sequence[FaultBand],
+    last: float,
+) -> tuple[float, float]:
+    """From just before the work began until the last thing worth seeing; setup is left out."""
+    moments = [e.end for e in executions]
+    moments += [f.end if f.end is not None else f.start for f in faults]
+    if faults:
+        moments += [faults[0].injected + (p.seconds or 0.0) for p in run.seen]
+    moments += [at[op.index] for op in run.history.of("workload.end")]
+    if not moments:
+        return min(at.values()), max(last, min(at.values()) + 1.0)
+    end = min(max(moments), last) if last > 0 else max(moments)
+    begin = min([0.0, *(e.start for e in executions)])
+    margin = min(max(0.02 * (end - begin), 0.2), 2.0)
+    return begin - margin, end + margin
+
+
+def _nodes(history: History) -> list[tuple[str, str]]:
+    roles: dict[str, str] = {}
+    for op in history.of("cluster.nodes"):
+        for node in op.data.get("nodes", ()):
+            roles.setdefault(str(node.get("name")), str(node.get("role", "worker")))
+    for op in history.of("task.start", "call.start", "ray.node", "engine."):
+        if op.node:
+            roles.setdefault(op.node, "head" if op.node == "head" else "worker")
+    return sorted(roles.items(), key=lambda item: (item[1] != "head", _natural(item[0])))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
+
+
+def _deaths(history: History, at: dict[int, float]) -> dict[str, list[float]]:
+    """When each node is known to have gone away: everything running there was cut off."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for op in history.of("engine.die", "fault.effect", "ray.node"):
+        if op.node is None:
+            continue
+        if op.kind == "ray.node" and op.data.get("state") != "DEAD":
+            continue
+        if op.kind == "fault.effect" and op.data.get("fault") not in DOWNING_FAULTS:
+            continue
+        found[op.node].append(at[op.index])
+    for times in found.values():
+        times.sort()
+    return found
+
+
+def _executions(
+    index: Index,
+    deaths: dict[str, list[float]],
+    at: dict[int, float],
+    zero: float,
+    last: float,
+) -> list[Execution]:
+    found: list[Execution] = []
+    for key, of_key in index.executions.items():
+        failures = sorted(at[op.index] for op in index.attempts.get(key, ()))
+        for i, e in enumerate(of_key):
+            start = e.start - zero
+            if e.end is not None:
+                end = max(start, e.end - zero)
+                outcome = Outcome.AGAIN if i else Outcome.COMPLETED
+                if not e.ok:
+                    outcome = Outcome.FAILED
+            else:
+                gone = _next(deaths.get(e.node or "", ()), start)
+                if gone is None:
+                    gone = _next(failures, start)
+                if gone is None and i + 1 < len(of_key):
+                    gone = of_key[i + 1].start - zero
+                outcome = Outcome.OPEN if gone is None else Outcome.CUT
+                end = max(start, last if gone is None else gone)
+            call = e.actor is not None
+            found.append(Execution(key, e.node or "?", start, end, outcome, i + 1, call))
+    found.sort(key=lambda e: e.start)
+    return found
+
+
+def _next(times: Sequence[float], after: float) -> float | None:
+    position = bisect_left(times, after)
+    return times[position] if position < len(times) else None
+
+
+def _faults(index: Index, at: dict[int, float], executions: Sequence[Execution]) -> list[FaultBand]:
+    cut = [e for e in executions if e.outcome is Outcome.CUT and not e.call]
+    bands = []
+    for record in index.faults.values():
+        began = record.inject or record.effect
+        if began is None:
+            continue
+        injected = at[began.index]
+        effect, healed = record.effect, record.healed
+        start = injected if effect is None else at[effect.index]
+        end = None if healed is None else at[healed.index]
+        if record.node is not None and index.downs_node(record):
+            rejoined = index.rejoin(record.node, index.at(effect or began))
+            end = end if rejoined is None else at[rejoined.index]
+        hit = sum(e.node == record.node and e.start <= start and e.end >= injected for e in cut)
+        bands.append(
+            FaultBand(
+                record.id,
+                record.fault or "fault",
+                record.node,
+                injected,
+                start,
+                end,
+                record.took_effect,
+                hit,
+            )
+        )
+    return sorted(bands, key=lambda band: band.injected)
+
+
+def _spans(
+    history: History, at: dict[int, float], node: str, start: float, end: float
+) -> list[Span]:
+    """The node's states within the domain, from the engine's events and Ray's belief."""
+    process: bool | None = None
+    paused = declared_dead = False
+    starts = 0
+    #: Ray's ids that it holds alive, with the start of the node that each belongs to: after a
+    #: restart Ray may hold the old one alive for a while, which says nothing of the new one.
+    alive: dict[str, int] = {}
+    events = [op for op in history.of("engine.", "ray.node") if op.node == node]
+    if not any(op.kind.startswith("engine.") for op in events):
+        events += [op for op in history.of("fault.effect") if op.node == node]
+    spans: list[Span] = []
+    since, state = start, ""
+    for op in sorted(events, key=lambda op: at[op.index]):
+        fault = op.data.get("fault")
+        if op.kind == "engine.start":
+            process, paused, declared_dead = True, False, False
+            starts += 1
+        elif op.kind == "engine.die" or fault in DOWNING_FAULTS:
+            process, paused = False, False
+        elif op.kind == "engine.pause" or fault == "pause":
+            paused = True
+        elif op.kind == "engine.unpause":
+            paused = False
+        elif op.kind == "ray.node":
+            ray_node = str(op.data.get("ray_node_id"))
+            if op.data.get("state") == "ALIVE":
+                alive[ray_node] = starts
+                declared_dead = False
+            elif alive.pop(ray_node, starts) == starts:
+                declared_dead = True
+        now = _state(process, paused, starts in alive.values(), declared_dead)
+        if now != state:
+            moment = min(max(at[op.index], start), end)
+            if state and moment > since:
+                spans.append(Span(since, moment, state))
+            since, state = moment, now
+    if state and end > since:
+        spans.append(Span(since, end, state))
+    return spans
+
+
+def _state(process: bool | None, paused: bool, ray: bool, declared_dead: bool) -> str:
+    if paused:
+        return "paused"
+    if process is False:
+        return "unnoticed" if ray else "dead"
+    if ray:
+        return "alive"
+    return "dead" if declared_dead else "starting"
+
+
+def _packed(executions: Iterable[Execution]) -> list[Execution]:
+    """Sorted by node and row, each in the first row of its node that is free: none overlap."""
+    rows: dict[tuple[str, bool], list[float]] = defaultdict(list)
+    placed: list[Execution] = []
+    for e in executions:
+        free = rows[e.node, e.call]
+        row = next((i for i, until in enumerate(free) if until <= e.start), len(free))
+        if row == len(free):
+            free.append(e.end)
+        else:
+            free[row] = e.end
+        placed.append(replace(e, row=row))
+    placed.sort(key=lambda e: (e.node, e.call, e.row, e.start))
+    return placed
+
+
+def _throughput(
+    index: Index, faults: Sequence[FaultBand], zero: float, start: float, end: float
+) -> Throughput:
+    """The curve and its levels, by the same functions that judged the recovery."""
+    tasks = list(index.tasks())
+    step = _nice((end - start) / 500)
+    count = max(1, int((end - start) / step + 0.999))
+    values = _bins(throughput.finished(tasks), zero + start, step, count)
+    without = Throughput(start, step, values, None, [None] * count)
+    fault = next((f for f in faults if f.target is not None), None)
+    if fault is None:
+        return without
+    injected = zero + fault.injected
+    ramped = throughput.ramp_end(tasks, _slots(index), injected)
+    if ramped is None or injected - ramped < 1.0:
+        return without
+    before = throughput.before(tasks, injected).mean(ramped, injected)
+    surviving = throughput.before(tasks, injected, {fault.target or ""}).mean(ramped, injected)
+    goal: list[float | None] = []
+    for i in range(count):
+        moment = start + (i + 0.5) * step
+        if moment < fault.start:
+            goal.append(None)
+        else:
+            back = fault.end is not None and moment >= fault.end
+            goal.append(0.95 * (before if back else surviving))
+    return Throughput(start, step, values, before, goal)
+
+
+def _slots(index: Index) -> int | None:
+    host = index.spec.get("host")
+    slots = number(host.get("slots")) if isinstance(host, dict) else None
+    return None if slots is None else round(slots)
+
+
+def _nice(width: float) -> float:
+    """The next width of 1, 2 or 5 times a power of ten; never under 0.1 s."""
+    return next(w for e in range(-1, 9) for f in (1, 2, 5) if (w := f * 10.0**e) >= width)
+
+
+def _bins(curve: throughput.Curve, start: float, step: float, count: int) -> list[float]:
+    """Exact means of a step function per bin, in one pass over it."""
+    work = [0.0] * count
+    for since, until, rate in zip(curve.times, curve.times[1:], curve.rates, strict=False):
+        i = max(0, int((since - start) / step))
+        while i < count and start + i * step < until:
+            low, high = start + i * step, start + (i + 1) * step
+            work[i] += rate * max(0.0, min(until, high) - max(since, low))
+            i += 1
+    return [round(max(0.0, w) / step, 4) for w in work]
