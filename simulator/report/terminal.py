@@ -188,7 +188,7 @@ def _state_char(state: str) -> tuple[str, str]:
 
 
 def _cells(
-    executions: list[Execution], start: float, step: float, count: int, plain: bool
+    executions: list[Execution], start: float, step: float, count: int
 ) -> list[tuple[str, str]]:
     """How busy a node was in each cell, against the most that it did at once."""
     busy = [0.0] * count
