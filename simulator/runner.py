@@ -575,7 +575,6 @@ class Runner:
     def _recover(self, live: _Live, request: RunRequest, run: RunDir) -> None:
         """Heal each fault when it is due, and go on until the last mandatory phase was seen."""
         spec = run.spec()
-        mandatory = set(spec["mandatory_phases"])
         deadline = Deadline(
             request.experiment.recovery_timeout(request.params) + 30.0, clock=self.clock
         )
@@ -591,10 +590,10 @@ class Runner:
             if self.clock() >= next_attempts:
                 self._failed_attempts(live)
                 next_attempts = self.clock() + 2.0
-            seen = {p.name for p in anatomy(RunView(history, spec)).phases if p.seconds is not None}
+            seen_all = not anatomy(RunView(history, spec)).waiting_for
             waiting = [f for f in live.faults if not f.healed and not _never(f)]
             over = history.first("driver.end") is not None
-            if not waiting and (mandatory <= seen or over):
+            if not waiting and (seen_all or over):
                 break
             if deadline.passed:
                 break
