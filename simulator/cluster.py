@@ -11,10 +11,12 @@ machine carries, each is watched until the GCS counts it alive, and one that fai
 from __future__ import annotations
 
 import os
-import time
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from simulator.backends.base import (
@@ -25,10 +27,11 @@ from simulator.backends.base import (
     ClusterSpec,
     NodeRecord,
     ServesRay,
+    clock_of,
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
 from simulator.rayapi import RayApi, RayNode, RayUnreachable, Usage
-from simulator.waiting import Deadline
+from simulator.waiting import Deadline, T, wait_until
 
 State = Literal["alive", "starting", "paused", "exited", "dead"]
 
@@ -178,10 +181,24 @@ class Cluster:
     def __init__(self, backend: Backend, name: str) -> None:
         self.backend = backend
         self.name = name
+        self.clock = clock_of(backend)
         self.ray: RayApi = (
             backend.ray(name)
             if isinstance(backend, ServesRay)
             else RayApi(lambda: backend.endpoint(name))
+        )
+
+    def wait_until(
+        self, condition: Callable[[], T | None], *, name: str, timeout: float, interval: float = 0.1
+    ) -> T:
+        """`simulator.waiting.wait_until` by the cluster's own clock."""
+        return wait_until(
+            condition,
+            name=name,
+            timeout=timeout,
+            interval=interval,
+            clock=self.clock.mono,
+            sleep=self.clock.sleep,
         )
 
     # -- looking ---------------------------------------------------------------------------------
@@ -208,11 +225,11 @@ class Cluster:
             try:
                 ray["version"] = self.ray.version()
                 known = self.ray.nodes()
-                ray["answers"] = True
                 usage = self.ray.usage()
             except CannotRun as error:
                 ray["why"] = str(error)
             else:
+                ray["answers"] = True
                 ray["resources"] = {k: list(v) for k, v in usage.total.items()}
         return ClusterStatus(
             cluster=record.name,
@@ -242,6 +259,8 @@ class Cluster:
         NodeStartFailed
             Some nodes did not join; names them and shows their last lines. What did start is
             left for the caller to keep or to take down.
+        CannotRun
+            The engine failed, or the head is not running so that nothing can join.
         """
         wanted = [n.name for n in spec.topology.nodes()]
         existing = next((c for c in self.backend.clusters() if c.name == self.name), None)
@@ -260,6 +279,9 @@ class Cluster:
         if todo.create:
             self.backend.create(spec)
         self.start_nodes(todo.start, timeout=timeout, parallelism=parallelism, progress=progress)
+        # Nodes that ran already may still be joining; a paused one is left as it is.
+        running = {n.name for n in self.record().nodes if n.state == "running"}
+        wait_alive(self, [name for name in wanted if name in running], timeout)
         return todo
 
     def start_nodes(
@@ -272,7 +294,8 @@ class Cluster:
     ) -> None:
         """Start nodes, the head first, and wait until the GCS counts each of them alive.
 
-        `timeout` is for one node's joining, seconds; each gets `START_ATTEMPTS` attempts.
+        `timeout` is for one node's joining, seconds; each gets `START_ATTEMPTS` attempts. One
+        that fails does not keep the others from joining.
         """
         head = [n for n in names if n == "head"]
         for batch in (head, [n for n in names if n != "head"]):
@@ -338,7 +361,7 @@ class _Starter:
         parallelism: int | None,
         progress: Callable[[StartEvent], None],
     ) -> None:
-        self.cluster, self.backend = cluster, cluster.backend
+        self.cluster, self.backend, self.clock = cluster, cluster.backend, cluster.clock
         self.waiting = [(name, 1) for name in names]
         self.wanted = len(names)
         self.timeout = timeout
@@ -348,19 +371,19 @@ class _Starter:
         self.failed: dict[str, list[str]] = {}
 
     def run(self) -> None:
-        begun = time.monotonic()
+        begun = self.clock.mono()
         while self.waiting or self.starting:
             ray_nodes = self._ray_nodes()
+            if ray_nodes is None and self._head_is_gone():
+                raise CannotRun(
+                    "the head is not running, so no worker can join",
+                    remedy="Restart it first: restart head",
+                )
             if self.waiting and ray_nodes is not None:
                 known = frozenset(n.ray_node_id for n in ray_nodes if n.alive)
                 while self.waiting and len(self.starting) < self.parallelism:
                     self._start(*self.waiting.pop(0), known)
-            elif self.waiting and ray_nodes is None and self._head_is_gone():
-                raise CannotRun(
-                    "the head is not running, so no worker can join",
-                    remedy="restart it first: restart head",
-                )
-            time.sleep(0.2)
+            self.clock.sleep(0.2)
             if self.starting:
                 self._look(self._ray_nodes() or [])
         if self.failed:
@@ -368,7 +391,7 @@ class _Starter:
             raise NodeStartFailed(
                 missing=sorted(self.failed),
                 wanted=self.wanted,
-                seconds=time.monotonic() - begun,
+                seconds=self.clock.mono() - begun,
                 why=f"{name} failed {START_ATTEMPTS} times; its last lines follow",
                 remedy="Try --start-parallelism 1",
                 details=lines,
@@ -384,18 +407,26 @@ class _Starter:
             return None
 
     def _head_is_gone(self) -> bool:
+        if "head" in self.starting:
+            return False
         nodes = self.cluster.record().nodes
         return not any(n.role == "head" and n.state == "running" for n in nodes)
 
     def _start(self, name: str, attempt: int, known: frozenset[str]) -> None:
         self.progress(StartEvent(name, "starting", attempt=attempt))
-        self.starting[name] = _Starting(time.monotonic(), attempt, known)
-        self.backend.start(self.cluster.name, name)
+        entry = self.starting[name] = _Starting(self.clock.mono(), attempt, known)
+        try:
+            self.backend.start(self.cluster.name, name)
+        except CannotRun as error:
+            self._failed(name, entry, f"could not be started: {error}")
 
     def _look(self, ray_nodes: Sequence[RayNode]) -> None:
         records = {n.name: n for n in self.cluster.record().nodes}
-        now = time.monotonic()
+        now = self.clock.mono()
         for name, entry in list(self.starting.items()):
+            if name not in records:
+                self._failed(name, entry, "was removed while it was starting", again=False)
+                continue
             record = records[name]
             # A node that died a moment ago may still be listed alive under its old id.
             joined = any(
@@ -410,19 +441,23 @@ class _Starter:
             elif now - entry.since > self.timeout:
                 self._failed(name, entry, f"did not join within {self.timeout:.0f} s")
 
-    def _failed(self, name: str, entry: _Starting, why: str) -> None:
+    def _failed(self, name: str, entry: _Starting, why: str, again: bool = True) -> None:
         del self.starting[name]
-        lines = [
-            f"{name} {why}",
-            *self.backend.logs(self.cluster.name, name, tail=12).splitlines(),
-        ]
-        seconds = time.monotonic() - entry.since
+        lines = [f"{name} {why}", *self._last_lines(name)]
+        seconds = self.clock.mono() - entry.since
         self.progress(StartEvent(name, "failed", seconds, entry.attempt, lines))
-        if entry.attempt < START_ATTEMPTS:
-            self.backend.stop(self.cluster.name, name, 1.0)
+        if again and entry.attempt < START_ATTEMPTS:
+            with suppress(CannotRun):  # what keeps it from stopping will keep it from starting
+                self.backend.stop(self.cluster.name, name, 1.0)
             self.waiting.append((name, entry.attempt + 1))
         else:
             self.failed[name] = lines
+
+    def _last_lines(self, name: str) -> list[str]:
+        try:
+            return self.backend.logs(self.cluster.name, name, tail=12).splitlines()
+        except (CannotRun, NotFound) as error:
+            return [f"(its log cannot be read: {error})"]
 
 
 def _node_status(record: NodeRecord, known: Sequence[RayNode], usage: Usage) -> NodeStatus:
@@ -456,15 +491,22 @@ def _node_status(record: NodeRecord, known: Sequence[RayNode], usage: Usage) -> 
 
 def wait_alive(cluster: Cluster, names: Sequence[str], timeout: float) -> None:
     """Wait until these named nodes, not just as many, are alive in the GCS."""
-    deadline = Deadline(timeout)
+    deadline = Deadline(timeout, clock=cluster.clock.mono)
     while True:
-        state = {n.name: n.state for n in cluster.status().nodes}
+        status = cluster.status()
+        state = {n.name: n.state for n in status.nodes}
         missing = [n for n in names if state.get(n) != "alive"]
         if not missing:
             return
         if deadline.passed:
-            raise NodeStartFailed(missing=missing, wanted=len(names), seconds=timeout)
-        time.sleep(0.2)
+            seen = ", ".join(f"{n} is {state.get(n, 'not there')}" for n in missing)
+            raise NodeStartFailed(
+                missing=missing,
+                wanted=len(names),
+                seconds=timeout,
+                why=seen if status.ray["answers"] else f"Ray does not answer: {status.ray['why']}",
+            )
+        cluster.clock.sleep(0.2)
 
 
 def steady_problems(cluster: Cluster, names: Sequence[str]) -> list[str]:
@@ -485,10 +527,18 @@ def steady_problems(cluster: Cluster, names: Sequence[str]) -> list[str]:
     return problems
 
 
-def salvage(backend: Backend, name: str, into: Path) -> list[str]:
+def salvage(backend: Backend, name: str, into: Path, *, siblings: bool = True) -> list[str]:
     """Copy what a cluster's run left behind into its run directory; returns what could not be.
 
     Idempotent; each part is tried whatever happened to the others.
+
+    Parameters
+    ----------
+    into
+        The run's directory, whose name is the run's id.
+    siblings
+        Several runs may have used the cluster, and its label knows only the first: give each run
+        of the same store its part of the ledger.
     """
     problems: list[str] = []
 
@@ -508,9 +558,25 @@ def salvage(backend: Backend, name: str, into: Path) -> list[str]:
         with target.open("w", encoding="utf-8") as out:
             out.writelines(line + "\n" for line in program.lines())
 
-    attempt("ledger", lambda: backend.fetch_ledger(name, "", into / "ledger"))
+    def ledgers() -> None:
+        if not siblings:
+            backend.fetch_ledger(name, into.name, into / "ledger")
+            return
+        with TemporaryDirectory(prefix=".ledger-", dir=into) as folder:
+            backend.fetch_ledger(name, "", Path(folder))
+            for part in sorted(p for p in Path(folder).iterdir() if p.is_dir()):
+                run = next(into.parent.parent.glob(f"*/{part.name}/spec.json"), None)
+                if run is not None or part.name == into.name:
+                    target = into if run is None else run.parent
+                    shutil.copytree(part, target / "ledger", dirs_exist_ok=True)
+
+    attempt("ledger", ledgers)
     attempt("observer", observer_log)
-    for node in backend.cluster(name).nodes:
+    try:
+        nodes = backend.cluster(name).nodes
+    except (CannotRun, NotFound) as error:
+        return [*problems, f"nodes: {error}"]
+    for node in nodes:
         folder = into / "logs" / node.name
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -15,7 +15,6 @@ from typing import ClassVar, Literal
 from simulator.backends.base import KILL, PAUSE, Backend, CanKill, CanPause, Capability
 from simulator.cluster import Cluster
 from simulator.errors import CannotRun
-from simulator.waiting import wait_until
 
 Verb = Literal["start", "die", "pause", "unpause", "oom"]
 
@@ -83,7 +82,8 @@ def _stays(cluster: Cluster, node: str, settle: float = 10.0) -> bool:
         status = next(n for n in cluster.status().nodes if n.name == node)
         return status.state if status.state in ("alive", "exited") else None
 
-    return wait_until(decided, name=f"{node} is alive or exits", timeout=settle + 50) == "alive"
+    name = f"{node} is alive or exits"
+    return cluster.wait_until(decided, name=name, timeout=settle + 50) == "alive"
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,43 @@
-"""Waiting for named conditions, with monotonic deadlines and nothing slept away."""
+"""Waiting for named conditions, with monotonic deadlines and nothing slept away.
+
+Time is passed in as a `Clock`, so that a simulated backend can keep its own: what takes a minute of
+its time takes a moment of ours, and no test depends on how busy the machine is.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from simulator.errors import CannotRun
 
 T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Tells the time and lets it pass; all in seconds."""
+
+    def wall(self) -> float:
+        """Since 1970, as people count."""
+
+    def mono(self) -> float:
+        """Since some moment, never going back."""
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class RealClock:
+    """The machine's own clock."""
+
+    def wall(self) -> float:
+        return time.time()
+
+    def mono(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 class WaitTimeout(CannotRun):

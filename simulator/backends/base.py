@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from simulator.errors import Problem
 from simulator.topology import Role, Topology
+from simulator.waiting import Clock, RealClock
 
 NodeState = Literal["created", "running", "paused", "exited"]
 GpuKind = Literal["real", "simulated", "none"]
@@ -223,7 +224,10 @@ class Backend(Protocol):
         """Write a file below the ledger's root, whole or not at all; makes its folders."""
 
     def fetch_ledger(self, cluster: str, path: str, into: Path) -> None:
-        """Copy a folder below the ledger's root; works with every node down."""
+        """Copy what is in a folder below the ledger's root ("" is all of it) into a folder.
+
+        Works with every node down. Where there is no such folder, nothing is copied.
+        """
 
     def wall_clock(self) -> float:
         """The nodes' wall clock now (they all share the engine's), seconds."""
@@ -251,6 +255,18 @@ class ServesRay(Protocol):
 
     def ray(self, cluster: str) -> Any:
         """What stands in for `simulator.rayapi.RayApi`, with the same methods."""
+
+
+@runtime_checkable
+class KeepsTime(Protocol):
+    """Has a clock of its own: only a simulated backend does."""
+
+    simulated_clock: Clock
+
+
+def clock_of(backend: Backend) -> Clock:
+    """The clock that everything about a backend's clusters is timed with."""
+    return backend.simulated_clock if isinstance(backend, KeepsTime) else RealClock()
 
 
 @dataclass(frozen=True, slots=True)
