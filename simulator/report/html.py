@@ -21,10 +21,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Finding, Verdict
 from simulator.history import Op
 from simulator.report import story
-from simulator.report.run import Phase, Run, load_run
+from simulator.report.run import Run, load_run
 from simulator.report.timeline import (
     FAULT_WORDS,
     OUTCOME_WORDS,
@@ -321,9 +322,10 @@ def _schedule(run: Run) -> list[dict[str, str]]:
             rows.append(
                 {
                     "fault": str(step.get("fault", "?")),
-                    "target": _short(step.get("target", NOTHING)),
+                    "target": _short(step.get("asked") or step.get("target")),
                     "resolved": resolved.get(fault_id, NOTHING),
-                    "when": _short(step.get("when", NOTHING)),
+                    "when": _short(step.get("when")),
+                    "heal": _short(step.get("heal")),
                 }
             )
     return rows
@@ -370,6 +372,7 @@ def _data(timeline: Timeline) -> str:
         "lanes": [
             {
                 "name": lane.name,
+                "rows": lane.rows,
                 "spans": [[round(s.start, 4), round(s.end, 4), s.state] for s in lane.spans],
             }
             for lane in timeline.lanes

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simulator.checkers.base import Finding, Verdict
+from simulator.checkers.anatomy import Phase
+from simulator.checkers.base import Finding, RunView, Verdict, worst
+from simulator.checkers.judge import judge
 from simulator.errors import BadInput, Problem
-from simulator.history import History, Op, read_history
+from simulator.history import History, Op
+from simulator.store import HISTORY, RESULT, SPEC, RunDir
 
 STATUSES = {
     "completed": "",
@@ -40,21 +43,9 @@ SHORT_TITLES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """One step of the recovery; `seconds` is None when it was not seen."""
-
-    name: str
-    title: str
-    seconds: float | None
-    uncertainty: float
-    cites: Sequence[int]
-    mandatory: bool
-    note: str
-
-    @property
-    def short_title(self) -> str:
-        return SHORT_TITLES.get(self.name, self.title)
+def short_title(phase: Phase) -> str:
+    """The phase's title for a narrow place."""
+    return SHORT_TITLES.get(phase.name, phase.title)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +54,32 @@ class Run:
 
     Attributes
     ----------
+    view
+        The history and the spec, as the checks see them.
+    result
+        The content of result.json, or what judging the history just now gave.
     notices
         Sentences about what is missing or damaged.
     judged
-        Whether there is a readable result.json.
+        Whether there is any judgement.
     """
 
     path: Path
-    spec: Mapping[str, Any]
+    view: RunView
     result: Mapping[str, Any]
-    history: History
     notices: Sequence[str]
     judged: bool
     findings: Sequence[Finding]
     phases: Sequence[Phase]
     _by_index: dict[int, Op] = field(default_factory=dict, repr=False)
+
+    @property
+    def history(self) -> History:
+        return self.view.history
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        return self.view.spec
 
     @property
     def experiment(self) -> str:
@@ -181,35 +183,50 @@ def load_run(run_dir: Path) -> Run:
         It is not a folder, or holds neither spec.json, history.jsonl nor result.json.
     """
     run_dir = Path(run_dir)
-    files = ("spec.json", "history.jsonl", "result.json")
+    files = (SPEC, HISTORY, RESULT)
     if not any((run_dir / name).is_file() for name in files):
         what = "holds no " + ", ".join(files) if run_dir.is_dir() else "is not a folder"
         raise BadInput(Problem(str(run_dir), what, "name a run, such as runs/node_failure/latest"))
     notices: list[str] = []
-    spec = _read_json(run_dir / "spec.json", notices, "what was asked for is shown as far as known")
-    result = _read_json(
-        run_dir / "result.json",
-        notices,
-        f"nothing was judged yet; judge it with: python -m simulator check {run_dir}",
-    )
-    history = History()
+    spec = _read_json(run_dir / SPEC, notices, "what was asked for is not known")
     try:
-        history = read_history(run_dir / "history.jsonl")
+        history = RunDir(run_dir).history()
     except OSError:
-        notices.append("history.jsonl is missing: there is no evidence to show.")
+        history = History()
+        notices.append(f"{HISTORY} is missing: there is no evidence to show.")
+    view = RunView(history, spec)
+    can_judge = bool(spec) and len(history) > 0
+    consequence = "judged just now, from the history" if can_judge else "nothing was judged"
+    result = _read_json(run_dir / RESULT, notices, consequence)
+    judged = bool(result)
+    if not judged and can_judge:
+        result, judged = _judge_now(view), True
     truncated = history.truncated or result.get("truncated")
     if truncated:
         notices.append(f"The history is incomplete: {truncated}.")
     return Run(
         path=run_dir,
-        spec=spec,
+        view=view,
         result=result,
-        history=history,
         notices=notices,
-        judged=bool(result),
+        judged=judged,
         findings=[_finding(f) for f in _list(result.get("findings")) if isinstance(f, Mapping)],
         phases=[_phase(p) for p in _list(result.get("phases")) if isinstance(p, Mapping)],
     )
+
+
+def _judge_now(view: RunView) -> Mapping[str, Any]:
+    """What result.json would say; a run that did not come to its end is never valid."""
+    found = judge(view)
+    end = view.history.last("run.end")
+    completed = end is not None and end.data.get("status") == "completed"
+    verdict = found.verdict if completed else worst([found.verdict, Verdict.UNKNOWN])
+    return {
+        "verdict": verdict.value,
+        "findings": [f.to_data() for f in found.findings],
+        "phases": [p.to_data() for p in found.phases],
+        "metrics": dict(found.metrics),
+    }
 
 
 def _read_json(path: Path, notices: list[str], consequence: str) -> Mapping[str, Any]:
@@ -272,5 +289,5 @@ def _phase(raw: Mapping[str, Any]) -> Phase:
         uncertainty=number(raw.get("uncertainty")) or 0.0,
         cites=_indices(raw.get("cites")),
         mandatory=bool(raw.get("mandatory", False)),
-        note=str(raw.get("note") or ""),
+        note=str(raw.get("note") or "").removeprefix("not seen: "),
     )

@@ -18,7 +18,7 @@ from rich.text import Text
 from simulator.checkers.base import Verdict
 from simulator.report import story
 from simulator.report.console import show
-from simulator.report.run import Run, load_run
+from simulator.report.run import Run, load_run, short_title
 from simulator.report.timeline import Execution, Outcome, Timeline, build_timeline
 
 STYLES = {Verdict.VALID: "green", Verdict.INVALID: "red", Verdict.UNKNOWN: "yellow"}
@@ -110,7 +110,7 @@ def _anatomy(run: Run, width: int) -> RenderableType:
         bar = Text(" " * left + "━" * (right - left) + "┫", style="cyan")
         sign = "+" if (phase.seconds or 0.0) >= 0 else "-"
         table.add_row(
-            Text(phase.short_title),
+            Text(short_title(phase)),
             bar,
             Text(f"{sign}{story.seconds(abs(phase.seconds or 0.0))}", style="bold"),
             Text(story.uncertainty(phase)),
@@ -118,7 +118,7 @@ def _anatomy(run: Run, width: int) -> RenderableType:
         before = max(before, at)
     for phase in run.not_seen:
         word = "required" if phase.mandatory else ""
-        table.add_row(Text(phase.short_title), Text(word), Text("not seen", style="yellow"), "")
+        table.add_row(Text(short_title(phase)), Text(word), Text("not seen", style="yellow"), "")
     longest = Text(story.longest_wait(run), style="dim")
     parts: list[RenderableType] = [_heading("Recovery, seconds since the injection"), table]
     if longest.plain:
@@ -190,17 +190,16 @@ def _state_char(state: str) -> tuple[str, str]:
 def _cells(
     executions: list[Execution], start: float, step: float, count: int
 ) -> list[tuple[str, str]]:
-    """How busy a node was in each cell, against the most that it did at once."""
+    """How busy a node was in each cell, against its busiest one."""
     busy = [0.0] * count
-    rows = 1
     for e in executions:
-        rows = max(rows, e.row + 1)
         for i in range(_cell(e.start, start, step, count), _cell(e.end, start, step, count) + 1):
             overlap = min(e.end, start + (i + 1) * step) - max(e.start, start + i * step)
             busy[i] += max(0.0, overlap)
     cells = []
+    most = max(step, *busy)
     for value in busy:
-        share = min(1.0, value / (step * rows))
+        share = value / most
         level = round(share * len(LEVELS))
         cells.append((LEVELS[level - 1], "cyan") if level else (" ", ""))
     return cells

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from simulator.checkers import throughput
-from simulator.checkers.index import DOWNING_FAULTS, Index
+from simulator.checkers.anatomy import BACK, anatomy
+from simulator.checkers.index import DOWNING_FAULTS, Index, index_of
 from simulator.history import History
 from simulator.report.run import Run, number
 
@@ -95,10 +96,14 @@ class FaultBand:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One node."""
+    """One node.
+
+    `rows` is how many executions usually ran at once; those in higher rows are rare overlaps.
+    """
 
     name: str
     role: str
+    rows: int
     spans: Sequence[Span]
 
 
@@ -142,21 +147,24 @@ def build_timeline(run: Run) -> Timeline:
     zero = _zero(history)
     at = {op.index: history.at(op) - zero for op in history}
     last = max(at.values())
-    index = Index(history, run.spec)
+    index = index_of(run.view)
     executions = _executions(index, _deaths(history, at), at, zero, last)
     faults = _faults(index, at, executions)
     start, end = _domain(run, at, executions, faults, last)
+    executions = _packed(executions)
+    rows = _usual_rows(executions)
     lanes = [
-        Lane(name, role, _spans(history, at, name, start, end)) for name, role in _nodes(history)
+        Lane(name, role, rows.get(name, 1), _spans(history, at, name, start, end))
+        for name, role in _nodes(history)
     ]
     return Timeline(
         zero=zero,
         start=start,
         end=end,
         lanes=lanes,
-        executions=_packed(executions),
+        executions=executions,
         faults=faults,
-        throughput=_throughput(index, faults, zero, start, end),
+        throughput=_throughput(run, index, faults, zero, start, end),
     )
 
 
@@ -356,24 +364,31 @@ def _packed(executions: Iterable[Execution]) -> list[Execution]:
     return placed
 
 
+def _usual_rows(executions: Iterable[Execution]) -> dict[str, int]:
+    """Per node, how many rows hold at least a twentieth of what its first row holds."""
+    busy: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for e in executions:
+        if not e.call:
+            busy[e.node][e.row] += e.end - e.start
+    return {
+        node: max(row + 1 for row, time in rows.items() if time >= rows[0] / 20)
+        for node, rows in busy.items()
+    }
+
+
 def _throughput(
-    index: Index, faults: Sequence[FaultBand], zero: float, start: float, end: float
+    run: Run, index: Index, faults: Sequence[FaultBand], zero: float, start: float, end: float
 ) -> Throughput:
     """The curve and its levels, by the same functions that judged the recovery."""
-    tasks = list(index.tasks())
     step = _nice((end - start) / 500)
     count = max(1, int((end - start) / step + 0.999))
-    values = _bins(throughput.finished(tasks), zero + start, step, count)
-    without = Throughput(start, step, values, None, [None] * count)
-    fault = next((f for f in faults if f.target is not None), None)
-    if fault is None:
-        return without
-    injected = zero + fault.injected
-    ramped = throughput.ramp_end(tasks, _slots(index), injected)
-    if ramped is None or injected - ramped < 1.0:
-        return without
-    before = throughput.before(tasks, injected).mean(ramped, injected)
-    surviving = throughput.before(tasks, injected, {fault.target or ""}).mean(ramped, injected)
+    values = _bins(throughput.finished(index.tasks()), zero + start, step, count)
+    recovery = anatomy(run.view)
+    before = number(recovery.metrics.get("baseline_total"))
+    surviving = number(recovery.metrics.get("baseline_surviving"))
+    fault = next((f for f in faults if f.fault_id == recovery.fault), None)
+    if fault is None or before is None or surviving is None:
+        return Throughput(start, step, values, None, [None] * count)
     goal: list[float | None] = []
     for i in range(count):
         moment = start + (i + 0.5) * step
@@ -381,14 +396,8 @@ def _throughput(
             goal.append(None)
         else:
             back = fault.end is not None and moment >= fault.end
-            goal.append(0.95 * (before if back else surviving))
+            goal.append(BACK * (before if back else surviving))
     return Throughput(start, step, values, before, goal)
-
-
-def _slots(index: Index) -> int | None:
-    host = index.spec.get("host")
-    slots = number(host.get("slots")) if isinstance(host, dict) else None
-    return None if slots is None else round(slots)
 
 
 def _nice(width: float) -> float:

@@ -113,8 +113,9 @@
   const area = $("#chart-area");
   const narrow = () => area.clientWidth < 560;
   const nameWidth = () => Math.min(narrow() ? 76 : 120, 16 + 7 * Math.max(6, ...lanes.map((l) => l.name.length)));
-  const rowsOf = (lane) => Math.max(1, lane.tasks.length);
-  const most = Math.max(...lanes.map(rowsOf));
+  // Rare overlaps share a thin strip below the usual rows, instead of making all bars thinner.
+  const strips = (lane) => (lane.tasks.length > lane.rows ? 1 : 0);
+  const most = Math.max(...lanes.map((lane) => lane.rows));
   const laneHeight = Math.max(lanes.length > 24 ? 20 : 36, Math.min(most * 9, 120)) + (anyCalls ? 10 : 0);
   const axisHeight = 26, headRoom = 18;
 
@@ -124,7 +125,14 @@
     const top = u.bbox.top + i * height;
     const strip = 4 * dpr();
     const calls = lanes[i].calls.length ? 8 * dpr() : 0;
-    return { top: top + gap, bottom: top + height - gap, tasksTop: top + gap + strip, tasksBottom: top + height - gap - calls - dpr(), callsTop: top + height - gap - calls };
+    const rare = strips(lanes[i]) * 5 * dpr(), bottom = top + height - gap;
+    return { top: top + gap, bottom, tasksTop: top + gap + strip, tasksBottom: bottom - calls - rare - dpr(), callsTop: bottom - calls };
+  }
+
+  function rowBox(lane, box, row) {
+    const height = (box.tasksBottom - box.tasksTop) / lane.rows, gap = height > 5 * dpr() ? dpr() : 0;
+    if (row >= lane.rows) return [box.tasksBottom + dpr(), 4 * dpr()];
+    return [box.tasksTop + row * height, Math.max(height - gap, 1)];
   }
 
   function drawLanes(u) {
@@ -176,10 +184,9 @@
     };
     lanes.forEach((lane, i) => {
       const box = laneBox(u, i);
-      const rowHeight = (box.tasksBottom - box.tasksTop) / rowsOf(lane);
       lane.tasks.forEach((segment, row) => {
-        const gap = rowHeight > 5 * scale ? scale : 0;
-        drawRow(segment, box.tasksTop + row * rowHeight, Math.max(rowHeight - gap, 1), colours[COMPLETED]);
+        const [y, h] = rowBox(lane, box, row);
+        drawRow(segment, y, h, colours[COMPLETED]);
       });
       const callHeight = (box.bottom - box.callsTop) / Math.max(1, lane.calls.length);
       lane.calls.forEach((segment, row) => drawRow(segment, box.callsTop + row * callHeight + scale, Math.max(callHeight - 2 * scale, 1), colour.call));
@@ -405,10 +412,12 @@
     if (!lane) { showTip(u, ""); return; }
     const box = laneBox(u, index), near = (3 * (u.scales.x.max - u.scales.x.min)) / u.over.clientWidth;
     const inCalls = lane.calls.length && y >= box.callsTop;
-    const rows = inCalls ? lane.calls : lane.tasks;
-    const share = inCalls ? (y - box.callsTop) / (box.bottom - box.callsTop) : (y - box.tasksTop) / (box.tasksBottom - box.tasksTop);
-    const segment = rows[Math.min(rows.length - 1, Math.max(0, Math.floor(share * rows.length)))];
-    const hit = segment ? find(segment, t, near) : -1;
+    let rows = lane.tasks.filter((_, row) => { const [a, h] = rowBox(lane, box, row); return y >= a - dpr() && y < a + h + dpr(); });
+    if (inCalls) {
+      const row = Math.floor(((y - box.callsTop) / (box.bottom - box.callsTop)) * lane.calls.length);
+      rows = lane.calls.slice(row, row + 1);
+    }
+    const hit = rows.map((segment) => find(segment, t, near)).find((i) => i >= 0) ?? -1;
     const lines = [];
     if (hit >= 0) {
       const start = D.start + from[hit] / 1000;
