@@ -416,10 +416,9 @@ class _Anatomy:
                 f"with tasks of {length:g} s"
             )
             return
-        struck = self._victims()
-        self.total = throughput.before(tasks, self.injected_at).mean(ramp, self.injected_at)
-        surviving = throughput.before(tasks, self.injected_at, without=struck)
-        self.surviving = surviving.mean(ramp, self.injected_at)
+        self.total, self.surviving = throughput.baselines(
+            tasks, ramp, self.injected_at, self._victims()
+        )
         self.metrics["baseline_total"] = round(self.total, 6)
         self.metrics["baseline_surviving"] = round(self.surviving, 6)
         self.curve = throughput.finished(

@@ -13,6 +13,7 @@ from typing import Any
 from simulator.checkers.anatomy import PHASES, Anatomy, Phase, anatomy
 from simulator.checkers.base import Finding, RunView, Verdict, worst
 from simulator.checkers.registry import run_checks
+from simulator.history import without_collecting
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ class Judgement:
 
 def judge(view: RunView) -> Judgement:
     """Run the checks that the spec names and take the recovery apart."""
+    with without_collecting():
+        return _judge(view)
+
+
+def _judge(view: RunView) -> Judgement:
     findings = run_checks(view)
     try:
         found = anatomy(view)

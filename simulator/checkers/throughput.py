@@ -45,12 +45,12 @@ class Curve:
 
     def work(self, begin: float, end: float) -> float:
         """Work-seconds completed between two times."""
+        times = self.times
         total = 0.0
-        for i, since in enumerate(self.times):
-            if since >= end:
-                break
-            until = self.times[i + 1] if i + 1 < len(self.times) else since
-            total += self.rates[i] * max(0.0, min(until, end) - max(since, begin))
+        first = max(0, bisect_right(times, begin) - 1)
+        for i in range(first, bisect_right(times, end)):
+            until = times[i + 1] if i + 1 < len(times) else times[i]
+            total += self.rates[i] * max(0.0, min(until, end) - max(times[i], begin))
         return total
 
     def mean(self, begin: float, end: float) -> float:
@@ -131,23 +131,34 @@ def finished(executions: Iterable[Execution], without: Collection[str] = ()) -> 
     )
 
 
-def before(executions: Iterable[Execution], until: float, without: Collection[str] = ()) -> Curve:
-    """The curve up to a fault, for a baseline.
+def baselines(
+    executions: Iterable[Execution], since: float, until: float, struck: Collection[str]
+) -> tuple[float, float]:
+    """Mean throughput of a span that ends with a fault: of all nodes, and of those not `struck`.
 
     Work that the fault cut off was being done until then, so it counts there, at the median pace
     of the work that finished and for as long as that takes: a baseline without it would be too
     low, and too easily reached.
     """
-    running = [e for e in executions if e.nominal_s > 0 and e.start < until]
-    paces = [e.pace for e in running if e.pace > 0]
-    usual = median(paces) if paces else 0.0
-    if not usual:
-        return Curve(())
-    return Curve(
-        (e.start, min(until, e.start + e.nominal_s / usual if e.end is None else e.end), pace)
-        for e in running
-        if (pace := e.pace or usual) and (not without or e.node not in without)
-    )
+    running = [
+        e
+        for e in executions
+        if e.nominal_s > 0 and e.start < until and (e.end is None or e.end > since)
+    ]
+    paces = [pace for e in running if (pace := e.pace) > 0]
+    if not paces or until <= since:
+        return 0.0, 0.0
+    usual = median(paces)
+    total = surviving = 0.0
+    for e in running:
+        end, pace = e.end, e.pace
+        if end is None:
+            end, pace = e.start + e.nominal_s / usual, usual
+        work = pace * max(0.0, min(end, until) - max(e.start, since))
+        total += work
+        if e.node not in struck:
+            surviving += work
+    return total / (until - since), surviving / (until - since)
 
 
 def ramp_end(executions: Iterable[Execution], slots: int | None, until: float) -> float | None:
