@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from simulator.backends.base import KILL, PAUSE, Backend, CanKill, CanPause, Capability
-from simulator.cluster import Cluster
+from simulator.cluster import Cluster, State, wait_alive
 from simulator.errors import CannotRun
+from simulator.waiting import WaitTimeout
 
 Verb = Literal["start", "die", "pause", "unpause", "oom"]
 
@@ -54,16 +55,20 @@ class Fault(ABC):
         A node that Ray already gave up comes back as a new one: whatever state the node is in,
         at the end it is alive in the GCS, or `NodeStartFailed` says why not.
         """
-        state = cluster.node(node).state
-        if state == "paused":
+        how = ""
+        if cluster.node(node).state == "paused":
             cluster.resume(node)
-            if _stays(cluster, node):
+            if _settled(cluster, node) == "alive":
                 return "resumed; Ray still had it"
-            state = "exited"
-        if state in ("exited", "created"):
-            cluster.start_nodes([node], timeout=timeout)
-            return "started again; it joined as a new node"
-        return "it was running already"
+            how = "resumed, but Ray had given it up; "
+        if cluster.node(node).state == "running":
+            if _state(cluster, node) != "dead":
+                wait_alive(cluster, [node], timeout)
+                return f"{how}it was running already"
+            # Ray takes no node back that it gave up: end it, so that it can come back as a new one.
+            cluster.backend.stop(cluster.name, node, 1.0)
+        cluster.start_nodes([node], timeout=timeout)
+        return f"{how}started again; it joined as a new node"
 
     def refused_by(self, backend: Backend) -> str | None:
         """Why this backend cannot do it, or None."""
@@ -75,15 +80,21 @@ class Fault(ABC):
         return self.name
 
 
-def _stays(cluster: Cluster, node: str, settle: float = 10.0) -> bool:
-    """Whether a thawed node is still the one that Ray knows, or exits as one given up."""
+def _state(cluster: Cluster, node: str) -> State:
+    return next(n.state for n in cluster.status().nodes if n.name == node)
 
-    def decided() -> str | None:
-        status = next(n for n in cluster.status().nodes if n.name == node)
-        return status.state if status.state in ("alive", "exited") else None
 
-    name = f"{node} is alive or exits"
-    return cluster.wait_until(decided, name=name, timeout=settle + 50) == "alive"
+def _settled(cluster: Cluster, node: str, timeout: float = 30.0) -> State:
+    """What becomes of a thawed node: Ray still has it, or it exits as one given up."""
+
+    def decided() -> State | None:
+        state = _state(cluster, node)
+        return state if state in ("alive", "exited") else None
+
+    try:
+        return cluster.wait_until(decided, name=f"{node} is alive or exits", timeout=timeout)
+    except WaitTimeout:
+        return _state(cluster, node)
 
 
 @dataclass(frozen=True)

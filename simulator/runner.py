@@ -27,26 +27,34 @@ from typing import Any
 import psutil
 
 from simulator import __version__
-from simulator.backends.base import Backend, ClusterSpec, EngineEvent, Program, Watch
+from simulator.backends.base import (
+    Backend,
+    ClusterRecord,
+    ClusterSpec,
+    EngineEvent,
+    Program,
+    Watch,
+    clock_of,
+)
 from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import RunView, Verdict
 from simulator.checkers.judge import judge
 from simulator.cluster import HEALTH, Cluster, StartEvent, salvage, steady_problems
-from simulator.errors import BadInput, CannotRun, Interrupted, Problem, SimulatorError
+from simulator.errors import BadInput, CannotRun, Interrupted, NotFound, Problem, SimulatorError
 from simulator.experiment import Experiment, params_data
 from simulator.history import History, Recorder
 from simulator.report import write_html
 from simulator.schedule import After, Never, PlannedFault, WhenDeclaredDead, resolve, survivors
 from simulator.store import REPORT, SCHEMA, RunDir, Store
 from simulator.topology import Topology
-from simulator.waiting import Deadline, WaitTimeout, wait_until
+from simulator.waiting import Clock, Deadline, WaitTimeout
 from simulator.workload import Workload
 
 LEDGER_CONTROL = "control.json"
 LEDGER_WORKLOAD = "workload.json"
 OBSERVER = "observer"
 
-#: Deadlines of the parts that always run, seconds.
+#: Deadlines of the parts that always run, seconds; draining also gets what the planned work takes.
 HEAL_S, COLLECT_S, DRAIN_S, GATE_S, START_S = 150.0, 60.0, 120.0, 60.0, 60.0
 
 
@@ -105,6 +113,7 @@ class Interrupts:
             self._on_second()
             os._exit(4)
         if not self.cleaning:
+            self.cleaning = True
             raise Interrupted(
                 f"interrupted by {signal.Signals(number).name}",
                 remedy="healing, collecting and taking down; once more stops at once",
@@ -127,8 +136,14 @@ class Interrupts:
 @dataclass
 class _Fault:
     planned: PlannedFault
-    injected: bool = False
+    injected: float | None = None  # when, by the run's monotonic clock
+    verified: bool = False
     healed: bool = False
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every operation about it says."""
+        return {"id": self.planned.id, "fault": self.planned.step.fault.name}
 
 
 @dataclass
@@ -146,10 +161,21 @@ class _Live:
     faults: list[_Fault] = field(default_factory=list)
     job: str | None = None
     job_over: bool = False
+    drain_s: float = DRAIN_S
     asked: dict[str, bool] = field(default_factory=dict)
+    next_ask: float = 0.0
     attempts: set[tuple[str, int]] = field(default_factory=set)
     error: BaseException | None = None
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Lease:
+    """The cluster of one or several runs: is it to be made, and is it ours to take down?"""
+
+    name: str
+    fresh: bool
+    ours: bool = False
 
 
 class Runner:
@@ -159,8 +185,8 @@ class Runner:
     ----------
     backend, store
         Where the cluster lives, and where the runs are kept.
-    clock, sleep
-        Monotonic seconds, and how to wait; a test passes its own.
+    clock
+        What everything is timed with; by default the backend's own, or the machine's.
     """
 
     def __init__(
@@ -169,14 +195,12 @@ class Runner:
         store: Store,
         *,
         listener: Listener | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        clock: Clock | None = None,
     ) -> None:
         self.backend = backend
         self.store = store
         self.listener = listener or Listener()
-        self.clock = clock
-        self.sleep = sleep
+        self.clock = clock or clock_of(backend)
 
     # -- public ------------------------------------------------------------------------------------
 
@@ -195,36 +219,27 @@ class Runner:
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
         request = replace(request, seed=seed)
         planned = self._plan(request)
-        gpu = self._gpu(request)
         name = (
             request.reuse
             or request.name
             or f"{request.experiment.name.replace('_', '-')}-{secrets.token_hex(2)}"
         )
+        gpu = self._gpu(request, self._existing(request, name))
         results: list[dict[str, Any]] = []
         interrupts = Interrupts(lambda: self._last_words(name))
-        keep = request.keep or request.reuse is not None
+        lease = _Lease(name, fresh=request.reuse is None)
         with interrupts.installed():
-            for i in range(times):
-                one = replace(request, seed=seed + i)
-                last = i == times - 1
-                if i:
-                    planned = self._plan(one)
-                result = self._one(
-                    one,
-                    planned,
-                    gpu,
-                    name,
-                    interrupts,
-                    fresh=i == 0 and request.reuse is None,
-                    keep=keep or not last,
-                )
-                results.append(result)
-                if result["status"] != "completed":
-                    if not keep and not last:
-                        interrupts.cleaning = True
-                        Cluster(self.backend, name).down()
-                    break
+            try:
+                for i in range(times):
+                    one = replace(request, seed=seed + i)
+                    planned = self._plan(one) if i else planned
+                    results.append(self._one(one, planned, gpu, lease, interrupts))
+                    if results[-1]["status"] != "completed":
+                        break
+            finally:
+                interrupts.cleaning = True
+                if lease.ours and not request.keep:
+                    self._down(name, results)
         return results
 
     # -- before anything starts --------------------------------------------------------------------
@@ -244,9 +259,38 @@ class Runner:
             raise CannotRun("this backend cannot do it", why="; ".join(refused))
         return planned
 
-    def _gpu(self, request: RunRequest) -> str:
-        if request.reuse:
-            return Cluster(self.backend, request.reuse).record().gpu
+    def _existing(self, request: RunRequest, name: str) -> ClusterRecord | None:
+        """The cluster to reuse, of the right shape; None where a new name is free."""
+        clusters = {c.name: c for c in self.backend.clusters()}
+        if request.reuse is None:
+            if name in clusters:
+                raise BadInput(
+                    Problem(
+                        f"--name {name}",
+                        "a cluster of that name exists already",
+                        f"run on it with --reuse {name}, take it down first "
+                        f"(python -m simulator down --name {name}), or use another name",
+                    )
+                )
+            return None
+        if name not in clusters:
+            raise NotFound("cluster", name, clusters)
+        has = sorted(n.name for n in clusters[name].nodes)
+        wanted = sorted(n.name for n in request.topology.nodes())
+        if has != wanted:
+            raise BadInput(
+                Problem(
+                    f"--reuse {name}",
+                    f"it has {', '.join(has)}, and topology {request.topology.name} has "
+                    f"{', '.join(wanted)}",
+                    "name the topology that it was started with (--topology, --workers)",
+                )
+            )
+        return clusters[name]
+
+    def _gpu(self, request: RunRequest, existing: ClusterRecord | None) -> str:
+        if existing is not None:
+            return existing.gpu
         blocking = [c for c in self.backend.check(request.topology) if c.level == "problem"]
         if blocking:
             raise CannotRun(
@@ -262,46 +306,52 @@ class Runner:
         request: RunRequest,
         planned: list[PlannedFault],
         gpu: str,
-        name: str,
+        lease: _Lease,
         interrupts: Interrupts,
-        *,
-        fresh: bool,
-        keep: bool,
     ) -> dict[str, Any]:
         assert request.seed is not None
         run = self.store.create(request.experiment.name, request.seed)
         run_id = run.path.name
-        cluster = Cluster(self.backend, name)
-        spec = self._spec(request, planned, gpu, name, run_id)
+        cluster = Cluster(self.backend, lease.name)
+        spec = self._spec(request, planned, gpu, lease.name, run_id)
         run.write_spec(spec)
-        recorder = Recorder(run.history_path)
+        recorder = Recorder(run.history_path, wall=self.clock.wall, mono=self.clock.mono)
         live = _Live(cluster, recorder, run_id, faults=[_Fault(p) for p in planned])
         recorder.record("run.start", schema=SCHEMA, run_id=run_id, experiment=spec["experiment"])
         status = "completed"
         interrupts.cleaning = False
         try:
-            self._act(request, live, run, spec, gpu, fresh=fresh)
-        except Interrupted as error:
+            try:
+                self._act(request, live, run, spec, gpu, lease)
+            finally:
+                interrupts.cleaning = True
+        except (Interrupted, KeyboardInterrupt) as error:
             status = "interrupted"
             self._note(live, error)
-        except (SimulatorError, WaitTimeout) as error:
-            status = "failed" if any(f.injected for f in live.faults) else "aborted"
+        except SimulatorError as error:
+            injected = any(f.injected is not None for f in live.faults)
+            status = "failed" if injected else "aborted"
             self._note(live, error)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, clean up and say so
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - clean up and say so, whatever it was
             status = "failed"
             self._note(live, error)
-        interrupts.cleaning = True
         self._finish(live, run, request)
         recorder.record("run.end", status=status)
         recorder.close()
-        result = judge_run(run, status=status, error=self._said(live))
-        if not keep:
-            self.listener.phase("down")
-            try:
-                cluster.down()
-            except SimulatorError as error:
-                self.listener.say(f"{error}")
-        return result
+        return judge_run(run, status=status, error=self._said(live))
+
+    def _down(self, name: str, results: list[dict[str, Any]]) -> None:
+        """Take the cluster down; what keeps it from going is said, and noted in the last result."""
+        self.listener.phase("down")
+        try:
+            Cluster(self.backend, name).down()
+        except Exception as error:  # noqa: BLE001 - the results must reach the caller all the same
+            text = f"{name} could not be taken down: {error}"
+            self.listener.say(f"{text}\nTry again: python -m simulator down --name {name}")
+            if results:
+                last = results[-1]
+                last["error"] = "\nnote: ".join(t for t in (last["error"], text) if t)
+                RunDir(Path(last["run_dir"])).write_result(last)
 
     def _act(
         self,
@@ -310,12 +360,11 @@ class Runner:
         run: RunDir,
         spec: dict[str, Any],
         gpu: str,
-        *,
-        fresh: bool,
+        lease: _Lease,
     ) -> None:
         wanted = [n.name for n in request.topology.nodes()]
         self._phase(live, "create")
-        if fresh:
+        if lease.fresh:
             cluster_spec = self.backend.prepare(
                 ClusterSpec(
                     name=live.cluster.name,
@@ -327,11 +376,16 @@ class Runner:
                 ),
                 self.listener.say,
             )
-            live.cluster.up(
-                cluster_spec,
-                progress=lambda event: self._started(live, event),
-                parallelism=request.start_parallelism,
-            )
+            lease.ours, lease.fresh = True, False
+            try:
+                live.cluster.up(
+                    cluster_spec,
+                    progress=lambda event: self._started(live, event),
+                    parallelism=request.start_parallelism,
+                )
+            except BadInput:
+                lease.ours = False  # somebody else took the name in the meantime
+                raise
         else:
             down = [n.name for n in live.cluster.record().nodes if n.state in ("exited", "created")]
             live.cluster.start_nodes(down, progress=lambda event: self._started(live, event))
@@ -349,12 +403,13 @@ class Runner:
         self._load(live, workload, request.topology)
 
         self._phase(live, "faults")
-        load_began = self.clock()
+        load_began = self.clock.mono()
         for fault in live.faults:
             self._wait_to(live, load_began + fault.planned.step.at)
             self._inject(live, fault)
         self._phase(live, "recover")
         self._recover(live, request, run)
+        self._drain(live)
 
     # -- parts of it -------------------------------------------------------------------------------
 
@@ -407,44 +462,71 @@ class Runner:
             target=self._read_observer, args=(live, live.observer), daemon=True
         )
         live.reader.start()
-        wait_until(
-            lambda: live.recorder.snapshot().first("observer.start"),
-            name="the observer's first word",
-            timeout=START_S,
-        )
+
+        def spoke() -> bool:
+            history = live.recorder.snapshot()
+            if history.first("observer.start"):
+                return True
+            if not _reading(live):
+                raise CannotRun(
+                    "the observer ended before it saw anything",
+                    why="its last words follow",
+                    details=[str(op.data["text"]) for op in history.of("observer.noise")[-12:]],
+                )
+            return False
+
+        cluster.wait_until(spoke, name="the observer's first word", timeout=START_S)
 
     def _engine(self, live: _Live, event: EngineEvent) -> None:
-        if live.recorder.closed:
-            return
         more = {} if event.exit_code is None else {"exit_code": event.exit_code}
-        live.recorder.record(
-            f"engine.{event.verb}", source="engine", node=event.node, wall=event.wall, data=more
+        self._receive(
+            live,
+            f"engine.{event.verb}",
+            source="engine",
+            node=event.node,
+            wall=event.wall,
+            data=more,
         )
 
+    def _receive(self, live: _Live, kind: str, **what: Any) -> None:
+        """Record from a thread of somebody else's, who may still speak when the run is over."""
+        try:
+            live.recorder.record(kind, **what)
+        except ValueError:
+            if not live.recorder.closed:
+                raise
+
     def _read_observer(self, live: _Live, observer: Program) -> None:
-        for line in observer.lines():
-            try:
-                raw = json.loads(line)
-                host, data = raw["host"], raw["data"]
-                kind, source, wall, mono = raw["kind"], raw["src"], raw["wall"], raw["mono"]
-            except (ValueError, KeyError, TypeError):
-                if line.strip():
-                    live.recorder.record("observer.noise", text=line[:500])
-                continue
+        try:
+            for line in observer.lines():
+                self._observed(live, line)
+        except Exception as error:  # noqa: BLE001 - a thread has nobody to raise to: the history is told
+            text = f"the observer's stream broke: {type(error).__name__}: {error}"
+            self._receive(live, "run.note", text=text)
+
+    def _observed(self, live: _Live, line: str) -> None:
+        try:
+            raw = json.loads(line)
+            kind, source, wall, mono = raw["kind"], raw["src"], raw["wall"], raw["mono"]
+            host, data = raw["host"], dict(raw["data"])
             if kind == "driver.object":
                 data["nodes"] = [live.names.get(h, h) for h in data["hosts"]]
-            if kind == "ray.node":
-                live.ray_nodes[data["ray_node_id"]] = live.names.get(host, host)
             node = None if host is None else live.names.get(host, host)
-            live.recorder.record(kind, source=source, node=node, wall=wall, mono=mono, data=data)
+            if kind == "ray.node" and node is not None:
+                live.ray_nodes[data["ray_node_id"]] = node
+        except (ValueError, KeyError, TypeError):
+            if line.strip():
+                self._receive(live, "observer.noise", text=line[:500])
+            return
+        self._receive(live, kind, source=source, node=node, wall=wall, mono=mono, data=data)
 
     def _measure_clock(self, live: _Live) -> None:
         """The nodes' clock against ours, the tightest of a few tries."""
         best: tuple[float, float] | None = None
         for _ in range(5):
-            before = time.time()
+            before = self.clock.wall()
             there = self.backend.wall_clock()
-            after = time.time()
+            after = self.clock.wall()
             half = (after - before) / 2
             if best is None or half < best[1]:
                 best = (there - (before + after) / 2, half)
@@ -464,7 +546,7 @@ class Runner:
             return not problems
 
         try:
-            wait_until(at_rest, name="the steady state", timeout=timeout, interval=0.5)
+            live.cluster.wait_until(at_rest, name="the steady state", timeout=timeout, interval=0.5)
         except WaitTimeout:
             live.recorder.record("steady", when=when, ok=False, problems=problems)
             if when == "before":
@@ -484,6 +566,7 @@ class Runner:
             f"{live.run_id}/{LEDGER_WORKLOAD}",
             json.dumps(workload.spec(hostnames)).encode(),
         )
+        live.drain_s = DRAIN_S + 2 * workload.nominal_seconds(topology)
         live.job = f"{live.run_id}-{secrets.token_hex(3)}"
         live.recorder.record("workload.submit", job_id=live.job, workload=workload.name)
         live.cluster.ray.submit(workload.entrypoint(live.run_id), live.job)
@@ -491,7 +574,10 @@ class Runner:
         def began() -> bool:
             if live.recorder.snapshot().first("driver.start"):
                 return True
-            job = live.cluster.ray.job(live.job or "")
+            try:
+                job = live.cluster.ray.job(live.job or "")
+            except CannotRun:
+                return False
             if job.over:
                 raise CannotRun(
                     f"the workload ended before it began: {job.status}",
@@ -500,7 +586,9 @@ class Runner:
                 )
             return False
 
-        wait_until(began, name="the workload's beginning", timeout=START_S, interval=0.2)
+        live.cluster.wait_until(
+            began, name="the workload's beginning", timeout=START_S, interval=0.2
+        )
 
     def _control(self, live: _Live, **asked: bool) -> None:
         live.asked.update(asked)
@@ -511,15 +599,17 @@ class Runner:
         )
 
     def _wait_to(self, live: _Live, moment: float) -> None:
-        while (left := moment - self.clock()) > 0:
-            self.listener.tick(live.recorder.snapshot())
-            self.sleep(min(left, 0.5))
+        """Until then, heal what is due: a long schedule undoes its first fault before its last."""
+        while (left := moment - self.clock.mono()) > 0:
+            history = live.recorder.snapshot()
+            self.listener.tick(history)
+            self._heal_due(live, history)
+            self.clock.sleep(min(left, 0.5))
 
     def _inject(self, live: _Live, fault: _Fault) -> None:
         planned = fault.planned
         step, node = planned.step, planned.node
-        facts: dict[str, Any] = {"id": planned.id, "fault": step.fault.name}
-        data = planned.to_data()
+        facts, data = fault.facts, planned.to_data()
         live.recorder.record("fault.plan", node=node, target=node, undo=data["undo"], data=facts)
         state = live.cluster.node(node).state
         if state != "running":
@@ -530,7 +620,7 @@ class Runner:
             )
             return
         before = len(live.recorder.snapshot())
-        fault.injected = True
+        fault.injected = self.clock.mono()
         live.recorder.record("fault.inject", node=node, data=facts)
         step.fault.inject(live.cluster, node)
         live.recorder.record("fault.done", node=node, data=facts)
@@ -542,15 +632,16 @@ class Runner:
     def _verify(self, live: _Live, fault: _Fault, since: int) -> None:
         """Show from outside that it took effect: the engine's event, and the state it left."""
         planned = fault.planned
-        kind, node = f"engine.{planned.step.fault.shown_by}", planned.node
-        facts: dict[str, Any] = {"id": planned.id, "fault": planned.step.fault.name}
+        kind, node, facts = f"engine.{planned.step.fault.shown_by}", planned.node, fault.facts
 
         def seen() -> Any:
             ops = live.recorder.snapshot().ops[since:]
             return next((op for op in ops if op.kind == kind and op.node == node), None)
 
         try:
-            event = wait_until(seen, name=f"{kind} of {node}", timeout=15.0, interval=0.02)
+            event = live.cluster.wait_until(
+                seen, name=f"{kind} of {node}", timeout=15.0, interval=0.02
+            )
         except WaitTimeout as error:
             live.recorder.record(
                 "fault.effect",
@@ -561,7 +652,7 @@ class Runner:
                 data=facts,
             )
             return
-        holds = planned.step.fault.holds(live.cluster, node)
+        holds = fault.verified = planned.step.fault.holds(live.cluster, node)
         live.recorder.record(
             "fault.effect",
             source="engine",
@@ -576,47 +667,88 @@ class Runner:
         """Heal each fault when it is due, and go on until the last mandatory phase was seen."""
         spec = run.spec()
         deadline = Deadline(
-            request.experiment.recovery_timeout(request.params) + 30.0, clock=self.clock
+            request.experiment.recovery_timeout(request.params) + 30.0, clock=self.clock.mono
         )
-        began = self.clock()
-        next_attempts = 0.0
-        while True:
+        next_look = 0.0
+        while not deadline.passed:
             history = live.recorder.snapshot()
             self.listener.tick(history)
-            for fault in live.faults:
-                if fault.injected and not fault.healed and self._due(history, fault, began):
-                    self._heal(live, fault)
-                    history = live.recorder.snapshot()
-            if self.clock() >= next_attempts:
-                self._failed_attempts(live)
-                next_attempts = self.clock() + 2.0
-            seen_all = not anatomy(RunView(history, spec)).waiting_for
-            waiting = [f for f in live.faults if not f.healed and not _never(f)]
-            over = history.first("driver.end") is not None
-            if not waiting and (seen_all or over):
-                break
-            if deadline.passed:
-                break
-            self.sleep(0.5)
-        self._drain(live)
+            if self._heal_due(live, history):
+                history = live.recorder.snapshot()
+            self._ask_ray(live)
+            if all(f.healed or _never(f) for f in live.faults if f.injected is not None):
+                if self._nothing_more_to_see(live, history):
+                    return
+                if self.clock.mono() >= next_look:
+                    began = time.perf_counter()
+                    if not anatomy(RunView(history, spec)).waiting_for:
+                        return
+                    # A long history takes its time to look through: spend a tenth on it at most.
+                    next_look = self.clock.mono() + 10 * (time.perf_counter() - began)
+            self.clock.sleep(0.5)
 
-    def _due(self, history: History, fault: _Fault, began: float) -> bool:
+    def _nothing_more_to_see(self, live: _Live, history: History) -> bool:
+        """Whether waiting is vain: no work goes on, nobody watches, or no fault is known to hold."""
+        injected = [f for f in live.faults if f.injected is not None]
+        return (
+            live.job_over
+            or history.first("driver.end") is not None
+            or not _reading(live)
+            or not all(f.verified for f in injected)
+            or not injected
+        )
+
+    def _ask_ray(self, live: _Live) -> None:
+        """Every two seconds: which attempts failed, and whether the workload still runs."""
+        if self.clock.mono() < live.next_ask:
+            return
+        live.next_ask = self.clock.mono() + 2.0
+        self._failed_attempts(live)
+        head = live.cluster.node("head")
+        struck = any(
+            f.planned.node == "head" and f.injected is not None and not f.healed
+            for f in live.faults
+        )
+        if head.state != "running" and not struck:
+            raise CannotRun(
+                f"the head is {head.state}, and no fault of this run did it",
+                why=f"its exit code is {head.exit_code}; its last lines follow",
+                details=self.backend.logs(live.cluster.name, "head", tail=12).splitlines(),
+            )
+        try:
+            job = live.cluster.ray.job(live.job or "")
+        except CannotRun:
+            return
+        if job.over and not live.job_over:
+            live.job_over = True
+            live.recorder.record("workload.end", status=job.status, message=job.message[:500])
+
+    def _heal_due(self, live: _Live, history: History) -> bool:
+        """Undo every fault whose time has come; whether there was any."""
+        due = [f for f in live.faults if not f.healed and self._due(history, f)]
+        for fault in due:
+            self._heal(live, fault)
+        return bool(due)
+
+    def _due(self, history: History, fault: _Fault) -> bool:
         heal = fault.planned.step.heal
-        if isinstance(heal, Never):
+        if isinstance(heal, Never) or fault.injected is None:
             return False
+        since = self.clock.mono() - fault.injected
         if isinstance(heal, After):
-            return self.clock() - began >= heal.seconds
+            return since >= heal.seconds
+        if not fault.verified:
+            return True  # nothing died, so nothing will be declared dead
         inject = next(op for op in history.of("fault.inject") if op.data["id"] == fault.planned.id)
         dead = any(
             op.node == fault.planned.node and op.data["state"] == "DEAD" and op.index > inject.index
             for op in history.of("ray.node")
         )
-        return dead or self.clock() - began >= heal.at_most
+        return dead or since >= heal.at_most
 
     def _heal(self, live: _Live, fault: _Fault) -> None:
         """Undo one fault; safe to call again."""
-        planned = fault.planned
-        facts: dict[str, Any] = {"id": planned.id, "fault": planned.step.fault.name}
+        planned, facts = fault.planned, fault.facts
         if fault.healed:
             return
         if _never(fault):
@@ -654,7 +786,9 @@ class Runner:
             return job.over
 
         try:
-            wait_until(over, name="the workload's end", timeout=DRAIN_S, interval=0.3)
+            live.cluster.wait_until(
+                over, name="the workload's end", timeout=live.drain_s, interval=0.3
+            )
         except WaitTimeout as error:
             message = str(error)
         live.job_over = True
@@ -695,14 +829,15 @@ class Runner:
         if exists:
             self._guard(live, "draining", lambda: self._end_job(live))
             for fault in reversed(live.faults):
-                if fault.injected:
+                if fault.injected is not None:
                     heal = partial(self._heal, live, fault)
                     self._guard(live, f"healing {fault.planned.id}", heal)
             if live.job is not None:
                 whole = [
                     n.name
                     for n in survivors(
-                        request.topology, [f.planned for f in live.faults if f.injected]
+                        request.topology,
+                        [f.planned for f in live.faults if f.injected is not None],
                     )
                 ]
                 self._guard(
@@ -719,7 +854,9 @@ class Runner:
             self._guard(
                 live,
                 "collecting",
-                lambda: problems.extend(salvage(self.backend, cluster.name, run.path)),
+                lambda: problems.extend(
+                    salvage(self.backend, cluster.name, run.path, siblings=False)
+                ),
             )
             for problem in problems:
                 recorder.record("run.note", text=problem)
@@ -825,8 +962,13 @@ class Runner:
                 "slots": slots,
                 "oversubscription": round(slots / cores, 2),
             },
-            "started": time.time(),
+            "started": self.clock.wall(),
         }
+
+
+def _reading(live: _Live) -> bool:
+    """Whether the observer may still say something."""
+    return live.reader is not None and live.reader.is_alive()
 
 
 def _never(fault: _Fault) -> bool:
@@ -890,7 +1032,12 @@ def judge_run(
         "truncated": history.truncated,
     }
     run.write_result(result)
-    write_html(run.path)
+    try:
+        write_html(run.path)
+    except Exception as problem:  # noqa: BLE001 - a broken report must not cost the verdict
+        text = f"the report could not be written: {type(problem).__name__}: {problem}"
+        result["error"] = "\nnote: ".join(t for t in (error, text) if t)
+        run.write_result(result)
     return result
 
 
