@@ -70,6 +70,8 @@ class RunRequest:
         Name of a cluster that is up already and stays up.
     keep
         Leave the cluster up at the end.
+    command
+        The command line that replays it; ``{seed}`` in it stands for the run's own seed.
     """
 
     experiment: Experiment
@@ -94,6 +96,7 @@ class Listener:
     phase: Callable[[str], None] = lambda phase: None
     start: Callable[[StartEvent], None] = lambda event: None
     tick: Callable[[History], None] = lambda history: None
+    result: Callable[[Mapping[str, Any]], None] = lambda result: None
 
 
 class Interrupts:
@@ -234,6 +237,7 @@ class Runner:
                     one = replace(request, seed=seed + i)
                     planned = self._plan(one) if i else planned
                     results.append(self._one(one, planned, gpu, lease, interrupts))
+                    self.listener.result(results[-1])
                     if results[-1]["status"] != "completed":
                         break
             finally:
@@ -327,6 +331,7 @@ class Runner:
                 interrupts.cleaning = True
         except (Interrupted, KeyboardInterrupt) as error:
             status = "interrupted"
+            self.listener.say(str(error) or "interrupted")
             self._note(live, error)
         except SimulatorError as error:
             injected = any(f.injected is not None for f in live.faults)
@@ -949,7 +954,7 @@ class Runner:
             "recovery_timeout_s": request.experiment.recovery_timeout(request.params),
             "checks": list(request.experiment.checks),
             "schedule": [p.to_data() for p in planned],
-            "command": request.command,
+            "command": request.command.replace("{seed}", str(request.seed)),
             "versions": {
                 "simulator": __version__,
                 "python": platform.python_version(),

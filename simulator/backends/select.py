@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.backends.base import Backend
@@ -50,3 +52,33 @@ def choose(name: str = "auto") -> Choice:
     from simulator.backends.process import ProcessBackend
 
     return Choice(ProcessBackend(), f"processes, because no Docker engine answers ({silent})")
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """Every backend that answers on this machine, and a sentence for each that does not."""
+
+    backends: Sequence[Backend]
+    silent: Sequence[str] = ()
+
+
+def usable(name: str = "auto") -> Usable:
+    """Where clusters may be found: on the backend of this name, or on all that answer.
+
+    Raises
+    ------
+    BadInput, CannotRun
+        As `choose`, where one backend was asked for.
+    """
+    if name != "auto":
+        return Usable([choose(name).backend])
+    backends: list[Backend] = []
+    silent: list[str] = []
+    for other in NAMES[1:]:
+        if other == "process" and not sys.platform.startswith("linux"):
+            continue  # there are none elsewhere, and that is no news to anybody
+        try:
+            backends.append(choose(other).backend)
+        except CannotRun as error:
+            silent.append(f"{other}: {error.what}")
+    return Usable(backends, silent)
