@@ -104,7 +104,11 @@ class Counter:
             saved = json.loads(self._path.read_text(encoding="utf-8"))
             self._calls, self._total = saved["calls"], saved["total"]
         ledger(run_id).write(
-            "actor.start", actor=name, pid=os.getpid(), exec=os.urandom(8).hex(), restored=self._calls
+            "actor.start",
+            actor=name,
+            pid=os.getpid(),
+            exec=os.urandom(8).hex(),
+            restored=self._calls,
         )
 
     def add(self, n: int) -> int:

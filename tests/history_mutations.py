@@ -1,0 +1,451 @@
+"""Ways in which a run could have gone wrong, applied to the history of one that did not.
+
+Each mutation picks what it changes by its properties, so it works on built and on recorded histories, and says
+which checks must answer differently afterwards; all others must answer as before. Lines of the ledger are taken
+out, doubled and added *at the source*: the lines after them move up, and the observer's last count agrees.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from simulator.checkers.anatomy import anatomy
+from simulator.checkers.base import RunView, Verdict
+from simulator.checkers.index import Execution, index_of
+from simulator.history import History, Op
+
+INVALID, UNKNOWN = Verdict.INVALID, Verdict.UNKNOWN
+
+
+@dataclass(frozen=True)
+class Mutated:
+    """A changed run and the verdicts that must differ from the original's."""
+
+    view: RunView
+    flips: Mapping[str, Verdict]
+
+
+class NotHere(Exception):
+    """The history has nothing that this mutation could change."""
+
+
+Mutation = Callable[[RunView], Mutated]
+MUTATIONS: dict[str, Mutation] = {}
+
+
+def mutation(function: Mutation) -> Mutation:
+    MUTATIONS[function.__name__] = function
+    return function
+
+
+# Tools
+
+
+def rebuilt(view: RunView, ops: Iterable[Op], **spec: Any) -> RunView:
+    """A view of these operations, as if they had been recorded so from the start."""
+    lines: dict[str, int] = defaultdict(int)
+    fresh: list[Op] = []
+    for index, op in enumerate(ops):
+        data = op.data
+        if "file" in data:
+            lines[data["file"]] += 1
+            data = {**data, "line": lines[data["file"]]}
+        if op.kind == "observer.end":
+            data = {**data, "files": dict(lines)}
+        fresh.append(replace(op, index=index, data=data))
+    return RunView(History(fresh), {**view.spec, **spec})
+
+
+def without(view: RunView, *dropped: Op) -> RunView:
+    gone = {id(op) for op in dropped}
+    return rebuilt(view, (op for op in view.history if id(op) not in gone))
+
+
+def doubled(view: RunView, op: Op) -> RunView:
+    return rebuilt(
+        view, (o for each in view.history for o in ([each, each] if each is op else [each]))
+    )
+
+
+def altered(view: RunView, op: Op, *, node: str | None = None, **data: Any) -> RunView:
+    """The same history with one operation's data (or node) changed, and nothing else."""
+    changed = replace(op, node=node or op.node, data={**op.data, **data})
+    ops = [changed if each is op else each for each in view.history]
+    return RunView(History(ops), view.spec)
+
+
+def some(items: Iterable[Any], what: str) -> Any:
+    """One from the middle: neither the first nor the last is typical."""
+    found = list(items)
+    if not found:
+        raise NotHere(f"there is no {what}")
+    return found[len(found) // 2]
+
+
+def plain(view: RunView) -> Execution:
+    """A task that ran once, whole, away from every victim, and whose value came back."""
+    index = index_of(view)
+    struck = {fault.node for fault in index.injected()}
+    found: Execution = some(
+        (
+            of_key[0]
+            for key, of_key in index.executions.items()
+            if len(of_key) == 1
+            and of_key[0].whole
+            and of_key[0].actor is None
+            and of_key[0].node not in struck
+            and key in index.results
+            and index.results[key].data["value"] is not None
+            and not any(op.data["key"] == key for ops in index.objects_back.values() for op in ops)
+        ),
+        "task that ran once on a survivor",
+    )
+    return found
+
+
+def first_fault(view: RunView) -> Any:
+    return some(index_of(view).injected()[:1], "injected fault")
+
+
+def of_kind(view: RunView, kind: str, **data: Any) -> Op:
+    found: Op = some(
+        (
+            op
+            for op in view.history
+            if op.kind == kind and all(op.data.get(k) == v for k, v in data.items())
+        ),
+        kind,
+    )
+    return found
+
+
+# What the tasks did
+
+
+@mutation
+def end_dropped(view: RunView) -> Mutated:
+    end = plain(view).end_op
+    assert end is not None
+    return Mutated(without(view, end), {"executions_explained": INVALID})
+
+
+@mutation
+def start_dropped(view: RunView) -> Mutated:
+    return Mutated(without(view, plain(view).start_op), {"executions_explained": INVALID})
+
+
+@mutation
+def both_lines_dropped(view: RunView) -> Mutated:
+    execution = plain(view)
+    assert execution.end_op is not None
+    changed = without(view, execution.start_op, execution.end_op)
+    return Mutated(changed, {"executions_explained": INVALID})
+
+
+@mutation
+def start_doubled(view: RunView) -> Mutated:
+    return Mutated(doubled(view, plain(view).start_op), {"executions_explained": INVALID})
+
+
+@mutation
+def end_doubled(view: RunView) -> Mutated:
+    end = plain(view).end_op
+    assert end is not None
+    return Mutated(doubled(view, end), {"executions_explained": INVALID})
+
+
+@mutation
+def node_of_an_end_changed(view: RunView) -> Mutated:
+    execution = plain(view)
+    others = {e.node for e in index_of(view).all_executions()} - {execution.node}
+    assert execution.end_op is not None
+    other = some(sorted(str(node) for node in others), "other node")
+    return Mutated(altered(view, execution.end_op, node=other), {"executions_explained": INVALID})
+
+
+@mutation
+def work_that_raised_has_a_result(view: RunView) -> Mutated:
+    end = plain(view).end_op
+    assert end is not None
+    return Mutated(altered(view, end, ok=False), {"executions_explained": INVALID})
+
+
+@mutation
+def work_nobody_asked_for(view: RunView) -> Mutated:
+    execution = plain(view)
+    index = index_of(view)
+    submit, result = index.submits[execution.key], index.results[execution.key]
+    return Mutated(without(view, submit, result), {"executions_explained": INVALID})
+
+
+@mutation
+def ran_twice_without_a_reason(view: RunView) -> Mutated:
+    execution = plain(view)
+    start, end = execution.start_op, execution.end_op
+    assert end is not None
+    # Half a second later, so that it is the second execution.
+    again = [
+        replace(op, wall=op.wall + 0.5, data={**op.data, "exec": "0123456789abcdef"})
+        for op in (start, end)
+    ]
+    ops = [o for each in view.history for o in ([each, *again] if each is end else [each])]
+    return Mutated(rebuilt(view, ops), {"executions_explained": INVALID})
+
+
+@mutation
+def start_of_the_retry_dropped(view: RunView) -> Mutated:
+    """The task that was cut off came back, but its second execution never started."""
+    index, fault = index_of(view), first_fault(view)
+    injected = index.at(fault.inject)
+    retries = [
+        again
+        for of_key in index.executions.values()
+        if len(of_key) > 1 and of_key[0].actor is None and of_key[0].end is None
+        for again in of_key[1:]
+        if of_key[0].node == fault.node and again.node != fault.node and again.start > injected
+    ]
+    if not retries:
+        raise NotHere("no task was cut off and tried again")
+    flips = {"executions_explained": INVALID}
+    if len({e.key for e in retries}) == 1:
+        flips["recovers"] = UNKNOWN
+    return Mutated(without(view, max(retries, key=lambda e: e.start).start_op), flips)
+
+
+@mutation
+def actor_call_ran_twice(view: RunView) -> Mutated:
+    index = index_of(view)
+    struck = {fault.node for fault in index.injected()}
+    call = some(
+        (
+            of_key[0]
+            for of_key in index.executions.values()
+            if of_key[0].actor and len(of_key) == 1 and of_key[0].node not in struck
+        ),
+        "actor call that ran once on a survivor",
+    )
+    again = [
+        replace(op, wall=op.wall + 0.5, data={**op.data, "exec": "0123456789abcdef"})
+        for op in (call.start_op, call.end_op)
+    ]
+    ops = [o for each in view.history for o in ([each, *again] if each is call.end_op else [each])]
+    return Mutated(rebuilt(view, ops), {"executions_explained": INVALID})
+
+
+# What came back
+
+
+@mutation
+def result_altered(view: RunView) -> Mutated:
+    op = index_of(view).results[plain(view).key]
+    return Mutated(altered(view, op, value=op.data["value"] + 1), {"results_right": INVALID})
+
+
+@mutation
+def actor_total_altered(view: RunView) -> Mutated:
+    answers = [op for op in view.history if op.kind == "driver.actor_result"]
+    op = some(answers[-1:], "actor result")
+    return Mutated(altered(view, op, value=op.data["value"] + 1), {"results_right": INVALID})
+
+
+@mutation
+def rebuilt_object_altered(view: RunView) -> Mutated:
+    op = of_kind(view, "driver.object_back")
+    return Mutated(altered(view, op, value=op.data["value"] + 1), {"results_right": INVALID})
+
+
+@mutation
+def result_came_twice(view: RunView) -> Mutated:
+    op = index_of(view).results[plain(view).key]
+    return Mutated(doubled(view, op), {"results_right": INVALID})
+
+
+@mutation
+def result_dropped(view: RunView) -> Mutated:
+    op = index_of(view).results[plain(view).key]
+    return Mutated(without(view, op), {"no_task_lost": INVALID})
+
+
+@mutation
+def result_became_a_failure(view: RunView) -> Mutated:
+    op = index_of(view).results[plain(view).key]
+    data = {k: v for k, v in op.data.items() if k != "value"}
+    failure = replace(op, kind="driver.failure", data={**data, "error": "WorkerCrashedError"})
+    ops = [failure if each is op else each for each in view.history]
+    return Mutated(rebuilt(view, ops), {"no_task_lost": INVALID})
+
+
+@mutation
+def actor_result_dropped(view: RunView) -> Mutated:
+    return Mutated(without(view, of_kind(view, "driver.actor_result")), {"no_task_lost": INVALID})
+
+
+# What the faults did
+
+
+@mutation
+def effect_dropped(view: RunView) -> Mutated:
+    effect = first_fault(view).effect
+    flips = {"fault_hit_work": UNKNOWN, "recovers": UNKNOWN}
+    return Mutated(without(view, effect), flips)
+
+
+@mutation
+def effect_not_verified(view: RunView) -> Mutated:
+    effect = first_fault(view).effect
+    flips = {"fault_hit_work": UNKNOWN, "recovers": UNKNOWN}
+    return Mutated(altered(view, effect, verified=False), flips)
+
+
+@mutation
+def fault_skipped(view: RunView) -> Mutated:
+    """Nothing was injected: what ran again has no reason now, and nothing recovered."""
+    fault = first_fault(view)
+    parts = [fault.inject, fault.done, fault.effect, fault.heal, fault.healed]
+    skipped = replace(
+        fault.inject, kind="fault.skipped", data={**fault.inject.data, "why": "no node was busy"}
+    )
+    gone = {id(op) for op in parts if op is not None}
+    ops = [
+        skipped if op is fault.inject else op
+        for op in view.history
+        if op is fault.inject or id(op) not in gone
+    ]
+    return Mutated(rebuilt(view, ops), {"fault_hit_work": UNKNOWN, "recovers": UNKNOWN})
+
+
+@mutation
+def dead_dropped(view: RunView) -> Mutated:
+    fault = first_fault(view)
+    death = index_of(view).death(fault.node, index_of(view).at(fault.inject))
+    if death is None:
+        raise NotHere("nobody was declared dead")
+    return Mutated(without(view, death), {"recovers": UNKNOWN})
+
+
+@mutation
+def rejoin_dropped(view: RunView) -> Mutated:
+    fault = first_fault(view)
+    rejoin = index_of(view).rejoin(fault.node, index_of(view).at(fault.inject))
+    if rejoin is None:
+        raise NotHere("the node did not come back")
+    return Mutated(without(view, rejoin), {"recovers": UNKNOWN})
+
+
+@mutation
+def actor_never_alive_again(view: RunView) -> Mutated:
+    index, phase = index_of(view), anatomy(view).phase("actor_alive")
+    alive = [op for op in view.history if op.index in phase.cites and op.kind == "ray.actor"]
+    last = some(sorted(alive, key=index.at)[-1:], "actor that came back")
+    return Mutated(without(view, last), {"recovers": UNKNOWN})
+
+
+@mutation
+def recovered_too_late(view: RunView) -> Mutated:
+    last = max(p.seconds for p in anatomy(view).phases if p.seconds is not None)
+    changed = rebuilt(view, view.history, recovery_timeout_s=last / 2)
+    return Mutated(changed, {"recovers": INVALID})
+
+
+@mutation
+def healed_dropped(view: RunView) -> Mutated:
+    return Mutated(without(view, first_fault(view).healed), {"healed": INVALID})
+
+
+@mutation
+def heal_not_verified(view: RunView) -> Mutated:
+    healed = first_fault(view).healed
+    return Mutated(altered(view, healed, verified=False), {"healed": INVALID})
+
+
+@mutation
+def not_steady_afterwards(view: RunView) -> Mutated:
+    op = of_kind(view, "steady", when="after")
+    changed = altered(view, op, ok=False, problems=["worker-2 is not alive"])
+    return Mutated(changed, {"healed": INVALID})
+
+
+@mutation
+def nobody_looked_afterwards(view: RunView) -> Mutated:
+    return Mutated(without(view, of_kind(view, "steady", when="after")), {"healed": UNKNOWN})
+
+
+# What was seen
+
+
+@mutation
+def count_off(view: RunView) -> Mutated:
+    end = of_kind(view, "observer.end")
+    files = dict(end.data["files"])
+    name = some(sorted(files), "ledger file")
+    files[name] += 1
+    return Mutated(altered(view, end, files=files), {"evidence": UNKNOWN})
+
+
+@mutation
+def ledger_file_never_arrived(view: RunView) -> Mutated:
+    end = of_kind(view, "observer.end")
+    files = {**end.data["files"], "worker-9-1-4711.jsonl": 3}
+    return Mutated(altered(view, end, files=files), {"evidence": UNKNOWN})
+
+
+@mutation
+def line_lost_on_the_way(view: RunView) -> Mutated:
+    """Unlike `end_dropped`: the source wrote it, so nothing is proven against the run."""
+    end = plain(view).end_op
+    ops = [op for op in view.history if op is not end]
+    flips = {"evidence": UNKNOWN, "executions_explained": UNKNOWN}
+    return Mutated(RunView(History(ops), view.spec), flips)
+
+
+@mutation
+def result_lost_on_the_way(view: RunView) -> Mutated:
+    result = index_of(view).results[plain(view).key]
+    ops = [op for op in view.history if op is not result]
+    return Mutated(RunView(History(ops), view.spec), {"evidence": UNKNOWN, "no_task_lost": UNKNOWN})
+
+
+@mutation
+def observer_without_end(view: RunView) -> Mutated:
+    return Mutated(without(view, of_kind(view, "observer.end")), {"evidence": UNKNOWN})
+
+
+@mutation
+def observer_silent(view: RunView) -> Mutated:
+    """Ten seconds without a heartbeat."""
+    beats = [op for op in view.history if op.kind == "observer.beat"]
+    middle = some(beats, "heartbeat")
+    gone = [op for op in beats if abs(op.wall - middle.wall) < 5.0]
+    return Mutated(without(view, *gone), {"evidence": UNKNOWN})
+
+
+@mutation
+def observer_blind(view: RunView) -> Mutated:
+    beat = of_kind(view, "observer.beat")
+    return Mutated(altered(view, beat, gcs=False), {"evidence": UNKNOWN})
+
+
+@mutation
+def attempts_dropped(view: RunView) -> Mutated:
+    op = of_kind(view, "attempts.complete")
+    return Mutated(altered(view, op, dropped=7), {"evidence": UNKNOWN})
+
+
+@mutation
+def history_cut_off(view: RunView) -> Mutated:
+    cut = History(view.history.ops, truncated="line 9 of history.jsonl is cut off")
+    return Mutated(RunView(cut, view.spec), {"evidence": UNKNOWN})
+
+
+@mutation
+def run_interrupted(view: RunView) -> Mutated:
+    op = of_kind(view, "run.end")
+    return Mutated(altered(view, op, status="interrupted"), {"evidence": UNKNOWN})
+
+
+def counts(view: RunView) -> Counter[str]:
+    """How many operations of each kind; for asserting that a mutation changed something."""
+    return Counter(op.kind for op in view.history)

@@ -1,0 +1,87 @@
+"""The table of checks against mutations: each mutation flips exactly the checks that it should.
+
+It runs on a built history and on every recorded one: ``tests/histories/<name>/`` holds the ``spec.json`` and the
+``history.jsonl.gz`` of a real run that was valid.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from history_builder import build
+from history_mutations import MUTATIONS, NotHere
+
+from simulator.checkers.base import RunView, Verdict
+from simulator.checkers.registry import CHECKERS, run_checks
+from simulator.history import read_history
+
+HISTORIES = Path(__file__).parent / "histories"
+RECORDED = sorted(path.parent.name for path in HISTORIES.glob("*/spec.json"))
+
+
+def load(name: str, folder: Path) -> RunView:
+    """A recorded run; or the built one."""
+    if name == "built":
+        return RunView(*build())
+    spec = json.loads((HISTORIES / name / "spec.json").read_text(encoding="utf-8"))
+    packed = HISTORIES / name / "history.jsonl.gz"
+    plain = HISTORIES / name / "history.jsonl"
+    if packed.exists():
+        plain = folder / "history.jsonl"
+        plain.write_bytes(gzip.decompress(packed.read_bytes()))
+    return RunView(read_history(plain), spec)
+
+
+@pytest.fixture(scope="module", params=["built", *RECORDED])
+def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunView:
+    return load(request.param, tmp_path_factory.mktemp("history"))
+
+
+def verdicts(view: RunView) -> dict[str, Verdict]:
+    return {f.check: f.verdict for f in run_checks(view, list(CHECKERS))}
+
+
+def test_the_original_is_valid_by_every_check(original: RunView) -> None:
+    findings = run_checks(original, list(CHECKERS))
+    assert [f"{f.check}: {f.summary}" for f in findings if f.verdict is not Verdict.VALID] == []
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_flips_exactly_the_checks_that_it_should(original: RunView, name: str) -> None:
+    try:
+        mutated = MUTATIONS[name](original)
+    except NotHere as why:
+        pytest.skip(str(why))
+    expected = verdicts(original)
+    expected.update(mutated.flips)
+    findings = run_checks(mutated.view, list(CHECKERS))
+    found = {f.check: f.verdict for f in findings}
+    said = [f"{f.check} is {f.verdict.value}: {f.summary}" for f in findings]
+    assert found == expected, "\n".join(said)
+    assert found != verdicts(original), "a mutation that nobody notices tests nothing"
+
+
+def test_no_mutation_is_skipped_on_the_built_history() -> None:
+    view = RunView(*build())
+    for mutate in MUTATIONS.values():
+        assert mutate(view).flips
+
+
+def test_every_check_is_flipped_by_some_mutation() -> None:
+    view = RunView(*build())
+    flipped = {check for mutate in MUTATIONS.values() for check in mutate(view).flips}
+    assert flipped == set(CHECKERS)
+
+
+def test_findings_cite_operations_that_exist(original: RunView) -> None:
+    for mutate in MUTATIONS.values():
+        try:
+            view = mutate(original).view
+        except NotHere:
+            continue
+        known = {op.index for op in view.history}
+        for finding in run_checks(view, list(CHECKERS)):
+            assert set(finding.cites) <= known, finding.check
