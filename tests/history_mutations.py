@@ -424,8 +424,24 @@ def observer_silent(view: RunView) -> Mutated:
 
 @mutation
 def observer_blind(view: RunView) -> Mutated:
-    beat = of_kind(view, "observer.beat")
+    """The GCS does not answer for a moment, just after the injection."""
+    index = index_of(view)
+    injected = index.at(first_fault(view).inject)
+    later = [op for op in index.beats if index.at(op) > injected]
+    beat = some(later[:1], "heartbeat after the injection")
     return Mutated(altered(view, beat, gcs=False), {"evidence": UNKNOWN})
+
+
+@mutation
+def line_garbled(view: RunView) -> Mutated:
+    """The observer could not read a line; what it says may be what is missing."""
+    end = plain(view).end_op
+    assert end is not None
+    where = {"file": end.data["file"], "line": end.data["line"]}
+    garbled = replace(end, kind="observer.garbled", source="observer", data=where)
+    ops = [garbled if op is end else op for op in view.history]
+    flips = {"evidence": UNKNOWN, "executions_explained": UNKNOWN}
+    return Mutated(RunView(History(ops), view.spec), flips)
 
 
 @mutation

@@ -15,7 +15,8 @@ from simulator.checkers.base import Finding, RunView, Verdict
 from simulator.checkers.index import Index, LedgerFile, index_of
 from simulator.history import Op
 
-#: Two heartbeats of the observer may be this far apart, seconds (it beats about once a second).
+#: Two heartbeats of the observer may be this far apart, seconds (it beats about once a second), and
+#: away from any fault the GCS may be silent for as long.
 MAX_SILENCE_S = 3.0
 
 #: After a fault that hits the head was healed, the observer may need this long to find the new
@@ -62,10 +63,14 @@ def _gaps(index: Index) -> Gaps:
     else:
         said = {str(name): int(lines) for name, lines in end.data.get("files", {}).items()}
         for name in sorted(said.keys() | index.files.keys()):
-            file = index.files.get(name) or LedgerFile(name, _source(name))
+            file = index.files.get(name) or LedgerFile(name)
             problem = _compare(file, said.get(name, 0))
             if problem:
-                (gaps.driver if file.source == "driver" else gaps.ledger).append(problem)
+                (gaps.driver if file.of_driver else gaps.ledger).append(problem)
+    for op in index.all("observer.garbled"):
+        file = LedgerFile(str(op.data.get("file")))
+        problem = f"{file.name}: line {op.data.get('line')} cannot be read"
+        (gaps.driver if file.of_driver else gaps.ledger).append(problem)
     complete = index.last("attempts.complete")
     if complete is None:
         gaps.attempts.append("Ray's records of task attempts were not collected")
@@ -77,10 +82,6 @@ def _gaps(index: Index) -> Gaps:
     elif run_end.data.get("status") != "completed":
         gaps.run.append(f"the run was not completed, it {_ended(run_end)}")
     return gaps
-
-
-def _source(name: str) -> str:
-    return "driver" if name.rpartition("/")[2].startswith("driver") else "ledger"
 
 
 def _ended(op: Op) -> str:
@@ -158,7 +159,8 @@ def _observer(index: Index) -> list[str]:
         if not _excused(index, begin, begin + silence):
             missing.append(f"the observer was silent for {silence:.1f} s after op {since.index}")
     for begin, until, op in _blind(index):
-        if not _excused(index, begin, until):
+        long = until - begin > MAX_SILENCE_S or _around_a_fault(index, begin, until)
+        if long and not _excused(index, begin, until):
             span = f"for {until - begin:.1f} s" if until < float("inf") else "until its end"
             missing.append(f"the GCS did not answer the observer {span} from op {op.index} on")
     return missing
@@ -198,6 +200,16 @@ def _blind(index: Index) -> list[tuple[float, float, Op]]:
     if since is not None:
         spans.append((index.at(since), float("inf"), since))
     return spans
+
+
+def _around_a_fault(index: Index, begin: float, until: float) -> bool:
+    """Between the first injection and the last heal every moment counts, a short one too."""
+    injected = [index.at(f.inject) for f in index.injected() if f.inject is not None]
+    healed = [index.at(f.healed) for f in index.faults.values() if f.healed is not None]
+    if not injected:
+        return False
+    last = max(healed) if len(healed) == len(injected) else float("inf")
+    return until >= min(injected) and begin <= last
 
 
 def _excused(index: Index, begin: float, until: float) -> bool:

@@ -150,7 +150,7 @@ def _reason(index: Index, before: Execution, again: Execution, attempts: list[Op
         return "after_failed_attempt"
     if any(_output_lost(index, before, down) for down in downs):
         return "rebuilt"
-    if any(_answer_lost(index, before, down) for down in downs):
+    if any(_answer_lost(index, before, again, down) for down in downs):
         return "after_fault"
     return None
 
@@ -183,9 +183,9 @@ def _output_lost(index: Index, before: Execution, down: Down) -> bool:
     )
 
 
-def _answer_lost(index: Index, before: Execution, down: Down) -> bool:
-    """Had it just ended when its node went down, before its answer reached the owner?"""
+def _answer_lost(index: Index, before: Execution, again: Execution, down: Down) -> bool:
+    """Had it just ended when its node went down, and had its owner no answer until it ran again?"""
     if before.end is None or not down.begin - IN_TRANSIT <= before.end <= down.sure + SLACK:
         return False
     answer = index.results.get(before.key) or index.actor_results.get(before.key)
-    return answer is None or index.at(answer) >= down.begin - SLACK
+    return answer is None or index.at(answer) >= again.start - SLACK

@@ -108,7 +108,7 @@ class Down:
         return (
             execution.node == self.node
             and execution.start <= self.sure + SLACK
-            and (execution.end is None or execution.end >= self.begin - SLACK)
+            and (execution.end is None or execution.end >= self.sure - SLACK)
         )
 
 
@@ -117,11 +117,15 @@ class LedgerFile:
     """How many lines of one ledger file stand in the history, and what is odd about their order."""
 
     name: str
-    source: str
     lines: int = 0
     next: int = 1
     missing: list[int] = field(default_factory=list)
     repeated: list[int] = field(default_factory=list)
+
+    @property
+    def of_driver(self) -> bool:
+        """Written by the workload's driver, not by its tasks and actors?"""
+        return self.name.rpartition("/")[2].startswith("driver")
 
 
 class Index:
@@ -201,7 +205,7 @@ class Index:
             if name is not None:
                 file = files.get(name)
                 if file is None:
-                    file = files[name] = LedgerFile(name, op.source)
+                    file = files[name] = LedgerFile(name)
                 _count(file, data.get("line"))
             if kind == "task.start" or kind == "call.start":
                 identity = data["exec"]
