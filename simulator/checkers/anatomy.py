@@ -32,8 +32,8 @@ PHASES: dict[str, str] = {
     "full_throughput": "full throughput",
 }
 
-#: Phases that rest on what Ray is asked for only after the workload ended: while a run goes on,
-#: nobody can wait for them.
+#: Phases that rest on records which Ray gives late, and completely only after the workload ended:
+#: while a run goes on, nobody should wait for them.
 KNOWN_AFTERWARDS = frozenset({"first_failure"})
 
 #: Throughput counts as back when a window's mean reaches this part of the baseline.
