@@ -28,7 +28,7 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 
 #: About 100,000 tasks on 17 nodes of 4 slots, over 12 minutes.
-BIG = {
+BIG: dict[str, Any] = {
     "workers": 16,
     "slots_per_node": 4,
     "task_seconds": 0.5,
@@ -36,7 +36,7 @@ BIG = {
     "after_s": 445.0,
 }
 
-THOUSAND = {"inject_at": 120.0, "after_s": 125.0}
+THOUSAND: dict[str, Any] = {"inject_at": 120.0, "after_s": 125.0}
 
 
 def make_run(folder: Path, verdict: str = "valid", **plan: Any) -> dict[str, Any]:

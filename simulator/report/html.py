@@ -25,7 +25,7 @@ from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Finding, Verdict
 from simulator.history import Op
 from simulator.report import story
-from simulator.report.run import Run, load_run
+from simulator.report.run import Run, clean, load_run
 from simulator.report.timeline import (
     FAULT_WORDS,
     OUTCOME_WORDS,
@@ -60,7 +60,7 @@ def write_html(run_dir: Path) -> Path:
     """
     run = load_run(Path(run_dir))
     path = run.path / "report.html"
-    path.write_text(render_html(run), encoding="utf-8", newline="\n")
+    path.write_bytes(render_html(run).encode())
     return path
 
 
@@ -78,7 +78,7 @@ def render_html(run: Run, timeline: Timeline | None = None) -> str:
         "library": _asset("uplot/uPlot.iife.min.js"),
         "script": _asset("report.js"),
     }
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         **scripts,
         styles=_asset("uplot/uPlot.min.css") + _asset("report.css"),
         licence=_asset("uplot/LICENSE").strip(),
@@ -86,6 +86,7 @@ def render_html(run: Run, timeline: Timeline | None = None) -> str:
         data=_data(timeline),
         **_view(run, timeline),
     )
+    return clean(page)
 
 
 def _asset(name: str) -> str:
@@ -114,7 +115,7 @@ def _view(run: Run, timeline: Timeline) -> dict[str, Any]:
         "findings": [_finding(f, run, timeline) for f in _by_severity(run.findings)],
         "legend": _legend(timeline),
         "touched": _touched(run, timeline),
-        "metrics": [(k.replace("_", " "), _short(v)) for k, v in run.metrics.items()],
+        "metrics": [(_name(k), _short(v)) for k, v in run.metrics.items()],
         "params": [(k, _short(v)) for k, v in run.params.items()],
         "nodes": _nodes(run),
         "schedule": _schedule(run),
@@ -148,7 +149,8 @@ def _badges(run: Run) -> list[tuple[str, str, str]]:
 
 def _anatomy(run: Run, timeline: Timeline) -> dict[str, Any]:
     seen = run.seen
-    span = max([p.seconds or 0.0 for p in seen], default=0.0) or 1.0
+    whole = max([p.seconds or 0.0 for p in seen], default=0.0) or 1.0
+    span = max([(p.seconds or 0.0) + p.uncertainty for p in seen], default=0.0) or 1.0
     rows, segments, before = [], [], 0.0
     for i, phase in enumerate(seen):
         at = phase.seconds or 0.0
@@ -172,7 +174,7 @@ def _anatomy(run: Run, timeline: Timeline) -> dict[str, Any]:
         )
         if at > before:
             segments.append(
-                {"number": i + 1, "title": phase.title, "width": round(right - left, 3),
+                {"number": i + 1, "title": phase.title, "width": round((at - max(before, 0.0)) / whole * 100, 3),
                  "step": story.seconds(at - before), "shade": i % 2}
             )  # fmt: skip
         before = max(before, at)
@@ -211,7 +213,7 @@ def _finding(finding: Finding, run: Run, timeline: Timeline) -> dict[str, Any]:
         "summary": finding.summary,
         "details": list(finding.details[:MAX_DETAILS]),
         "more_details": max(0, len(finding.details) - MAX_DETAILS),
-        "metrics": [(k.replace("_", " "), _short(v)) for k, v in finding.metrics.items()],
+        "metrics": [(_name(k), _short(v)) for k, v in finding.metrics.items()],
         "cited": _cited(finding.cites, run, timeline),
     }
 
@@ -329,6 +331,12 @@ def _schedule(run: Run) -> list[dict[str, str]]:
                 }
             )
     return rows
+
+
+def _name(metric: str) -> str:
+    """A metric's name in words, its unit in brackets."""
+    words = metric.removesuffix("_s").replace("_", " ")
+    return f"{words} (s)" if metric.endswith("_s") else words
 
 
 def _pairs(value: Any) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ Only a folder that is no run directory at all is refused.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,9 @@ STATUSES = {
     "interrupted": "The run ended before it was done (Ctrl-C, or its orchestrator was killed); "
     "everything recorded until then is shown.",
 }
+
+#: Control characters could drive a terminal, and neither they nor lone surrogates belong in a file.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 #: Titles short enough for a narrow terminal; a phase that is not here shows its own title.
 SHORT_TITLES = {
@@ -83,11 +87,11 @@ class Run:
 
     @property
     def experiment(self) -> str:
-        return str(self._either("experiment") or self.path.parent.name or "experiment")
+        return clean(str(self._either("experiment") or self.path.parent.name or "experiment"))
 
     @property
     def claim(self) -> str:
-        return str(self.spec.get("claim") or "")
+        return clean(str(self.spec.get("claim") or ""))
 
     @property
     def verdict(self) -> Verdict:
@@ -132,7 +136,7 @@ class Run:
 
     @property
     def command(self) -> str:
-        return str(self.spec.get("command") or "")
+        return clean(str(self.spec.get("command") or ""))
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -159,9 +163,9 @@ class Run:
         if isinstance(error, Mapping):
             error = error.get("error") or error.get("message") or json.dumps(dict(error))
         if error:
-            return str(error)
+            return clean(str(error))
         recorded = self.history.last("run.error")
-        return str(recorded.data.get("error", "")) if recorded else ""
+        return clean(str(recorded.data.get("error", ""))) if recorded else ""
 
     def cited(self, indices: Sequence[int]) -> list[Op]:
         """The operations with these indices; ones that the history does not hold are left out."""
@@ -243,6 +247,11 @@ def _read_json(path: Path, notices: list[str], consequence: str) -> Mapping[str,
     return data
 
 
+def clean(text: str) -> str:
+    """The text as it may be shown: what a task wrote may hold anything."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
@@ -271,11 +280,13 @@ def number(value: Any) -> float | None:
 def _finding(raw: Mapping[str, Any]) -> Finding:
     details = raw.get("details")
     return Finding(
-        check=str(raw.get("check", "?")),
+        check=clean(str(raw.get("check", "?"))),
         verdict=_verdict(raw.get("verdict")),
-        summary=str(raw.get("summary", "")),
+        summary=clean(str(raw.get("summary", ""))),
         cites=_indices(raw.get("cites")),
-        details=[str(line) for line in ([details] if isinstance(details, str) else _list(details))],
+        details=[
+            clean(str(line)) for line in ([details] if isinstance(details, str) else _list(details))
+        ],
         metrics=_mapping(raw.get("metrics")),
     )
 
@@ -284,10 +295,10 @@ def _phase(raw: Mapping[str, Any]) -> Phase:
     name = str(raw.get("name", "?"))
     return Phase(
         name=name,
-        title=str(raw.get("title") or name.replace("_", " ")),
+        title=clean(str(raw.get("title") or name.replace("_", " "))),
         seconds=number(raw.get("seconds")),
         uncertainty=number(raw.get("uncertainty")) or 0.0,
         cites=_indices(raw.get("cites")),
         mandatory=bool(raw.get("mandatory", False)),
-        note=str(raw.get("note") or "").removeprefix("not seen: "),
+        note=clean(str(raw.get("note") or "")).removeprefix("not seen: "),
     )

@@ -164,23 +164,32 @@
     const special = [];
     let labels = 0;
     const named = [];
-    const drawRow = (segment, y, h, plain) => {
-      const path = new Path2D();
-      let lastX = -1;
+    const drawRow = (segment, rowTop, rowHeight, plain) => {
+      const y = Math.round(rowTop), h = Math.max(1, Math.round(rowTop + rowHeight) - y), thin = 4 * scale;
+      // Whole pixels, one rectangle for neighbours too narrow to tell apart: a full view of a
+      // long run is then as cheap to paint as a short one.
+      let begin = -1, end = -1;
+      const flush = () => { if (end > begin) c.fillRect(begin, y, end - begin, h); begin = end = -1; };
+      c.fillStyle = plain;
       for (let i = firstAfter(segment, viewFrom); i < segment.last; i++) {
         if (from[i] > viewTo) break;
         const a = Math.max(left, origin + from[i] * perMs);
         const b = Math.min(left + width, origin + (from[i] + length[i]) * perMs);
         if (outcome[i] !== COMPLETED) { special.push([i, a, b, y, h]); continue; }
-        // What falls on a pixel column that is painted already cannot be seen.
-        if (b <= lastX) continue;
-        const w = Math.max(b - a, scale), gap = w > 4 * scale ? scale : 0;
-        path.rect(a, y, w - gap, h);
-        lastX = a + w - 0.5;
-        if (w > 46 * scale && h > 12 * scale && labels < 300) { labels++; named.push([i, a, b, y, h]); }
+        const x = Math.round(a), w = Math.max(1, Math.round(b) - x);
+        if (w > thin) {
+          flush();
+          c.fillRect(x, y, w - scale, h);
+          if (w > 46 * scale && h > 12 * scale && labels < 300) { labels++; named.push([i, a, b, y, h]); }
+        } else if (x <= end + 1) {
+          end = Math.max(end, x + w);
+        } else {
+          flush();
+          begin = x;
+          end = x + w;
+        }
       }
-      c.fillStyle = plain;
-      c.fill(path);
+      flush();
     };
     lanes.forEach((lane, i) => {
       const box = laneBox(u, i);
@@ -518,6 +527,8 @@
   }
 
   make();
+  // For measuring: when the charts first stand on the screen.
+  requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("charts-drawn")));
   new ResizeObserver(() => {
     const width = area.clientWidth;
     if (!width || width === charts[0].width) return;
