@@ -1,0 +1,275 @@
+"""The simulated driver of the `TaskStream` workload: what `simulator.innode.stream` does, without a Ray.
+
+It reads the same specification, obeys the same control file and writes the same lines; a change there needs
+one here, and the tests compare the kinds and fields of both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from simulator.backends.fake.tasks import FakeActor, FakeTask, Outcome, Tasks
+from simulator.backends.fake.world import World
+
+TICK_S = 0.1
+
+
+class FakeStream:
+    """Submits, waits, records, on the head.
+
+    Parameters
+    ----------
+    ended
+        Told ``(status, message)`` when the driver is over.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        run_id: str,
+        ray_job_id: str,
+        ended: Callable[[str, str], None],
+    ) -> None:
+        self.world, self.run_id, self.ended = world, run_id, ended
+        self.ray_job_id = ray_job_id
+        self.spec: Mapping[str, Any] = self._read("workload.json")
+        self.tasks = Tasks(world, run_id)
+        self.pending = 0
+        self.calling: set[str] = set()
+        self.due: dict[str, float] = {}
+        self.actors: list[FakeActor] = []
+        self.blocks: dict[str, FakeTask] = {}
+        self.submitted = self.results = self.failures = 0
+        self.number = 0
+        self.looked = self.said = False
+        self.making = 0
+        self.over = False
+
+    # -- its life --------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        if not self.spec:
+            self._end("FAILED", "Job entrypoint command failed: there is no workload.json")
+            return
+        slots = sum(
+            int(n.spec.resources.get("CPU", 0))
+            for n in self.world.nodes.values()
+            if n.believed_alive
+        )
+        self.planned = int(self.spec["tasks"])
+        self.window = max(1, round(slots * float(self.spec["in_flight_per_slot"])))
+        self.out(
+            "driver.start",
+            job_id=self.ray_job_id,
+            tasks=self.planned,
+            task_seconds=self.spec["task_seconds"],
+            slots=slots,
+            max_retries=self.spec["max_retries"],
+        )
+        workers = [
+            name
+            for name, host in sorted(self.spec["workers"].items())
+            if any(n.hostname == host and n.believed_alive for n in self.world.nodes.values())
+        ]
+        for name in workers:
+            self.actors.append(self.tasks.actor(f"counter-{name}", name))
+        self._hold_objects(workers)
+        if not self.making:
+            self._loop()
+
+    def stop(self) -> None:
+        """The job was stopped from outside."""
+        self._end("STOPPED", "Job was intentionally stopped.")
+
+    def _end(self, status: str, message: str) -> None:
+        if not self.over:
+            self.over = True
+            self.tasks.stop()
+            self.ended(status, message)
+
+    def _loop(self) -> None:
+        if not self.over:
+            self.tick()
+        if not self.over:
+            self.world.head.do(TICK_S, self._loop)
+
+    def tick(self) -> None:
+        """Submit what there is room for, as the control file says; end when all is back."""
+        asked = self._read("control.json")
+        go_on, finish = bool(asked.get("go_on")), bool(asked.get("finish"))
+        if go_on and not self.looked:
+            self.looked = True
+            self._look_at_objects()
+        if self.number >= self.planned and not self.said:
+            self.said = True
+            self.out("driver.planned", tasks=self.number)
+        open_ended = go_on and not finish
+        while self.pending < self.window and (self.number < self.planned or open_ended):
+            self.number += 1
+            self._submit_next(self.number)
+        if self.number < self.planned or open_ended:
+            self._call_actors()
+        elif not self.pending and not self.calling:
+            self.out(
+                "driver.end",
+                submitted=self.submitted,
+                results=self.results,
+                failures=self.failures,
+            )
+            self._end("SUCCEEDED", "Job finished successfully.")
+
+    # -- what it asks for ------------------------------------------------------------------------
+
+    def _submit_next(self, number: int) -> None:
+        count, every = int(self.spec["loop"]), int(self.spec["chain_every"])
+        seconds, retries = float(self.spec["task_seconds"]), int(self.spec["max_retries"])
+        if every and number % every == 0:
+            length = int(self.spec["chain_bytes"]) // 8
+            made, used = f"p-{number}", f"c-{number}"
+            self._asked(made, "make_block", [number, length])
+            self._asked(used, "block_sum", [number, length])
+            self.pending += 1
+            block = self.tasks.submit(
+                made,
+                "make_block",
+                [number, length],
+                lambda outcome: None,
+                seconds=seconds,
+                max_retries=retries,
+            )
+            self.tasks.submit(
+                used,
+                "block_sum",
+                [number, length],
+                lambda outcome: self._came_back([made, used], outcome),
+                seconds=seconds,
+                max_retries=retries,
+                needs=block,
+            )
+        else:
+            key, args = f"t-{number}", [number * count, count]
+            self._asked(key, "square_sum", args)
+            self.pending += 1
+            self.tasks.submit(
+                key,
+                "square_sum",
+                args,
+                lambda outcome: self._came_back([key], outcome),
+                seconds=seconds,
+                max_retries=retries,
+            )
+
+    def _asked(self, key: str, fn: str, args: list[Any]) -> None:
+        self.out("driver.submit", key=key, fn=fn, args=args)
+        self.submitted += 1
+        if key in self.world.script.forgotten:
+            # Its owner will never hear of it, and goes on as if it had never asked.
+            self.pending -= 1
+
+    def _came_back(self, keys: list[str], outcome: Outcome, kept: str | None = None) -> None:
+        self.pending -= 1
+        for key in keys:
+            if outcome.error is not None:
+                self.failures += 1
+                self.out("driver.failure", key=key, error=outcome.error, message=outcome.message)
+            else:
+                self.results += 1
+                value = outcome.value if key == keys[-1] else None
+                self.out("driver.result", key=key, value=value)
+        if kept is not None and outcome.error is None:
+            self.out("driver.object_back", object=kept, key=keys[-1], value=outcome.value)
+        if not self.over and not self.making:
+            self.tick()
+
+    def _hold_objects(self, workers: list[str]) -> None:
+        length = int(self.spec["block_bytes"]) // 8
+        for seed, name in enumerate(workers, 1):
+            key = f"block-{name}"
+            self.out("driver.submit", key=key, fn="make_block", args=[seed, length])
+            self.submitted += 1
+            self.making += 1
+            block = self.tasks.submit(
+                key,
+                "make_block",
+                [seed, length],
+                lambda outcome: self._held(),
+                seconds=0.0,
+                max_retries=int(self.spec["max_retries"]),
+                cpus=0,
+                prefers=name,
+            )
+            self.blocks[name] = block
+            self.tasks.kept.append(block)
+
+    def _held(self) -> None:
+        self.making -= 1
+        if self.making:
+            return
+        for name, block in self.blocks.items():
+            self.out(
+                "driver.object",
+                object=name,
+                key=block.key,
+                hosts=sorted(n.hostname for n in block.holders),
+                bytes=int(self.spec["block_bytes"]),
+            )
+            self.out("driver.result", key=block.key, value=None)
+            self.results += 1
+        self._loop()
+
+    def _look_at_objects(self) -> None:
+        length = int(self.spec["block_bytes"]) // 8
+        for seed, name in enumerate(sorted(self.blocks), 1):
+            key = f"look-{name}"
+            self._asked(key, "block_sum", [seed, length])
+            self.pending += 1
+            self.tasks.submit(
+                key,
+                "block_sum",
+                [seed, length],
+                lambda outcome, n=name, k=key: self._came_back([k], outcome, n),  # type: ignore[misc]
+                seconds=0.0,
+                max_retries=int(self.spec["max_retries"]),
+                cpus=0,
+                needs=self.blocks[name],
+            )
+
+    def _call_actors(self) -> None:
+        now = self.world.clock.now
+        for actor in self.actors:
+            if actor.name in self.calling or now < self.due.get(actor.name, 0.0):
+                continue
+            n = actor.calls + 1
+            key = f"{actor.name}/{n}"
+            self.calling.add(actor.name)
+            self.due[actor.name] = now + float(self.spec["actor_period_s"])
+            self.out("driver.actor_call", actor=actor.name, key=key, fn="counter_add", args=[n])
+            self.tasks.call(
+                actor,
+                n,
+                key,
+                lambda outcome, a=actor, k=key, i=n: self._called(a, k, i, outcome),  # type: ignore[misc]
+            )
+
+    def _called(self, actor: FakeActor, key: str, n: int, outcome: Outcome) -> None:
+        self.calling.discard(actor.name)
+        self.out(
+            "driver.actor_result",
+            actor=actor.name,
+            key=key,
+            fn="counter_add",
+            args=[n],
+            value=outcome.value,
+        )
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def out(self, kind: str, **data: Any) -> None:
+        self.world.write(self.run_id, "driver.jsonl", self.world.head, kind, **data)
+
+    def _read(self, name: str) -> Mapping[str, Any]:
+        raw = self.world.files.get(f"{self.run_id}/{name}")
+        data = json.loads(raw) if raw else {}
+        return data if isinstance(data, dict) else {}

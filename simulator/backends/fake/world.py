@@ -1,0 +1,349 @@
+"""One simulated cluster: its nodes, the GCS that believes things about them, and the ledger's volume.
+
+What is kept apart here is what is apart in a real one: whether a node runs is the engine's knowledge,
+whether it is alive is the GCS's belief, and the second follows the first only after a while.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from random import Random
+from typing import Any, Literal, Protocol
+
+from simulator.backends.base import ClusterSpec, EngineEvent, NodeRecord, NodeState
+from simulator.backends.fake.clock import FakeClock, Timer
+from simulator.backends.fake.script import Behaviour, Script
+from simulator.topology import NodeSpec
+
+ENGINE_DELAY_S = 0.005
+RETRY_JOIN_S, GIVE_UP_JOIN_S = 1.0, 30.0
+
+
+class NodeWatcher(Protocol):
+    """What runs on the nodes and must know what becomes of them."""
+
+    def node_joined(self, node: FakeNode) -> None: ...
+
+    def node_dead(self, node: FakeNode, ray_node_id: str) -> None: ...
+
+    def gcs_gone(self) -> None: ...
+
+
+@dataclass
+class GcsEntry:
+    """A node as the GCS has it."""
+
+    ray_node_id: str
+    node: FakeNode
+    alive: bool = True
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RayEvent:
+    """Something that the GCS came to believe, for the observer to see."""
+
+    kind: str
+    hostname: str | None
+    data: Mapping[str, Any]
+
+
+@dataclass
+class Gcs:
+    """The GCS of one life of the head: without storage, the next head knows nothing of it."""
+
+    entries: list[GcsEntry] = field(default_factory=list)
+    events: list[RayEvent] = field(default_factory=list)
+    jobs: dict[str, Any] = field(default_factory=dict)
+
+
+class FakeNode:
+    """A simulated container: what its PID 1 does goes on as long as it runs, and freezes with it."""
+
+    def __init__(self, world: World, spec: NodeSpec, address: str) -> None:
+        self.world, self.spec, self.address = world, spec, address
+        self.name = spec.name
+        self.hostname = f"{world.name}-{spec.name}"
+        self.state: NodeState = "created"
+        self.exit_code: int | None = None
+        self.starts = 0
+        self.changes = 0  # how often it was frozen and thawed
+        self.log: list[str] = []
+        self.entry: GcsEntry | None = None
+        self.joining = False
+        self.doomed = False
+        self._timers: dict[Timer, Callable[[], None]] = {}
+        self._frozen: list[tuple[float, Callable[[], None]]] = []
+
+    @property
+    def is_head(self) -> bool:
+        return self.spec.role == "head"
+
+    @property
+    def believed_alive(self) -> bool:
+        return self.entry is not None and self.entry.alive
+
+    def record(self) -> NodeRecord:
+        return NodeRecord(
+            name=self.name,
+            role=self.spec.role,
+            group=self.spec.group,
+            state=self.state,
+            hostname=self.hostname,
+            address=self.address if self.state != "created" else "",
+            exit_code=self.exit_code,
+            resources=dict(self.spec.resources),
+        )
+
+    def say(self, line: str) -> None:
+        self.log.append(line)
+
+    def do(self, seconds: float, action: Callable[[], None]) -> None:
+        """Let something happen on this node, if it still runs then."""
+
+        if self.state == "paused":
+            self._frozen.append((seconds, action))
+            return
+
+        def happen() -> None:
+            del self._timers[timer]
+            action()
+
+        timer = self.world.clock.after(seconds, happen)
+        self._timers[timer] = action
+
+    def freeze(self) -> None:
+        now = self.world.clock.now
+        for timer, action in self._timers.items():
+            timer.cancel()
+            self._frozen.append((timer.due - now, action))
+        self._timers.clear()
+
+    def thaw(self) -> None:
+        frozen, self._frozen = self._frozen, []
+        for left, action in frozen:
+            self.do(left, action)
+
+    def forget(self) -> None:
+        """Nothing that was going on here will go on."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        self._frozen.clear()
+        self.joining = False
+
+
+class World:
+    """A simulated cluster."""
+
+    def __init__(
+        self, spec: ClusterSpec, clock: FakeClock, behaviour: Behaviour, script: Script, rng: Random
+    ) -> None:
+        self.spec, self.name = spec, spec.name
+        self.clock, self.behaviour, self.script, self.rng = clock, behaviour, script, rng
+        self.nodes = {
+            n.name: FakeNode(self, n, f"10.77.0.{i}")
+            for i, n in enumerate(spec.topology.nodes(), 10)
+        }
+        self.head = self.nodes["head"]
+        self.gcs: Gcs | None = None
+        self.watchers: list[Callable[[EngineEvent], None]] = []
+        self.on_nodes: list[NodeWatcher] = []
+        self.files: dict[str, bytes] = {}
+        self.ledger: dict[str, list[str]] = {}
+        self.removed = False
+
+    # -- the engine's side -----------------------------------------------------------------------
+
+    def wall(self) -> float:
+        """The nodes' wall clock."""
+        return self.clock.wall() + self.behaviour.clock_offset
+
+    def hex(self, digits: int) -> str:
+        return f"{self.rng.getrandbits(4 * digits):0{digits}x}"
+
+    def emit(
+        self,
+        verb: Literal["start", "die", "pause", "unpause", "oom"],
+        node: FakeNode,
+        exit_code: int | None = None,
+    ) -> None:
+        event = EngineEvent(verb, node.name, self.wall(), exit_code)
+        for deliver in self.watchers[:]:
+            self.clock.after(ENGINE_DELAY_S, lambda d=deliver: d(event))  # type: ignore[misc]
+
+    def start(self, node: FakeNode) -> None:
+        if node.state in ("running", "paused"):
+            return
+        node.forget()
+        node.state, node.exit_code, node.doomed = "running", None, False
+        node.starts += 1
+        node.say(f"[supervisor] {node.hostname}: start {node.starts}")
+        self.emit("start", node)
+        failure = next(iter(self.script.starts.get(node.name, [])), None)
+        if failure is not None:
+            self.script.starts[node.name].pop(0)
+            for line in failure.lines:
+                node.say(line)
+            if failure.exit_code is not None:
+                code = failure.exit_code
+                node.do(failure.after, lambda: self.end(node, code))
+            return
+        node.joining = True
+        starting = [n for n in self.nodes.values() if n.joining]
+        if self.behaviour.carries is not None and len(starting) > self.behaviour.carries:
+            for each in starting:
+                each.doomed = True
+        usual = self.behaviour.head_start_s if node.is_head else self.behaviour.start_s
+        seconds = self.script.start_seconds.get(node.name, usual)
+        seconds += self.rng.random() * self.behaviour.start_jitter_s
+        node.do(seconds, lambda: self._join(node, RETRY_JOIN_S))
+
+    def _join(self, node: FakeNode, waited: float) -> None:
+        if node.doomed:
+            node.say("[raylet] Timed out waiting for file .../metrics_agent_port")
+            self.end(node, 1)
+        elif node.is_head:
+            self.gcs = Gcs()
+            for other in self.nodes.values():
+                if other is not node and other.believed_alive:
+                    other.say("[raylet] this GCS belongs to another cluster")
+                    other.do(self.behaviour.exit_s, lambda o=other: self.end(o, 1))  # type: ignore[misc]
+            self._enter(node)
+        elif self.gcs is not None:
+            self._enter(node)
+        elif waited >= GIVE_UP_JOIN_S:
+            node.say(f"[raylet] no GCS answered at {self.head.address}:6379")
+            self.end(node, 1)
+        else:
+            node.do(RETRY_JOIN_S, lambda: self._join(node, waited + RETRY_JOIN_S))
+
+    def _enter(self, node: FakeNode) -> None:
+        assert self.gcs is not None
+        node.joining = False
+        node.entry = GcsEntry(self.hex(56), node)
+        self.gcs.entries.append(node.entry)
+        node.say("[raylet] registered with the GCS")
+        self._tell(node.entry)
+        for watcher in self.on_nodes[:]:
+            watcher.node_joined(node)
+
+    def end(self, node: FakeNode, exit_code: int, *, farewell: bool = False) -> None:
+        """PID 1 is gone; after a `farewell`, the GCS was told so."""
+        if node.state not in ("running", "paused"):
+            return
+        node.forget()
+        node.state, node.exit_code = "exited", exit_code
+        node.say(f"[supervisor] exit {exit_code}")
+        self.emit("die", node, exit_code)
+        if node.is_head:
+            self._lose_gcs()
+        elif node.entry is not None and node.entry.alive:
+            if farewell:
+                self._declare_dead(node.entry, "EXPECTED_TERMINATION", "received SIGTERM")
+            else:
+                self._doubt(node.entry, frozen=False)
+
+    def pause(self, node: FakeNode) -> None:
+        node.freeze()
+        node.state = "paused"
+        node.changes += 1
+        self.emit("pause", node)
+        if node.entry is not None and node.entry.alive and not node.is_head:
+            self._doubt(node.entry, frozen=True)
+
+    def resume(self, node: FakeNode) -> None:
+        node.state = "running"
+        node.changes += 1
+        node.thaw()
+        self.emit("unpause", node)
+        if node.entry is not None and not node.entry.alive:
+            node.say("[raylet] this node was marked dead by the GCS")
+            node.do(self.behaviour.exit_s, lambda: self.end(node, 1))
+
+    # -- what the GCS believes -------------------------------------------------------------------
+
+    @property
+    def ray_answers(self) -> bool:
+        return self.gcs is not None and self.head.state == "running"
+
+    def detect_s(self, *, frozen: bool) -> float:
+        if self.behaviour.detect_s is not None:
+            return self.behaviour.detect_s
+        if "RAY_health_check_period_ms" in self.spec.env:
+            return 4.3
+        return 64.7 if frozen else 29.3
+
+    def _doubt(self, entry: GcsEntry, *, frozen: bool) -> None:
+        """Health checks begin to fail: unless the node answers again, it is given up."""
+        gcs, node, changes = self.gcs, entry.node, entry.node.changes
+
+        def give_up() -> None:
+            thawed = frozen and node.changes != changes
+            if self.gcs is gcs and entry.alive and not thawed:
+                self._declare_dead(
+                    entry,
+                    "UNEXPECTED_TERMINATION",
+                    "health check failed: too many heartbeats missed",
+                )
+
+        self.clock.after(self.detect_s(frozen=frozen), give_up)
+
+    def _declare_dead(self, entry: GcsEntry, reason: str, message: str) -> None:
+        entry.alive, entry.reason, entry.message = False, reason, message
+        self._tell(entry)
+        for watcher in self.on_nodes[:]:
+            watcher.node_dead(entry.node, entry.ray_node_id)
+
+    def _tell(self, entry: GcsEntry) -> None:
+        self.ray_event(
+            "ray.node",
+            entry.node.hostname,
+            {
+                "ray_node_id": entry.ray_node_id,
+                "hostname": entry.node.hostname,
+                "state": "ALIVE" if entry.alive else "DEAD",
+                "reason": entry.reason,
+                "message": entry.message,
+            },
+        )
+
+    def ray_event(self, kind: str, where: str | None, data: Mapping[str, Any]) -> None:
+        """The GCS learned something, about something at this hostname."""
+        if self.gcs is not None:
+            self.gcs.events.append(RayEvent(kind, where, data))
+
+    def _lose_gcs(self) -> None:
+        if self.gcs is None:
+            return
+        self.gcs = None
+        for watcher in self.on_nodes[:]:
+            watcher.gcs_gone()
+        for node in self.nodes.values():
+            if node.state == "running" and not node.is_head:
+                node.do(self.behaviour.gcs_patience_s, lambda n=node: self._lonely(n))  # type: ignore[misc]
+
+    def _lonely(self, node: FakeNode) -> None:
+        if self.gcs is None or (node.entry is not None and node.entry not in self.gcs.entries):
+            node.say("[raylet] failed to connect to the GCS")
+            self.end(node, 1)
+
+    # -- the ledger ------------------------------------------------------------------------------
+
+    def write(self, run_id: str, file: str, node: FakeNode, kind: str, **data: Any) -> None:
+        """One line of a program on a node, as `simulator.innode.ledger` writes it."""
+        if self.script.loses("ledger", kind, str(data.get("key", ""))):
+            return
+        line = {
+            "kind": kind,
+            "wall": self.wall(),
+            "mono": self.clock.mono() + self.behaviour.clock_offset,
+            "host": node.hostname,
+            "data": data,
+        }
+        path = str(PurePosixPath(run_id) / file)
+        self.ledger.setdefault(path, []).append(json.dumps(line, separators=(",", ":")))
