@@ -1,0 +1,8 @@
+"""The Docker backend: each node a container with its own address, filesystem and limits."""
+
+from __future__ import annotations
+
+from simulator.backends.docker.backend import DockerBackend
+from simulator.backends.docker.engine import engine_answers
+
+__all__ = ["DockerBackend", "engine_answers"]

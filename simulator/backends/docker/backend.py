@@ -1,0 +1,819 @@
+"""Nodes as containers: made by Compose, started, broken and read by the engine's API.
+
+The engine is the only state. Every method finds what it works on by labels, so a cluster that
+somebody started with ``docker compose up`` is one like any other, and a crash of ours forgets
+nothing. Compose makes things (it knows how to read compose.yaml); everything after that is one call
+to the engine.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import docker
+from docker.types import LogConfig, Mount
+from python_on_whales import DockerClient
+
+from simulator.assets import innode_path
+from simulator.backends.base import (
+    LABEL_CLUSTER,
+    LABEL_GPU,
+    LABEL_GROUP,
+    LABEL_ROLE,
+    LABEL_RUN_DIR,
+    Check,
+    ClusterRecord,
+    ClusterSpec,
+    Completed,
+    Endpoint,
+    EngineEvent,
+    GpuKind,
+    NodeRecord,
+    NodeState,
+    Program,
+    Watch,
+)
+from simulator.backends.docker.archive import (
+    extract,
+    lines_of,
+    only_file,
+    tar_of_file,
+    tar_of_folder,
+)
+from simulator.backends.docker.checks import checks, has_nvidia, resolve_gpu
+from simulator.backends.docker.engine import (
+    Connection,
+    asking,
+    connect,
+    find_connection,
+    is_address_clash,
+    is_gone,
+    is_refused,
+    is_unmountable,
+)
+from simulator.backends.docker.events import EventWatch
+from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, ensure_image
+from simulator.backends.docker.programs import DockerProgram
+from simulator.compose import (
+    DASHBOARD_PORT,
+    INNODE_TARGET,
+    LABEL_DEFINITION,
+    LEDGER_TARGET,
+    LEDGER_VOLUME,
+    NETWORK,
+    TOKEN_TARGET,
+    ClusterNetwork,
+    definition,
+    expand,
+    free_network,
+    resources_of,
+    to_yaml,
+)
+from simulator.errors import BadInput, CannotRun, NotFound, Problem
+from simulator.topology import Role, Topology
+from simulator.waiting import wait_until
+
+LABEL_PROGRAM = "ray-sim.program"
+
+_COMPOSE_PROJECT = "com.docker.compose.project"
+_COMPOSE_SERVICE = "com.docker.compose.service"
+_COMPOSE_NUMBER = "com.docker.compose.container-number"
+
+_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
+_RAY_LOGS = "/tmp/ray/session_latest/logs"
+_NETWORK_ATTEMPTS = 5
+_INIT_S = 60
+_SETTLE_S = 10.0
+_AT_A_TIME = 8  # removals; the engine does them one by one per container anyway
+
+_STATES: Mapping[str, NodeState] = {
+    "created": "created",
+    "running": "running",
+    "restarting": "running",
+    "paused": "paused",
+    "removing": "exited",
+    "exited": "exited",
+    "dead": "exited",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Container:
+    """One container of ours, as the engine's list shows it."""
+
+    id: str
+    cluster: str
+    role: str  # head | worker | init | program
+    name: str
+    state: NodeState
+    labels: Mapping[str, str]
+    addresses: Mapping[str, str]  # by network
+    mounts: frozenset[str]  # where volumes are mounted
+
+    @property
+    def is_node(self) -> bool:
+        return self.role in ("head", "worker")
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What never changes about a container, so that it is asked for once."""
+
+    hostname: str
+    resources: Mapping[str, float]
+
+
+class DockerBackend:
+    """Clusters in containers of the Docker engine that ``docker`` itself would talk to.
+
+    Making one asks nobody anything; the first method that needs the engine connects to it, and
+    raises `CannotRun` if it does not answer.
+    """
+
+    name = "docker"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connected: tuple[Connection, docker.APIClient] | None = None
+        self._facts: dict[str, _Facts] = {}
+
+    # -- what this machine can do ------------------------------------------------------------------
+
+    def check(self, topology: Topology | None = None) -> list[Check]:
+        """The engine, Compose, image, memory and cores; never raises for what is missing."""
+        return checks(topology)
+
+    def gpu_kind(self, topology: Topology) -> GpuKind:
+        """Real where the engine can pass this machine's GPU to the head and it is wanted."""
+        return resolve_gpu(self._connection, self._info(), topology)
+
+    def prepare(self, spec: ClusterSpec, say: Callable[[str], None]) -> ClusterSpec:
+        """Build the node image if it is missing; an image that was named is pulled instead."""
+        if spec.image:
+            ensure_image(spec.image, say=say)
+            return spec
+        ensure_image(DEFAULT_IMAGE, say=say)
+        if spec.gpu == "real":
+            ensure_image(GPU_IMAGE, say=say)
+        return spec
+
+    # -- clusters ----------------------------------------------------------------------------------
+
+    def clusters(self) -> list[ClusterRecord]:
+        """Every cluster of ours; one that has only volumes or a network left has no nodes."""
+        found: dict[str, list[_Container]] = {}
+        for container in self._containers():
+            found.setdefault(container.cluster, []).append(container)
+        dirs: dict[str, str] = {}
+        for _, labels in (*self._networks(), *self._volumes()):
+            found.setdefault(labels[LABEL_CLUSTER], [])
+            if LABEL_RUN_DIR in labels:
+                dirs[labels[LABEL_CLUSTER]] = labels[LABEL_RUN_DIR]
+        return [self._record(name, found[name], dirs.get(name)) for name in sorted(found)]
+
+    def cluster(self, name: str) -> ClusterRecord:
+        containers = self._containers(name)
+        if containers:
+            return self._record(name, containers, None)
+        everything = self.clusters()
+        for record in everything:
+            if record.name == name:
+                return record
+        raise NotFound("cluster", name, [c.name for c in everything], hint="start one with: up")
+
+    def create(self, spec: ClusterSpec) -> None:
+        """Make network, volumes and nodes; `init` has run when it returns, no node has started."""
+        self._refuse_name(spec)
+        existing = self._containers(spec.name)
+        self._refuse_definition(spec, existing)
+        kept = next((c.labels.get(LABEL_RUN_DIR) for c in existing if c.is_node), None)
+        if existing:
+            # What exists keeps its labels; Compose would make anew what differs in them.
+            spec = replace(spec, run_dir=Path(kept) if kept else None)
+        self._compose_create(spec)
+        self._run_init(spec.name)
+
+    def remove(self, cluster: str) -> None:
+        """Remove all that carries the cluster's label, again until nothing is found."""
+        for _ in range(5):  # a `docker compose` that outlived its caller may still be making some
+            containers = self._containers(cluster)
+            networks, volumes = self._networks(cluster), self._volumes(cluster)
+            if not (containers or networks or volumes):
+                return
+            with ThreadPoolExecutor(_AT_A_TIME) as pool:
+                list(pool.map(self._remove_container, containers))
+            for name, _ in networks:
+                self._unless_gone(f"network {name} was removed", self._api.remove_network, name)
+            for name, _ in volumes:
+                self._unless_gone(f"volume {name} was removed", self._api.remove_volume, name)
+        raise CannotRun(
+            f"cluster {cluster} keeps coming back while it is removed",
+            remedy="Is another process starting it? End that, then remove it again",
+        )
+
+    # -- one node ----------------------------------------------------------------------------------
+
+    def start(self, cluster: str, node: str) -> None:
+        container = self._node(cluster, node)
+        with asking(f"{node} was told to start"):
+            self._api.start(container.id)
+        self._settle(container, "running")
+
+    def stop(self, cluster: str, node: str, grace: float) -> None:
+        container = self._node(cluster, node)
+        with asking(f"{node} was told to stop"):
+            self._api.stop(container.id, timeout=max(0, math.ceil(grace)))
+        self._settle(container, "exited")
+
+    def kill(self, cluster: str, node: str) -> None:
+        container = self._node(cluster, node)
+        with asking(f"{node} was killed", remedy="See: status"):
+            self._api.kill(container.id, signal="SIGKILL")
+        self._settle(container, "exited")
+
+    def pause(self, cluster: str, node: str) -> None:
+        container = self._node(cluster, node)
+        with asking(f"{node} was paused", remedy="See: status"):
+            self._api.pause(container.id)
+        self._settle(container, "paused")
+
+    def resume(self, cluster: str, node: str) -> None:
+        container = self._node(cluster, node)
+        with asking(f"{node} was resumed", remedy="See: status"):
+            self._api.unpause(container.id)
+        self._settle(container, "running")
+
+    def _settle(self, container: _Container, state: NodeState) -> None:
+        """Wait until the engine's list says what has happened, or until that is over again.
+
+        The list lags behind the engine's answer by some milliseconds; whoever looks after a call
+        returned must not see the time before it.
+        """
+
+        def listed() -> bool:
+            rows = self._containers(container.cluster)
+            now = next((c.state for c in rows if c.id == container.id), None)
+            if now is None or now == state:
+                return True
+            with asking(f"the engine was asked about {container.name}"):
+                model = self._api.inspect_container(container.id)["State"]
+            return _STATES.get(model["Status"], "exited") != state
+
+        wait_until(listed, name=f"{container.name} is {state}", timeout=_SETTLE_S, interval=0.01)
+
+    def logs(self, cluster: str, node: str, tail: int | None = None) -> str:
+        container = self._node(cluster, node)
+        with asking(f"the output of {node} was asked for"):
+            data = self._api.logs(container.id, tail="all" if tail is None else tail)
+        return data.decode("utf-8", errors="replace")
+
+    def follow_logs(self, cluster: str, node: str, tail: int | None = None) -> Iterator[str]:
+        container = self._node(cluster, node)
+        with asking(f"the output of {node} was asked for"):
+            chunks = self._api.logs(
+                container.id, tail="all" if tail is None else tail, stream=True, follow=True
+            )
+        for line in lines_of(cast(Iterator[bytes], chunks)):
+            yield line.removesuffix("\n")
+
+    def node_logs(self, cluster: str, node: str, into: Path) -> None:
+        """Copy Ray's log folder; nothing for a node that never got so far as to have one."""
+        container = self._node(cluster, node)
+        into.mkdir(parents=True, exist_ok=True)
+        self._unless_gone(
+            f"the logs of {node} were fetched", self._fetch, container, _RAY_LOGS, into
+        )
+
+    def execute(
+        self,
+        cluster: str,
+        node: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        interactive: bool = False,
+    ) -> Completed:
+        container = self._node(cluster, node)
+        if container.state != "running":
+            raise CannotRun(
+                f"nothing can be executed in {node}",
+                why=f"it is {container.state}",
+                remedy=f"restart {node}" if container.state != "paused" else f"resume {node}",
+            )
+        if interactive:
+            return self._execute_interactively(container, argv, env or {})
+        with asking(f"{argv[0]} was executed in {node}"):
+            created = self._api.exec_create(container.id, list(argv), environment=dict(env or {}))
+            output = self._api.exec_start(created["Id"])
+            code = self._api.exec_inspect(created["Id"])["ExitCode"]
+        return Completed(int(code), output.decode("utf-8", errors="replace"))
+
+    # -- watching ----------------------------------------------------------------------------------
+
+    def watch(self, cluster: str, emit: Callable[[EngineEvent], None]) -> Watch:
+        def name_of(labels: Mapping[str, str]) -> str | None:
+            return _name_of(labels) if labels.get(LABEL_ROLE) in ("head", "worker") else None
+
+        since = parse_engine_time(self._info()["SystemTime"])
+        return EventWatch(self._api, cluster, since=since, name_of=name_of, emit=emit)
+
+    def wall_clock(self) -> float:
+        return parse_engine_time(self._info()["SystemTime"]) / 1e9
+
+    def endpoint(self, cluster: str) -> Endpoint:
+        head = self._node(cluster, "head")
+        if head.state not in ("running", "paused"):
+            raise CannotRun(
+                f"Ray's HTTP API of {cluster} cannot answer",
+                why=f"the head is {head.state}",
+                remedy="restart head",
+            )
+        with asking("the head's port was asked for"):
+            ports = self._api.inspect_container(head.id)["NetworkSettings"]["Ports"]
+        published = ports.get(f"{DASHBOARD_PORT}/tcp") or []
+        if not published:
+            raise CannotRun(
+                f"Ray's HTTP API of {cluster} cannot be reached",
+                why=f"the head publishes no port for {DASHBOARD_PORT}",
+            )
+        return Endpoint(f"http://127.0.0.1:{published[0]['HostPort']}", self._token(cluster))
+
+    # -- programs ----------------------------------------------------------------------------------
+
+    def run_program(
+        self, cluster: str, name: str, argv: Sequence[str], env: Mapping[str, str]
+    ) -> Program:
+        """Like a node, but without a raylet, ports or a terminal: same image, network, volumes."""
+        head = self._node(cluster, "head")
+        workers = [c for c in self._containers(cluster) if c.role == "worker"]
+        with asking(f"program {name} was started beside the nodes of {cluster}"):
+            model = self._api.inspect_container(head.id)
+            # A head with a GPU has an image of its own, larger than such a program needs.
+            lean = self._api.inspect_container(workers[0].id) if workers else model
+            variables = dict(item.split("=", 1) for item in lean["Config"]["Env"])
+            variables |= {"NVIDIA_VISIBLE_DEVICES": "void", **env}
+            labels = {LABEL_CLUSTER: cluster, LABEL_ROLE: "program", LABEL_PROGRAM: name}
+            if LABEL_RUN_DIR in head.labels:
+                labels[LABEL_RUN_DIR] = head.labels[LABEL_RUN_DIR]
+            container = self._api.create_container(
+                image=lean["Image"],
+                name=f"{cluster}-program-{name}",
+                entrypoint=["python", "-m"],
+                command=list(argv),
+                environment=variables,
+                labels=labels,
+                user=lean["Config"]["User"],
+                host_config=self._api.create_host_config(
+                    network_mode=model["HostConfig"]["NetworkMode"],
+                    mounts=[_same_mount(m) for m in lean["Mounts"]],
+                    cap_drop=["ALL"],
+                    security_opt=["no-new-privileges:true"],
+                    mem_limit="512m",
+                    pids_limit=512,
+                    restart_policy=None,
+                    # Whatever the engine's own settings: all of it must be there to be read again.
+                    log_config=LogConfig(
+                        type="json-file", config={"max-size": "1g", "max-file": "2"}
+                    ),
+                ),
+            )["Id"]
+            if not any(m["Destination"] == INNODE_TARGET for m in lean["Mounts"]):
+                self._copy_innode(container)
+            self._api.start(container)
+        return DockerProgram(self._api, container, name)
+
+    def program(self, cluster: str, name: str) -> Program | None:
+        for container in self._containers(cluster):
+            if container.role == "program" and container.name == name:
+                return DockerProgram(self._api, container.id, name)
+        return None
+
+    # -- the ledger --------------------------------------------------------------------------------
+
+    def put_ledger_file(self, cluster: str, path: str, data: bytes) -> None:
+        with self._holder(cluster) as container, asking(f"{path} was written to the ledger"):
+            self._api.put_archive(container, LEDGER_TARGET, tar_of_file(path, data))
+
+    def fetch_ledger(self, cluster: str, path: str, into: Path) -> None:
+        with self._holder(cluster) as container, asking(f"the ledger of {cluster} was fetched"):
+            chunks, _ = self._api.get_archive(container, f"{LEDGER_TARGET}/{path}".rstrip("/"))
+            extract(chunks, into)
+        for part in into.rglob(".*.part"):  # the first names of what `put_ledger_file` wrote
+            part.unlink()
+
+    # -- making a cluster --------------------------------------------------------------------------
+
+    def _refuse_name(self, spec: ClusterSpec) -> None:
+        """A Compose project of somebody else must not be taken for ours."""
+        where = f"--name {spec.name}"
+        if not _NAME.match(spec.name):
+            raise BadInput(
+                Problem(where, "is no name for a cluster", "use a-z, 0-9, - and _, at most 63")
+            )
+        filters = {"label": f"{_COMPOSE_PROJECT}={spec.name}"}
+        with asking(f"the engine was asked whether {spec.name} is in use"):
+            things = [c.get("Labels") for c in self._api.containers(all=True, filters=filters)]
+            things += [n.get("Labels") for n in self._api.networks(filters=filters)]
+            things += [v.get("Labels") for v in self._api.volumes(filters=filters)["Volumes"] or []]
+        if any(LABEL_CLUSTER not in (labels or {}) for labels in things):
+            raise BadInput(
+                Problem(where, "is a Compose project of something else", "use another name")
+            )
+
+    def _refuse_definition(self, spec: ClusterSpec, existing: Sequence[_Container]) -> None:
+        nodes = [c for c in existing if c.is_node]
+        asked = definition(spec)
+        others = [c for c in nodes if c.labels.get(LABEL_DEFINITION, asked) != asked]
+        # One that was started by hand says only which nodes it has.
+        surplus = {c.name for c in nodes} - {n.name for n in spec.topology.nodes()}
+        if others or surplus:
+            raise BadInput(
+                Problem(
+                    f"--name {spec.name}",
+                    "is in use by a cluster with another definition",
+                    f"take it down first (down --name {spec.name}) or use another name",
+                )
+            )
+
+    def _compose_create(self, spec: ClusterSpec) -> None:
+        info = self._info()
+        mount = self._connection.shares_files
+        for attempt in range(_NETWORK_ATTEMPTS):
+            network = self._network_of(spec.name) or free_network(
+                self._subnets(), len(spec.topology.nodes()), skip=attempt
+            )
+            project = expand(
+                spec,
+                network=network,
+                mount_innode=mount,
+                cores=float(info.get("NCPU") or 1),
+                cdi=has_nvidia(self._connection, info) == "cdi",
+            )
+            try:
+                self._run_compose(spec, to_yaml(project))
+                break
+            except CannotRun as error:
+                if mount and is_unmountable(error):
+                    mount = False
+                elif not is_address_clash(error) or attempt == _NETWORK_ATTEMPTS - 1:
+                    raise
+        if not mount:
+            for container in self._containers(spec.name):
+                if container.is_node and container.state == "created":
+                    self._copy_innode(container.id)
+
+    def _run_compose(self, spec: ClusterSpec, text: str) -> None:
+        def create(path: Path) -> None:
+            path.write_text(text, encoding="utf-8")
+            client = DockerClient(compose_files=[path], compose_project_name=spec.name)
+            with asking(
+                f"the containers of {spec.name} could not be made",
+                remedy="See: python -m simulator doctor",
+            ):
+                client.compose.create(no_recreate=True, pull="never")
+
+        if spec.run_dir is not None and spec.run_dir.is_dir():
+            create(spec.run_dir / "compose.yaml")  # what exactly was run belongs to the run
+            return
+        with tempfile.TemporaryDirectory(prefix="ray-sim-") as folder:
+            create(Path(folder) / "compose.yaml")
+
+    def _run_init(self, cluster: str) -> None:
+        """Fill the token and ledger volumes; harmless to run again."""
+        init = next((c for c in self._containers(cluster) if c.role == "init"), None)
+        if init is None:
+            raise CannotRun(f"the volumes of {cluster} cannot be filled", why="init is missing")
+        with asking(f"the volumes of {cluster} were to be filled"):
+            self._api.start(init.id)
+            code = int(self._api.wait(init.id, timeout=_INIT_S)["StatusCode"])
+            if code:
+                output = self._api.logs(init.id).decode(errors="replace")
+                raise CannotRun(
+                    f"the volumes of {cluster} could not be filled",
+                    why=f"init exited with {code}; its last lines follow",
+                    details=output.splitlines()[-10:],
+                )
+
+    def _copy_innode(self, container: str) -> None:
+        with asking("the in-node programs were copied into a node"):
+            self._api.put_archive(container, "/", tar_of_folder(innode_path(), INNODE_TARGET))
+
+    def _network_of(self, cluster: str) -> ClusterNetwork | None:
+        """The addresses of a network that exists already."""
+        for ident, _ in self._networks(cluster):
+            with asking(f"the network of {cluster} was asked for"):
+                config = self._api.inspect_network(ident)["IPAM"]["Config"][0]
+            head = next((c for c in self._containers(cluster) if c.role == "head"), None)
+            address = ""
+            if head is not None:
+                with asking("the head's address was asked for"):
+                    networks = self._api.inspect_container(head.id)["NetworkSettings"]["Networks"]
+                configs = [n.get("IPAMConfig") or {} for n in networks.values()]
+                address = next((c["IPv4Address"] for c in configs if "IPv4Address" in c), "")
+            if not address:
+                address = config["Subnet"].split("/")[0].rpartition(".")[0] + ".10"
+            return ClusterNetwork(
+                config["Subnet"], config.get("IPRange") or config["Subnet"], address
+            )
+        return None
+
+    def _subnets(self) -> set[str]:
+        """Everything that a new network must not overlap."""
+        with asking("the engine was asked for its networks"):
+            networks = self._api.networks()
+        used = {
+            str(config["Subnet"])
+            for network in networks
+            for config in (network.get("IPAM") or {}).get("Config") or []
+            if config.get("Subnet")
+        }
+        return used | (set(host_routes()) if self._connection.is_this_kernel else set())
+
+    # -- taking it away ----------------------------------------------------------------------------
+
+    def _remove_container(self, container: _Container) -> None:
+        try:
+            self._unless_gone(
+                f"{container.name} was removed",
+                partial(self._api.remove_container, force=True, v=True),
+                container.id,
+            )
+        except CannotRun as error:
+            if not is_refused(error):  # somebody else is removing it already
+                raise
+
+    def _unless_gone(self, what: str, action: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            with asking(what, remedy="See: docker ps --all, docker network inspect"):
+                action(*arguments)
+        except CannotRun as error:
+            if not is_gone(error):
+                raise
+
+    # -- asking the engine -------------------------------------------------------------------------
+
+    @property
+    def _connection(self) -> Connection:
+        return self._connect()[0]
+
+    @property
+    def _api(self) -> docker.APIClient:
+        return self._connect()[1]
+
+    def _connect(self) -> tuple[Connection, docker.APIClient]:
+        with self._lock:
+            if self._connected is None:
+                connection = find_connection()
+                self._connected = (connection, connect(connection))
+            return self._connected
+
+    def _info(self) -> Mapping[str, Any]:
+        with asking("the Docker engine was asked about itself"):
+            return cast(Mapping[str, Any], self._api.info())
+
+    def _containers(self, cluster: str | None = None) -> list[_Container]:
+        label = LABEL_CLUSTER if cluster is None else f"{LABEL_CLUSTER}={cluster}"
+        with asking("the engine was asked for our containers"):
+            rows = self._api.containers(all=True, filters={"label": label})
+        return [_container(row) for row in rows]
+
+    def _networks(self, cluster: str | None = None) -> list[tuple[str, Mapping[str, str]]]:
+        label = LABEL_CLUSTER if cluster is None else f"{LABEL_CLUSTER}={cluster}"
+        with asking("the engine was asked for our networks"):
+            rows = self._api.networks(filters={"label": label})
+        return [(row["Name"], row["Labels"]) for row in rows]
+
+    def _volumes(self, cluster: str | None = None) -> list[tuple[str, Mapping[str, str]]]:
+        label = LABEL_CLUSTER if cluster is None else f"{LABEL_CLUSTER}={cluster}"
+        with asking("the engine was asked for our volumes"):
+            rows = self._api.volumes(filters={"label": label})["Volumes"] or []
+        return [(row["Name"], row["Labels"]) for row in rows]
+
+    def _node(self, cluster: str, node: str) -> _Container:
+        containers = self._containers(cluster)
+        found = next((c for c in containers if c.is_node and c.name == node), None)
+        if found is None:
+            if not containers:
+                self.cluster(cluster)  # says which clusters there are
+            raise NotFound("node", node, [c.name for c in containers if c.is_node])
+        return found
+
+    def _record(
+        self, name: str, containers: Sequence[_Container], run_dir: str | None
+    ) -> ClusterRecord:
+        nodes = [node for c in containers if c.is_node and (node := self._node_record(c))]
+        nodes.sort(key=lambda n: (n.role != "head", n.group, _number(n.name)))
+        labels = {key: value for c in containers for key, value in c.labels.items()}
+        run_dir = labels.get(LABEL_RUN_DIR, run_dir)
+        return ClusterRecord(
+            name=name,
+            backend=self.name,
+            gpu=_gpu_of(containers, nodes),
+            nodes=nodes,
+            run_dir=Path(run_dir) if run_dir else None,
+        )
+
+    def _node_record(self, container: _Container) -> NodeRecord | None:
+        """None if it was removed since the list was made."""
+        facts, code = self._facts.get(container.id), None
+        if facts is None or container.state == "exited":
+            try:
+                with asking(f"the engine was asked about {container.name}"):
+                    model = self._api.inspect_container(container.id)
+            except CannotRun as error:
+                if is_gone(error):
+                    return None
+                raise
+            facts = _Facts(model["Config"]["Hostname"], resources_of(model["Config"]["Cmd"] or []))
+            self._facts[container.id] = facts
+            code = int(model["State"]["ExitCode"])
+        network = f"{container.cluster}_{NETWORK}"
+        addresses = container.addresses
+        return NodeRecord(
+            name=container.name,
+            role=cast(Role, container.role),
+            group=container.labels.get(LABEL_GROUP) or container.labels.get(_COMPOSE_SERVICE, ""),
+            state=container.state,
+            hostname=facts.hostname,
+            address=addresses.get(network) or next(iter(addresses.values()), ""),
+            exit_code=code if container.state == "exited" else None,
+            resources=facts.resources,
+        )
+
+    # -- files -------------------------------------------------------------------------------------
+
+    def _fetch(self, container: _Container, path: str, into: Path) -> None:
+        chunks, _ = self._api.get_archive(container.id, path)
+        extract(chunks, into)
+
+    def _token(self, cluster: str) -> str:
+        with self._holder(cluster) as container, asking(f"the token of {cluster} was read"):
+            chunks, _ = self._api.get_archive(container, f"{TOKEN_TARGET}/token")
+            return only_file(chunks).decode().strip()
+
+    def _holder(self, cluster: str) -> _Holder:
+        return _Holder(self, cluster)
+
+    def _execute_interactively(
+        self, container: _Container, argv: Sequence[str], env: Mapping[str, str]
+    ) -> Completed:
+        """The docker command itself is what hands over a terminal properly."""
+        command = ["docker", "exec", "--interactive"]
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            command.append("--tty")
+        for name, value in env.items():
+            command += ["--env", f"{name}={value}"]
+        with asking(f"{argv[0]} was executed in {container.name}"):
+            done = subprocess.run([*command, container.id, *argv], check=False)
+        return Completed(done.returncode, "")
+
+
+class _Holder:
+    """Any container that mounts the ledger and the token, running or not.
+
+    `init` is the best: it exists from the beginning, never runs again, and no fault hits it. If
+    all containers are gone but the volumes are not, one is made for the purpose, and never started.
+    """
+
+    def __init__(self, backend: DockerBackend, cluster: str) -> None:
+        self._backend, self._cluster = backend, cluster
+        self._made: str | None = None
+
+    def __enter__(self) -> str:
+        holders = [c for c in self._backend._containers(self._cluster) if LEDGER_TARGET in c.mounts]
+        holders.sort(key=lambda c: (c.role != "init", c.state == "paused"))
+        return holders[0].id if holders else self._make()
+
+    def __exit__(self, *_: object) -> None:
+        if self._made is not None:
+            with asking("a helper container was removed"):
+                self._backend._api.remove_container(self._made, force=True)
+
+    def _make(self) -> str:
+        backend, cluster = self._backend, self._cluster
+        volumes = {name.removeprefix(f"{cluster}_"): name for name, _ in backend._volumes(cluster)}
+        if LEDGER_VOLUME not in volumes:
+            backend.cluster(cluster)  # raises NotFound if there is nothing at all
+            raise CannotRun(f"cluster {cluster} has no ledger", why="its volume was removed")
+        targets = {LEDGER_VOLUME: LEDGER_TARGET, "token": TOKEN_TARGET}
+        with asking(f"the volumes of {cluster} were to be read"):
+            images = [i["Id"] for i in backend._api.images(name=DEFAULT_IMAGE)]
+            images = images or [i["Id"] for i in backend._api.images()]
+            if not images:
+                raise CannotRun(f"the volumes of {cluster} cannot be read", why="no image is left")
+            self._made = cast(
+                str,
+                backend._api.create_container(
+                    image=images[0],
+                    command=["true"],
+                    labels={LABEL_CLUSTER: cluster, LABEL_ROLE: "program"},
+                    host_config=backend._api.create_host_config(
+                        network_mode="none",
+                        mounts=[
+                            Mount(target=targets[n], source=volumes[n], type="volume")
+                            for n in targets
+                            if n in volumes
+                        ],
+                    ),
+                )["Id"],
+            )
+        return self._made
+
+
+def parse_engine_time(text: str) -> int:
+    """Nanoseconds since 1970 of a moment as the engine writes it.
+
+    Examples
+    --------
+    >>> parse_engine_time("1970-01-01T01:00:01.000000002+01:00")
+    1000000002
+    """
+    match = re.match(r"(\d+-\d+-\d+T\d+:\d+:\d+)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)$", text)
+    if match is None:
+        raise CannotRun("the engine's clock cannot be read", why=f"it says {text!r}")
+    zone = "+00:00" if match[3] == "Z" else match[3]
+    whole = datetime.fromisoformat(match[1] + zone).astimezone(timezone.utc)
+    return int(whole.timestamp()) * 10**9 + int((match[2] or "0").ljust(9, "0")[:9])
+
+
+def host_routes(table: str | None = None) -> list[str]:
+    """The subnets that this machine routes, except the default route.
+
+    Parameters
+    ----------
+    table
+        Text in the format of ``/proc/net/route``; by default that file.
+    """
+    if table is None:
+        with suppress(OSError):
+            table = Path("/proc/net/route").read_text(encoding="utf-8")
+    routes = []
+    for line in (table or "").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 8:
+            continue
+        address = ".".join(str(b) for b in reversed(bytes.fromhex(fields[1])))
+        prefix = bin(int(fields[7], 16)).count("1")
+        if prefix:
+            routes.append(f"{address}/{prefix}")
+    return routes
+
+
+def _container(row: Mapping[str, Any]) -> _Container:
+    labels = row.get("Labels") or {}
+    networks = (row.get("NetworkSettings") or {}).get("Networks") or {}
+    role = labels.get(LABEL_ROLE, "")
+    return _Container(
+        id=row["Id"],
+        cluster=labels[LABEL_CLUSTER],
+        role=role,
+        name=labels.get(LABEL_PROGRAM, "") if role == "program" else _name_of(labels),
+        state=_STATES.get(row["State"], "exited"),
+        labels=labels,
+        addresses={n: a["IPAddress"] for n, a in networks.items() if a.get("IPAddress")},
+        mounts=frozenset(m["Destination"] for m in row.get("Mounts") or []),
+    )
+
+
+def _name_of(labels: Mapping[str, str]) -> str:
+    """A node's name from its container's labels."""
+    role = labels.get(LABEL_ROLE, "")
+    if role != "worker":
+        return role
+    group = labels.get(LABEL_GROUP) or labels.get(_COMPOSE_SERVICE, "worker")
+    return f"{group}-{labels.get(_COMPOSE_NUMBER, '1')}"
+
+
+def _number(name: str) -> int:
+    return int(re.sub(r"\D", "", name.rpartition("-")[2]) or 0)
+
+
+def _gpu_of(containers: Sequence[_Container], nodes: Sequence[NodeRecord]) -> GpuKind:
+    """What the head's label says; whatever declares no GPU has none."""
+    if not any(n.resources.get("GPU") for n in nodes):
+        return "none"
+    said = next((c.labels.get(LABEL_GPU) for c in containers if c.role == "head"), None)
+    return "real" if said == "real" else "simulated"
+
+
+def _same_mount(mount: Mapping[str, Any]) -> Mount:
+    source = mount["Name"] if mount["Type"] == "volume" else mount["Source"]
+    return Mount(
+        target=mount["Destination"],
+        source=source,
+        type=mount["Type"],
+        read_only=not mount["RW"],
+    )

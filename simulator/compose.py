@@ -1,0 +1,322 @@
+"""Expands ``compose.yaml`` and a topology into the Compose project of one cluster.
+
+``compose.yaml`` says how a head and a worker run, a topology says which nodes exist; here the two
+meet: one service per worker group, with `worker`'s definition. Nothing about how a node runs is said
+in this module, so the default topology expands to what ``docker compose up`` gives by hand.
+All of it is pure: dictionaries in, dictionaries out, no engine asked.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import ipaddress
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simulator.assets import asset_path, innode_path
+from simulator.backends.base import (
+    LABEL_CLUSTER,
+    LABEL_GPU,
+    LABEL_GROUP,
+    LABEL_ROLE,
+    LABEL_RUN_DIR,
+    ClusterSpec,
+)
+from simulator.errors import CannotRun
+from simulator.topology import Head, WorkerGroup
+
+#: A hash of what the cluster was asked to be, on every container that the simulator made.
+LABEL_DEFINITION = "ray-sim.definition"
+
+#: Where things are in a node; compose.yaml says so, and a test holds the two together.
+INNODE_TARGET = "/opt/ray-sim/simulator/innode"
+TOKEN_TARGET = "/run/ray-sim"
+LEDGER_TARGET = "/ledger"
+DASHBOARD_PORT = 8265
+
+#: Names in compose.yaml that the rest of the simulator relies on.
+NETWORK = "cluster"
+TOKEN_VOLUME = "token"
+LEDGER_VOLUME = "ledger"
+
+_VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\})")
+_OWN_FLAGS = ("--num-cpus", "--num-gpus", "--resources", "--labels")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterNetwork:
+    """The addresses of one cluster: its subnet, what is given out freely, and the head's."""
+
+    subnet: str
+    ip_range: str
+    head_ip: str
+
+
+def expand(
+    spec: ClusterSpec,
+    *,
+    network: ClusterNetwork | None = None,
+    innode: Path | None = None,
+    mount_innode: bool = True,
+    cores: float | None = None,
+    cdi: bool = False,
+) -> dict[str, Any]:
+    """The Compose project of a cluster, with every variable filled in.
+
+    Parameters
+    ----------
+    network
+        Its addresses; by default those of compose.yaml.
+    innode
+        Folder of the in-node programs on the engine's machine; by default this package's.
+    mount_innode
+        False leaves the mount out, for an engine that does not share this machine's files.
+    cores
+        What the engine has; a CPU limit above it would be refused.
+    cdi
+        A real GPU is passed by the engine's CDI devices, not by the NVIDIA runtime.
+
+    Returns
+    -------
+    dict
+        Ready for `to_yaml`.
+    """
+    variables = {
+        "COMPOSE_PROJECT_NAME": spec.name,
+        "RAY_SIM_INNODE": str(innode or innode_path()),
+    }
+    if spec.image:
+        variables |= {"RAY_SIM_IMAGE": spec.image, "RAY_SIM_GPU_IMAGE": spec.image}
+    if network:
+        variables |= {
+            "RAY_SIM_SUBNET": network.subnet,
+            "RAY_SIM_IP_RANGE": network.ip_range,
+            "RAY_SIM_HEAD_IP": network.head_ip,
+        }
+    project = load_compose(variables)
+    if spec.gpu == "real":
+        _pass_gpu(project, load_gpu_override(variables), spec.topology.head.gpus_declared, cdi)
+    project["name"] = spec.name
+
+    services = project["services"]
+    worker = services.pop("worker")
+    labels = _labels(spec)
+    _node(services["head"], "head", spec.topology.head, spec, labels, cores)
+    for group in spec.topology.worker_groups:
+        service = copy.deepcopy(worker)
+        service["deploy"]["replicas"] = group.replicas
+        _node(service, group.group_name, group, spec, labels, cores)
+        services[group.group_name] = service
+    services["init"]["labels"] |= labels
+    if not mount_innode:
+        for service in services.values():
+            service["volumes"] = [v for v in service["volumes"] if v["target"] != INNODE_TARGET]
+    for thing in (*project["networks"].values(), *project["volumes"].values()):
+        thing["labels"] |= labels
+    return project
+
+
+def load_compose(variables: Mapping[str, str]) -> dict[str, Any]:
+    """compose.yaml with its variables filled in; pass-through environment is left out.
+
+    A cluster that the simulator makes must not depend on what the user's shell happens to hold.
+    """
+    project = _load(asset_path("compose.yaml"), variables)
+    for name in [n for n in project if n.startswith("x-")]:
+        del project[name]
+    for service in project["services"].values():
+        environment = service.get("environment", {})
+        service["environment"] = {k: v for k, v in environment.items() if v is not None}
+    return project
+
+
+def load_gpu_override(variables: Mapping[str, str]) -> dict[str, Any]:
+    """docker/gpu.yaml with its variables filled in."""
+    return _load(asset_path("docker") / "gpu.yaml", variables)
+
+
+def definition(spec: ClusterSpec) -> str:
+    """A short hash of what was asked for, so that a name in use by something else can be told."""
+    asked = {
+        "topology": spec.topology.model_dump(mode="json", exclude={"name", "description"}),
+        "gpu": spec.gpu,
+        "image": spec.image,
+        "env": dict(spec.env),
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def ray_arguments(node: Head | WorkerGroup) -> list[str]:
+    """What a node offers, as arguments of ``ray start``.
+
+    Examples
+    --------
+    >>> ray_arguments(Head(resources={"CPU": 2, "disk": 1}, labels={"zone": "a"}))
+    ['--num-cpus=2', '--resources={"disk":1}', '--labels=zone=a']
+    """
+    arguments = [f"--num-cpus={node.cpus}"]
+    if node.gpus_declared:
+        arguments.append(f"--num-gpus={node.gpus_declared}")
+    custom = {
+        name: int(amount) if amount == int(amount) else amount
+        for name, amount in sorted(node.resources.items())
+        if name not in ("CPU", "GPU")
+    }
+    if custom:
+        arguments.append("--resources=" + json.dumps(custom, separators=(",", ":")))
+    if node.labels:
+        arguments.append("--labels=" + ",".join(f"{k}={v}" for k, v in sorted(node.labels.items())))
+    return arguments
+
+
+def resources_of(command: Sequence[str]) -> dict[str, float]:
+    """What a node offers, read back from the arguments that it was made with."""
+    resources: dict[str, float] = {}
+    for argument in command:
+        flag, _, value = argument.partition("=")
+        try:
+            if flag == "--num-cpus":
+                resources["CPU"] = float(value)
+            elif flag == "--num-gpus":
+                resources["GPU"] = float(value)
+            elif flag == "--resources":
+                resources |= {name: float(amount) for name, amount in json.loads(value).items()}
+        except (ValueError, AttributeError):
+            continue  # written by hand in another form; Ray will say what it makes of it
+    return resources
+
+
+def free_network(taken: Iterable[str], nodes: int, *, skip: int = 0) -> ClusterNetwork:
+    """Addresses for a cluster that clash with none of the subnets in `taken`.
+
+    Half of the subnet is given out freely, the head's address lies in the other half, so nothing
+    that starts while the head is down can take its address.
+
+    Parameters
+    ----------
+    nodes
+        How many nodes it must hold.
+    skip
+        Pass over this many free ones: somebody else may just have taken them.
+
+    Raises
+    ------
+    CannotRun
+        Every candidate is taken.
+    """
+    used = [ipaddress.ip_network(t, strict=False) for t in taken]
+    prefix = 24
+    while 2 ** (31 - prefix) < nodes + 16:  # 16: gateway, programs, nodes being replaced
+        prefix -= 1
+    # A private range that neither Docker's default pools nor home routers use.
+    for candidate in ipaddress.ip_network("10.208.0.0/12").subnets(new_prefix=prefix):
+        if any(candidate.overlaps(u) for u in used if u.version == 4):
+            continue
+        if skip:
+            skip -= 1
+            continue
+        return ClusterNetwork(
+            subnet=str(candidate),
+            ip_range=str(list(candidate.subnets(prefixlen_diff=1))[1]),
+            head_ip=str(candidate[10]),
+        )
+    raise CannotRun(
+        "no subnet is free for the cluster's network",
+        why="every one in 10.208.0.0/12 overlaps a Docker network or a route of this machine",
+        remedy="Remove unused networks: docker network prune",
+    )
+
+
+def to_yaml(project: Mapping[str, Any]) -> str:
+    """The project as a file for ``docker compose -f``; a ``$`` in a value stays a ``$``."""
+    text: str = yaml.safe_dump(
+        _map_strings(dict(project), lambda s: s.replace("$", "$$")), sort_keys=False
+    )
+    return text
+
+
+# ---- parts of it
+
+
+def _labels(spec: ClusterSpec) -> dict[str, str]:
+    labels = {LABEL_CLUSTER: spec.name, LABEL_DEFINITION: definition(spec)}
+    if spec.run_dir is not None:
+        labels[LABEL_RUN_DIR] = str(spec.run_dir.resolve())
+    return labels
+
+
+def _node(
+    service: dict[str, Any],
+    name: str,
+    node: Head | WorkerGroup,
+    spec: ClusterSpec,
+    labels: Mapping[str, str],
+    cores: float | None,
+) -> None:
+    role, *arguments = service["command"]
+    kept = [a for a in arguments if a.partition("=")[0] not in _OWN_FLAGS]
+    service["command"] = [role, *ray_arguments(node), *kept]
+    service["environment"] |= dict(spec.env)
+    service["labels"] |= {**labels, LABEL_ROLE: role, LABEL_GROUP: name, LABEL_GPU: spec.gpu}
+    if node.memory:
+        service["mem_limit"] = node.memory
+    if cores is not None:
+        service["cpus"] = min(float(service["cpus"]), cores)
+
+
+def _pass_gpu(project: dict[str, Any], override: Mapping[str, Any], count: int, cdi: bool) -> None:
+    merged = _merge(project, override)
+    project.clear()
+    project.update(merged)
+    devices = project["services"]["head"]["deploy"]["resources"]["reservations"]["devices"]
+    if cdi:
+        names = [f"nvidia.com/gpu={n}" for n in range(count)]
+        devices[:] = [{"driver": "cdi", "device_ids": names, "capabilities": ["gpu"]}]
+    else:
+        # As many as are declared to Ray: an engine that has fewer must refuse, not pretend.
+        devices[0]["count"] = count
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """`over` on top of `base`: mappings key by key, anything else replaced."""
+    if isinstance(base, Mapping) and isinstance(over, Mapping):
+        return {
+            key: _merge(base[key], over[key])
+            if key in base and key in over
+            else copy.deepcopy(over[key] if key in over else base[key])
+            for key in [*base, *(k for k in over if k not in base)]
+        }
+    return copy.deepcopy(over)
+
+
+def _load(path: Path, variables: Mapping[str, str]) -> dict[str, Any]:
+    # YAML's anchors give the same object at several places; each place gets one of its own.
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    filled: dict[str, Any] = _map_strings(data, lambda s: _fill_in(s, variables))
+    return filled
+
+
+def _fill_in(text: str, variables: Mapping[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        if match["dollar"]:
+            return "$"
+        return variables.get(match["name"]) or match["default"] or ""
+
+    return _VARIABLE.sub(value, text)
+
+
+def _map_strings(data: Any, change: Any) -> Any:
+    if isinstance(data, str):
+        return change(data)
+    if isinstance(data, Mapping):
+        return {change(k): _map_strings(v, change) for k, v in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_map_strings(v, change) for v in data]
+    return data
