@@ -453,14 +453,13 @@ class Runner:
         """Start watching from three sides, and wait until the observer sees the cluster."""
         cluster = live.cluster
         live.watch = self.backend.watch(cluster.name, lambda event: self._engine(live, event))
-        head = cluster.node("head")
         stale = self.backend.program(cluster.name, OBSERVER)
         if stale is not None:
             stale.remove()
         live.observer = self.backend.run_program(
             cluster.name,
             OBSERVER,
-            ["simulator.innode.observer", "--gcs", f"{head.address}:6379", "--run", live.run_id],
+            ["simulator.innode.observer", "--run", live.run_id],
             {},
         )
         live.reader = threading.Thread(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -88,11 +89,13 @@ class LedgerTail:
 
 
 class Observer:
-    def __init__(self, gcs: Gcs, ledger: Path, out: Output) -> None:
-        self.gcs, self.tail, self.out = gcs, LedgerTail(ledger), out
+    """Asks the GCS and reads the ledger, each at its own pace, until told to end."""
+
+    def __init__(self, gcs_address: str, ledger: Path, out: Output) -> None:
+        self.gcs_address, self.tail, self.out = gcs_address, LedgerTail(ledger), out
         self.nodes: dict[str, NodeInfo] = {}
         self.actors: dict[str, ActorInfo] = {}
-        self.answers = True
+        self.answers = False
         self.ending = asyncio.Event()
 
     async def run(self) -> None:
@@ -109,10 +112,8 @@ class Observer:
                 self.out.emit("observer.beat", {"n": beats, "gcs": self.answers})
             self.forward()
             self.out.flush()
-            try:
+            with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.ending.wait(), POLL_S)
-            except asyncio.TimeoutError:
-                pass
         asking.cancel()
         self.forward()
         self.out.emit("observer.end", {"files": self.tail.lines})
@@ -133,23 +134,28 @@ class Observer:
 
     async def _ask(self) -> None:
         """Ask the GCS over and over; in a task of its own, so that its silence stops nothing else."""
+        # Connecting blocks while there is no GCS, so it happens in a thread.
+        gcs = await asyncio.to_thread(Gcs, self.gcs_address)
+        said = False
         while True:
             began = time.monotonic()
             try:
                 nodes, actors = await asyncio.wait_for(
-                    asyncio.gather(self.gcs.nodes(ANSWER_S), self.gcs.actors(ANSWER_S)),
+                    asyncio.gather(gcs.nodes(ANSWER_S), gcs.actors(ANSWER_S)),
                     ANSWER_S + 0.5,
                 )
             except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
-                if self.answers:
-                    self.answers = False
+                if self.answers or not said:
+                    self.answers, said = False, True
                     text = f"{type(error).__name__}: {error}"[:300]
                     self.out.emit("observer.blind", {"error": text})
                 await asyncio.sleep(POLL_S)
                 continue
             if not self.answers:
                 self.answers = True
-                self.out.emit("observer.seeing", {"error": ""})
+                if said:
+                    self.out.emit("observer.seeing", {"error": ""})
+                said = True
             self._compare(nodes, actors)
             self.out.flush()
             await asyncio.sleep(max(0.0, began + POLL_S - time.monotonic()))
@@ -189,11 +195,15 @@ class Observer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gcs", required=True, help="address of the GCS, ip:port")
+    parser.add_argument(
+        "--gcs",
+        default=os.environ.get("RAY_SIM_HEAD_ADDRESS"),
+        help="address of the GCS, ip:port; by default the node's environment says it",
+    )
     parser.add_argument("--run", required=True, help="id of the run whose ledger is forwarded")
     parser.add_argument("--ledger", default=os.environ.get("RAY_SIM_LEDGER", "/ledger"))
     asked = parser.parse_args()
-    observer = Observer(Gcs(asked.gcs), Path(asked.ledger) / asked.run, Output())
+    observer = Observer(asked.gcs, Path(asked.ledger) / asked.run, Output())
     asyncio.run(observer.run())
 
 

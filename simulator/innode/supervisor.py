@@ -247,7 +247,11 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         print("usage: python -m simulator.innode.supervisor head|worker [ray start arguments]")
         return 2
-    return Supervisor(sys.argv[1], sys.argv[2:]).main()
+    code = Supervisor(sys.argv[1], sys.argv[2:]).main()
+    # Who was not our parent cannot ask the kernel for it any more.
+    with open(os.path.join(home(), "exit_code"), "w", encoding="utf-8") as file:
+        file.write(f"{code}\n")
+    return code
 
 
 if __name__ == "__main__":
