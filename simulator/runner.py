@@ -57,6 +57,10 @@ OBSERVER = "observer"
 #: Deadlines of the parts that always run, seconds; draining also gets what the planned work takes.
 HEAL_S, COLLECT_S, DRAIN_S, GATE_S, START_S = 150.0, 60.0, 120.0, 60.0, 60.0
 
+#: Work that is lost for good makes phases that rest on it impossible, but not the others: how long a
+#: run waits for those once everything is healed, seconds.
+LOST_S = 20.0
+
 
 @dataclass(frozen=True)
 class RunRequest:
@@ -674,6 +678,7 @@ class Runner:
             request.experiment.recovery_timeout(request.params) + 30.0, clock=self.clock.mono
         )
         next_look = 0.0
+        vain: Deadline | None = None
         while not deadline.passed:
             history = live.recorder.snapshot()
             self.listener.tick(history)
@@ -682,6 +687,10 @@ class Runner:
             self._ask_ray(live)
             if all(f.healed or _never(f) for f in live.faults if f.injected is not None):
                 if self._nothing_more_to_see(live, history):
+                    return
+                if history.first("driver.failure", "driver.actor_failure") and vain is None:
+                    vain = Deadline(LOST_S, clock=self.clock.mono)
+                if vain is not None and vain.passed:
                     return
                 if self.clock.mono() >= next_look:
                     began = time.perf_counter()

@@ -62,7 +62,10 @@ def _hit(index: Index, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
     when = index.at(effect)
     here = list(index.executions_on(fault.node))
     running = [e for e in here if e.running_at(when)]
-    objects = index.only_copies(fault.node, when)
+    end = index.first("driver.end")
+    # Its owner lets go of an object when it ends: from then on nobody needs a copy.
+    over = end is not None and index.at(end) <= when
+    objects = [] if over else index.only_copies(fault.node, when)
     cites = _indices(effect, *(e.start_op for e in running[:20]), *objects[:20])
     if running or objects:
         parts = []
