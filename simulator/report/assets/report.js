@@ -320,7 +320,8 @@
   const charts = [];
   const whole = [D.start, D.end];
   function limit(min, max) {
-    const full = whole[1] - whole[0], span = Math.min(Math.max(max - min, 0.01), full);
+    const full = whole[1] - whole[0], span = Math.max(max - min, 0.01);
+    if (span >= full) return whole;
     let start = (min + max) / 2 - span / 2;
     start = Math.min(Math.max(start, whole[0]), whole[1] - span);
     return [start, start + span];
@@ -396,6 +397,7 @@
       hooks: { drawAxes: [drawThroughputFaults], draw: [drawThroughputLines], setCursor: [throughputTip], setSelect: [selected] },
     }, [xs, held(t.values), held(t.values.map(() => t.before)), held(t.goal)], $("#throughput")));
     for (const chart of charts) attach(chart);
+    view(...whole);
     redraws.push(() => { readColours(); charts.forEach((chart) => chart.redraw(false, true)); });
   }
 
