@@ -210,7 +210,12 @@ def start_of_the_retry_dropped(view: RunView) -> Mutated:
     if not retries:
         raise NotHere("no task was cut off and tried again")
     flips = {"executions_explained": INVALID}
-    if len({e.key for e in retries}) == 1:
+    taken = {
+        key
+        for key, ops in index.attempts.items()
+        if key in index.submits and any(op.node == fault.node for op in ops)
+    }
+    if len({e.key for e in retries} | taken) == 1:
         flips["recovers"] = UNKNOWN
     return Mutated(without(view, max(retries, key=lambda e: e.start).start_op), flips)
 

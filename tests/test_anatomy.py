@@ -72,6 +72,21 @@ def test_the_first_retry_is_elsewhere_and_after_the_injection() -> None:
     assert 0.0 < (found.phase("first_retry").seconds or 0.0) < 2.0
 
 
+def test_a_task_that_was_taken_but_not_started_is_retried_too() -> None:
+    """The node died between taking a task and its START: only Ray's record says it was there."""
+    history, spec = build()
+    index = index_of(RunView(history, spec))
+    gone = {e.start_op.index for e in index.executions_on("worker-2") if e.end is None}
+    found = anatomy(RunView(History(op for op in history if op.index not in gone), spec))
+    phase = found.phase("first_retry")
+    assert phase.seconds == anatomy(RunView(history, spec)).phase("first_retry").seconds
+    assert {history.ops[i].kind for i in phase.cites} == {
+        "fault.inject",
+        "attempt.failed",
+        "task.start",
+    }
+
+
 def test_throughput_is_back_one_window_after_the_effect_when_survivors_never_stopped() -> None:
     plan = Plan()
     found = anatomy(RunView(*build(plan)))

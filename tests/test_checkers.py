@@ -138,6 +138,14 @@ def test_tasks_that_fail_for_good_are_named_with_their_error() -> None:
     assert "NodeDiedError: Task failed because worker-2 died" in finding.details[0]
 
 
+def test_of_a_long_message_the_line_that_tells_is_shown_without_its_colours() -> None:
+    view = of(retries=False)
+    failure = ops_of(view, "driver.failure")[0]
+    message = "\x1b[36mray::look()\x1b[39m (pid=1)\n  At least one input\nray.ObjectLostError: gone"
+    told = altered(view, failure, error="RayTaskError", message=message)
+    assert find(told, "no_task_lost").details[0].endswith("RayTaskError: ray.ObjectLostError: gone")
+
+
 def test_a_failure_is_invalid_even_if_the_driver_was_killed() -> None:
     view = of(retries=False)
     cut = only(view, lambda op: op.kind not in ("driver.end", "workload.end", "observer.end"))

@@ -277,21 +277,28 @@ class _Anatomy:
         return _Seen(seen.when, seen.ops, note=f"{op.data.get('key')}: {said}")
 
     def first_retry(self) -> _Seen:
-        tasks = {key: e for key, e in self.hit.items() if e.actor is None}
-        if not tasks:
+        # What shows that the work was on the victim: its START there, or, where the node died
+        # between taking the task and starting it, Ray's record of the failed attempt.
+        was_there: dict[str, Op] = {
+            key: op
+            for key, attempts in self.index.attempts.items()
+            for op in attempts
+            if op.node == self.victim and self._after(op) and key in self.index.submits
+        }
+        was_there.update({key: e.start_op for key, e in self.hit.items() if e.actor is None})
+        if not was_there:
             raise _NotSeen(f"no task was under way on {self.victim}")
         retries = [
-            (again, cut)
-            for key, cut in tasks.items()
-            for again in self.index.executions[key]
-            if again.node != self.victim and again is not cut and self._after(again.start_op)
+            (again, op)
+            for key, op in was_there.items()
+            for again in self.index.executions.get(key, [])
+            if again.node != self.victim and self._after(again.start_op)
         ]
         if not retries:
             raise _NotSeen(f"none of the tasks cut off on {self.victim} started again elsewhere")
-        again, cut = min(retries, key=lambda pair: pair[0].start)
-        return _Seen(
-            again.start, (cut.start_op, again.start_op), note=f"{again.key} on {again.node}"
-        )
+        again, op = min(retries, key=lambda pair: pair[0].start)
+        note = f"{again.key} on {again.node}"
+        return _Seen(again.start, (op, again.start_op), note=note)
 
     def actor_alive(self) -> _Seen:
         actors = self._actors_on_victim()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,9 @@ from simulator.history import Op
 
 #: How many details a finding lists; its metrics have the count.
 SHOWN = 20
+
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
+_TELLING = re.compile(r"[\w.]*(Error|Exception)\b")
 
 
 def check_no_task_lost(view: RunView) -> Finding:
@@ -195,9 +199,12 @@ def _totals(index: Index) -> dict[str, Any]:
 
 
 def _error(op: Op) -> str:
-    error, message = str(op.data.get("error", "failed")), str(op.data.get("message", ""))
-    first = message.strip().splitlines()[0] if message.strip() else ""
-    return f"{error}: {first[:160]}" if first else error
+    """The error and the line of its message that says what happened; Ray colours its messages."""
+    error = str(op.data.get("error", "failed"))
+    message = _COLOURS.sub("", str(op.data.get("message", "")))
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    telling = next((line for line in lines if _TELLING.match(line)), *lines[:1] or [""])
+    return f"{error}: {telling[:160]}" if telling else error
 
 
 def _some(texts: list[str], count: int) -> str:
