@@ -365,6 +365,16 @@ def test_a_kept_object_alone_is_worth_hitting() -> None:
     assert find(copied, "fault_hit_work").verdict is UNKNOWN
 
 
+def test_an_object_whose_owner_has_ended_is_nothing_to_lose() -> None:
+    view = of()
+    cut = {e.key for e in index_of(view).executions_on("worker-2") if e.end is None}
+    quiet = only(view, lambda op: op.data.get("key") not in cut)
+    end, effect = ops_of(quiet, "driver.end")[0], effect_of(quiet)
+    early = replace(end, wall=effect.wall - 1.0)
+    over = rebuilt(quiet, (early if op is end else op for op in quiet.history))
+    assert find(over, "fault_hit_work").verdict is UNKNOWN
+
+
 def test_an_idle_node_is_said_to_have_been_idle() -> None:
     view = of()
     late = {
