@@ -14,7 +14,6 @@ import secrets
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -693,11 +692,11 @@ class Runner:
                 if vain is not None and vain.passed:
                     return
                 if self.clock.mono() >= next_look:
-                    began = time.perf_counter()
+                    began = self.clock.mono()
                     if not anatomy(RunView(history, spec)).waiting_for:
                         return
                     # A long history takes its time to look through: spend a tenth on it at most.
-                    next_look = self.clock.mono() + 10 * (time.perf_counter() - began)
+                    next_look = self.clock.mono() + 10 * (self.clock.mono() - began)
             self.clock.sleep(0.5)
 
     def _nothing_more_to_see(self, live: _Live, history: History) -> bool:
