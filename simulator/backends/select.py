@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.backends.base import Backend
-from simulator.errors import BadInput, CannotRun, Problem
+from simulator.errors import BadInput, CannotRun, NotFound, Problem
 
 NAMES = ("auto", "docker", "process")
 
@@ -20,8 +20,28 @@ class Choice:
     why: str
 
 
+def make(name: str) -> Backend:
+    """The backend of this name, whether or not it can run here.
+
+    Raises
+    ------
+    BadInput
+        The name is not known.
+    """
+    # Imported here: a backend's libraries are loaded only where it is used.
+    if name == "process":
+        from simulator.backends.process import ProcessBackend
+
+        return ProcessBackend()
+    if name == "docker":
+        from simulator.backends.docker import DockerBackend
+
+        return DockerBackend()
+    raise _unknown(name)
+
+
 def choose(name: str = "auto") -> Choice:
-    """The backend of this name.
+    """The backend of this name, or the one that fits this machine.
 
     Raises
     ------
@@ -30,28 +50,24 @@ def choose(name: str = "auto") -> Choice:
     CannotRun
         Docker was asked for and no engine answers.
     """
-    # Imported here: a backend's libraries are loaded only where it is used.
     if name not in NAMES:
-        raise BadInput(Problem(f"--backend {name}", "is not known", "one of " + ", ".join(NAMES)))
+        raise _unknown(name)
     if name == "process":
-        from simulator.backends.process import ProcessBackend
-
-        return Choice(ProcessBackend(), "processes, as asked for")
-    from simulator.backends.docker import DockerBackend, engine_answers
+        return Choice(make(name), "processes, as asked for")
+    from simulator.backends.docker import engine_answers
 
     silent = engine_answers(timeout=5.0)
     if silent is None:
         asked = name == "docker"
-        return Choice(DockerBackend(), f"Docker, {'as asked for' if asked else 'an engine answers'}")
+        why = f"Docker, {'as asked for' if asked else 'because an engine answers'}"
+        return Choice(make("docker"), why)
     if name == "docker":
         raise CannotRun(
             "no Docker engine answers",
             why=silent,
             remedy="Start Docker, or on Debian as root: make engine; or use --backend process",
         )
-    from simulator.backends.process import ProcessBackend
-
-    return Choice(ProcessBackend(), f"processes, because no Docker engine answers ({silent})")
+    return Choice(make("process"), f"processes, because no Docker engine answers ({silent})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,5 +96,9 @@ def usable(name: str = "auto") -> Usable:
         try:
             backends.append(choose(other).backend)
         except CannotRun as error:
-            silent.append(f"{other}: {error.what}")
+            silent.append(f"{other}: {error.what} ({error.why})")
     return Usable(backends, silent)
+
+
+def _unknown(name: str) -> BadInput:
+    return BadInput(Problem(f"--backend {name}", str(NotFound("backend", name, NAMES))))

@@ -1,0 +1,87 @@
+"""Commands about this machine: can it do it, and the node image."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from simulator.cli import output
+from simulator.cli.options import AsJson, SetOption, WorkersOption
+
+
+def doctor(
+    topology: Annotated[
+        str,
+        typer.Option("--topology", "-t", metavar="NAME|FILE", help="The nodes that it must carry."),
+    ] = "default",
+    workers: WorkersOption = None,
+    settings: SetOption = None,
+    backend: Annotated[
+        str,
+        typer.Option("--backend", metavar="auto|docker|process", help="Look at this backend only."),
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Look whether this machine can do it: engine, Compose, image, cores, memory, Ray.
+
+    Each line is ok, a warning or a problem, with its remedy. Exit code 4 if no backend can be used.
+    """
+    from simulator.backends import select
+    from simulator.cli.plan import Problems, load_nodes
+    from simulator.cli.tables import doctor_view
+    from simulator.doctor import examine
+
+    problems = Problems()
+    wanted = load_nodes(problems, topology, workers, settings or ())
+    problems.one_of("--backend", backend, select.NAMES)
+    problems.raise_any()
+    assert wanted is not None
+    diagnosis = examine(wanted, backend)
+    if as_json:
+        output.print_json({"able": diagnosis.able, **asdict(diagnosis)})
+    else:
+        output.data_console().print(doctor_view(diagnosis))
+    if not diagnosis.able:
+        raise typer.Exit(4)
+
+
+def build_image(
+    target: Annotated[
+        str, typer.Option("--target", metavar="cpu|gpu", help="cpu, or gpu with CUDA's libraries.")
+    ] = "cpu",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="IMAGE",
+            help="Base image; by default the official Python image, or one made from Debian packages.",
+            show_default=False,
+        ),
+    ] = None,
+    tag: Annotated[
+        str | None,
+        typer.Option("--tag", metavar="IMAGE", help="Name of the result.", show_default=False),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every layer again.")] = False,
+) -> None:
+    """Build the node image and print its name; the same as `make image`."""
+    from simulator.backends import select
+    from simulator.backends.docker.image import build_image as build
+    from simulator.cli.plan import Problems
+    from simulator.cli.screen import Screen
+
+    problems = Problems()
+    problems.one_of("--target", target, ("cpu", "gpu"))
+    problems.raise_any()
+    select.choose("docker")  # says plainly when no engine answers
+    with Screen("building the node image").showing() as screen:
+        built = build(
+            target="gpu" if target == "gpu" else "cpu",
+            say=screen.say,
+            tag=tag,
+            base=base,
+            cache=not no_cache,
+        )
+    output.print_line(built)

@@ -1,0 +1,106 @@
+"""Options that several commands share, so that each reads the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+#: The name of a cluster that is brought up by hand, unless told otherwise.
+DEFAULT_NAME = "ray-sim"
+
+NameOfExisting = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        "-n",
+        metavar="CLUSTER",
+        help="Which cluster; may be left out when there is only one.",
+        show_default=False,
+    ),
+]
+
+BackendOfExisting = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="auto|docker|process",
+        help="Look for the cluster on this backend only; auto looks on all that answer.",
+    ),
+]
+
+BackendToUse = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="auto|docker|process",
+        help="Where nodes run: containers or process groups; auto takes Docker if an engine answers.",
+    ),
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+NodeArgument = Annotated[
+    str, typer.Argument(metavar="NODE", help="Name of the node: head, worker-1, ...")
+]
+
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "-w",
+        metavar="N",
+        min=0,
+        help="This many workers in the topology's first worker group.",
+        show_default=False,
+    ),
+]
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one value of the topology, such as head.resources.CPU=2; may be repeated.",
+        show_default=False,
+    ),
+]
+
+ImageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image",
+        metavar="IMAGE",
+        help="Node image of your own, instead of ours (Docker).",
+        show_default=False,
+    ),
+]
+
+ParallelismOption = Annotated[
+    int | None,
+    typer.Option(
+        "--start-parallelism",
+        metavar="N",
+        min=1,
+        help="How many nodes may start at a time; by default what the cores carry.",
+        show_default=False,
+    ),
+]
+
+JunitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--junit",
+        metavar="FILE",
+        help="Also write the findings as JUnit XML.",
+        show_default=False,
+    ),
+]
+
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run: its directory, its id, node_failure/latest, or latest.",
+    ),
+]

@@ -1,0 +1,59 @@
+"""``run NAME --help`` lists the parameters of that experiment too.
+
+The help option of a command is handled before its arguments are known, so the name is read from the
+command line beforehand.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from simulator.experiment import Experiment
+
+_NAME = "simulator.run.experiment"
+
+
+class RunCommand(TyperCommand):
+    """The command ``run``, whose help depends on the experiment that is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[_NAME] = self._named(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def _named(self, ctx: Any, args: list[str]) -> str | None:
+        """The experiment on the command line, if there is one and the line can be read."""
+        try:
+            values, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        except Exception:  # noqa: BLE001 - the real parsing, next, says what is wrong
+            return None
+        name = values.get("experiment")
+        return name if isinstance(name, str) else None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from simulator.experiment import load_experiment
+
+        name = ctx.meta.get(_NAME)
+        experiment = load_experiment(name) if name is not None else None
+        super().format_help(ctx, formatter)
+        if experiment is not None:
+            _show(experiment)
+
+
+def _show(experiment: Experiment) -> None:
+    from simulator.cli.output import data_console
+    from simulator.cli.params import param_rows
+    from simulator.cli.tables import params_view
+
+    console = data_console()
+    console.print(Text(f"{experiment.name}: {experiment.claim}", "bold"))
+    console.print(f"Topology {experiment.topology}, unless told otherwise.\n")
+    rows = param_rows(experiment)
+    if rows:
+        console.print("Parameters, each set with --param NAME=VALUE:")
+        console.print(params_view(rows))
+    else:
+        console.print("It has no parameters.")
