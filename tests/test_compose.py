@@ -1,0 +1,243 @@
+"""How compose.yaml and a topology become the Compose project of one cluster; asks no engine."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from simulator.assets import asset_path, innode_path
+from simulator.backends.base import (
+    LABEL_CLUSTER,
+    LABEL_GPU,
+    LABEL_GROUP,
+    LABEL_ROLE,
+    LABEL_RUN_DIR,
+    ClusterSpec,
+    GpuKind,
+)
+from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE
+from simulator.compose import (
+    DASHBOARD_PORT,
+    INNODE_TARGET,
+    LABEL_DEFINITION,
+    LEDGER_TARGET,
+    TOKEN_TARGET,
+    ClusterNetwork,
+    definition,
+    expand,
+    free_network,
+    load_compose,
+    ray_arguments,
+    resources_of,
+    to_yaml,
+)
+from simulator.errors import CannotRun
+from simulator.topology import Head, Topology, WorkerGroup, load_topology, parse_topology
+
+
+def spec(topology: Topology | None = None, gpu: GpuKind = "simulated", **more: Any) -> ClusterSpec:
+    return ClusterSpec("lab", topology or load_topology("default"), gpu, **more)
+
+
+def by_hand() -> dict[str, Any]:
+    """What `docker compose -p lab up` reads."""
+    return load_compose({"COMPOSE_PROJECT_NAME": "lab", "RAY_SIM_INNODE": str(innode_path())})
+
+
+def without_definition(project: dict[str, Any]) -> dict[str, Any]:
+    for kind in ("services", "networks", "volumes"):
+        for thing in project[kind].values():
+            thing["labels"].pop(LABEL_DEFINITION, None)
+    return project
+
+
+def test_the_default_topology_is_what_compose_yaml_says() -> None:
+    expanded = without_definition(expand(spec()))
+    hand = by_hand()
+    assert expanded["services"] == hand["services"]
+    assert expanded["networks"] == hand["networks"]
+    assert expanded["volumes"] == hand["volumes"]
+
+
+def test_a_cluster_by_hand_carries_the_labels_that_find_it() -> None:
+    hand = by_hand()
+    for kind in ("services", "networks", "volumes"):
+        for name, thing in hand[kind].items():
+            assert thing["labels"][LABEL_CLUSTER] == "lab", name
+    roles = {name: s["labels"][LABEL_ROLE] for name, s in hand["services"].items()}
+    assert roles == {"init": "init", "head": "head", "worker": "worker"}
+    assert hand["services"]["head"]["labels"][LABEL_GPU] == "simulated"
+
+
+def test_names_that_python_relies_on_are_those_of_compose_yaml() -> None:
+    services = by_hand()["services"]
+    for role in ("head", "worker"):
+        mounts = {v["target"]: v.get("read_only", False) for v in services[role]["volumes"]}
+        assert mounts == {INNODE_TARGET: True, TOKEN_TARGET: True, LEDGER_TARGET: False}
+        assert services[role]["image"] == DEFAULT_IMAGE
+    assert services["head"]["ports"] == [f"127.0.0.1::{DASHBOARD_PORT}"]
+
+
+def test_the_health_settings_by_hand_are_those_of_fast_and_of_nothing_else() -> None:
+    from simulator.cluster import HEALTH
+
+    raw = yaml.safe_load(asset_path("compose.yaml").read_text(encoding="utf-8"))
+    passed_through = {name for name, value in raw["x-node"]["environment"].items() if value is None}
+    assert passed_through == set(HEALTH["fast"])
+
+
+@pytest.mark.parametrize("role", ["init", "head", "worker"])
+def test_no_container_has_rights_that_it_does_not_need(role: str) -> None:
+    service = by_hand()["services"][role]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["environment"]["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert service["restart"] == "no"
+    assert not {"cap_add", "privileged", "devices", "pid", "env_file"} & set(service)
+    assert "docker.sock" not in yaml.safe_dump(service)
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_a_worker_group_is_a_service_with_the_definition_of_worker() -> None:
+    topology = parse_topology(
+        {
+            "head": {"resources": {"CPU": 0}, "memory": "4g"},
+            "worker_groups": [
+                {"group_name": "small", "replicas": 2, "memory": "1g"},
+                {
+                    "group_name": "big",
+                    "replicas": 1,
+                    "resources": {"CPU": 4, "GPU": 2, "disk": 1.5},
+                    "labels": {"zone": "b", "tier": "spot"},
+                },
+            ],
+        },
+        "test",
+    )
+    services = expand(spec(topology, env={"RAY_x": "1"}))["services"]
+    assert set(services) == {"init", "head", "small", "big"}
+    assert services["head"]["command"] == ["head", "--num-cpus=0"]
+    assert services["head"]["mem_limit"] == "4g"
+    assert services["small"]["deploy"]["replicas"] == 2
+    assert services["small"]["mem_limit"] == "1g"
+    assert services["big"]["mem_limit"] == by_hand()["services"]["worker"]["mem_limit"]
+    assert services["big"]["command"] == [
+        "worker",
+        "--num-cpus=4",
+        "--num-gpus=2",
+        '--resources={"disk":1.5}',
+        "--labels=tier=spot,zone=b",
+    ]
+    assert services["big"]["labels"][LABEL_GROUP] == "big"
+    assert services["big"]["labels"][LABEL_ROLE] == "worker"
+    assert services["big"]["environment"]["RAY_x"] == "1"
+    assert "RAY_x" not in services["init"]["environment"]
+
+
+def test_what_a_node_offers_is_read_back_from_its_command() -> None:
+    group = WorkerGroup(group_name="g", resources={"CPU": 2, "GPU": 1, "disk": 0.5, "TPU": 4})
+    assert resources_of(["worker", *ray_arguments(group)]) == dict(group.resources)
+    assert resources_of(["head", *ray_arguments(Head(resources={}))]) == {"CPU": 0}
+    assert resources_of(["worker", "--resources={broken", "--num-cpus=2"]) == {"CPU": 2}
+
+
+def test_the_shell_of_the_user_does_not_reach_into_a_cluster() -> None:
+    environment = expand(spec())["services"]["head"]["environment"]
+    assert None not in environment.values()
+    assert not [name for name in environment if name.startswith("RAY_health")]
+
+
+def test_an_image_of_the_users_own_serves_for_every_node() -> None:
+    services = expand(spec(image="my/ray:1"))["services"]
+    assert {s["image"] for s in services.values()} == {"my/ray:1"}
+
+
+def test_a_real_gpu_goes_to_the_head_alone() -> None:
+    services = expand(spec(gpu="real"))["services"]
+    assert services["head"]["image"] == GPU_IMAGE
+    assert services["worker"]["image"] == DEFAULT_IMAGE
+    assert services["head"]["environment"]["NVIDIA_VISIBLE_DEVICES"] == "all"
+    assert services["worker"]["environment"]["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert services["head"]["labels"][LABEL_GPU] == "real"
+    devices = services["head"]["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+    assert "resources" not in services["worker"]["deploy"]
+
+
+def test_a_real_gpu_can_come_by_cdi() -> None:
+    head = expand(spec(gpu="real"), cdi=True)["services"]["head"]
+    assert head["deploy"]["resources"]["reservations"]["devices"] == [
+        {"driver": "cdi", "device_ids": ["nvidia.com/gpu=0"], "capabilities": ["gpu"]}
+    ]
+
+
+def test_a_cpu_limit_is_never_above_what_the_engine_has() -> None:
+    services = expand(spec(), cores=1)["services"]
+    assert services["head"]["cpus"] == 1
+    assert services["worker"]["cpus"] == 1
+
+
+def test_where_files_are_not_shared_nothing_is_mounted_from_this_machine() -> None:
+    services = expand(spec(), mount_innode=False)["services"]
+    kinds = {v["type"] for s in services.values() for v in s["volumes"]}
+    assert kinds == {"volume"}
+
+
+def test_the_run_that_owns_a_cluster_is_on_everything_of_it(tmp_path: Path) -> None:
+    project = expand(spec(run_dir=tmp_path))
+    for kind in ("services", "networks", "volumes"):
+        for thing in project[kind].values():
+            assert thing["labels"][LABEL_RUN_DIR] == str(tmp_path.resolve())
+
+
+def test_the_addresses_are_those_that_were_chosen() -> None:
+    project = expand(spec(), network=ClusterNetwork("10.9.0.0/24", "10.9.0.128/25", "10.9.0.10"))
+    head = project["services"]["head"]
+    assert head["networks"]["cluster"]["ipv4_address"] == "10.9.0.10"
+    for role in ("head", "worker"):
+        environment = project["services"][role]["environment"]
+        assert environment["RAY_SIM_HEAD_ADDRESS"] == "10.9.0.10:6379"
+    assert project["networks"]["cluster"]["ipam"]["config"] == [
+        {"subnet": "10.9.0.0/24", "ip_range": "10.9.0.128/25"}
+    ]
+
+
+@pytest.mark.parametrize("nodes", [4, 100, 300])
+def test_a_free_network_clashes_with_nothing_and_holds_every_node(nodes: int) -> None:
+    taken = ["10.208.0.0/14", "172.17.0.0/16", "fd00::/64", "10.212.1.0/24"]
+    found = free_network(taken, nodes)
+    subnet = ipaddress.ip_network(found.subnet)
+    free = ipaddress.ip_network(found.ip_range)
+    assert not any(subnet.overlaps(ipaddress.ip_network(t)) for t in taken if ":" not in t)
+    assert subnet.supernet_of(free)  # type: ignore[arg-type]
+    assert free.num_addresses - 2 >= nodes
+    assert ipaddress.ip_address(found.head_ip) in subnet
+    assert ipaddress.ip_address(found.head_ip) not in free
+    assert free_network(taken, nodes, skip=1).subnet != found.subnet
+
+
+def test_that_no_network_is_free_is_said() -> None:
+    with pytest.raises(CannotRun, match="no subnet is free"):
+        free_network(["10.0.0.0/8"], 4)
+
+
+def test_the_definition_tells_clusters_apart_by_what_was_asked_for() -> None:
+    default = spec()
+    assert definition(default) == definition(spec(run_dir=Path("/elsewhere")))
+    others = [
+        spec(load_topology("default").with_workers(4)),
+        spec(image="other"),
+        spec(env={"RAY_x": "1"}),
+        spec(gpu="none"),
+    ]
+    assert len({definition(s) for s in [default, *others]}) == 5
+
+
+def test_a_dollar_in_a_value_stays_a_dollar() -> None:
+    text = to_yaml(expand(spec(env={"PRICE": "$5 ${HOME}"})))
+    head = yaml.safe_load(text)["services"]["head"]
+    assert head["environment"]["PRICE"] == "$$5 $${HOME}"

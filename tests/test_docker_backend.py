@@ -1,0 +1,298 @@
+"""The Docker backend's parts that need no engine, and what it says where there is none."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from docker.errors import APIError, ImageNotFound
+from hypothesis import given
+from hypothesis import strategies as st
+from python_on_whales.exceptions import DockerException as CommandFailed
+
+from simulator.backends.base import Backend, CanKill, CanPause
+from simulator.backends.docker import DockerBackend, engine_answers
+from simulator.backends.docker.archive import (
+    extract,
+    lines_of,
+    only_file,
+    tar_of_file,
+    tar_of_folder,
+)
+from simulator.backends.docker.backend import host_routes, parse_engine_time
+from simulator.backends.docker.checks import resolve_gpu
+from simulator.backends.docker.engine import (
+    Connection,
+    asking,
+    is_address_clash,
+    is_gone,
+    is_unmountable,
+)
+from simulator.backends.docker.events import to_event
+from simulator.backends.docker.programs import DockerProgram
+from simulator.errors import CannotRun
+from simulator.topology import Topology, load_topology, override, parse_topology
+
+LOCAL = Connection("", False, "test")
+ELSEWHERE = Connection("tcp://far.invalid:2376", False, "test")
+
+
+def answer(status: int, text: str) -> Any:
+    return SimpleNamespace(status_code=status, reason="because", url="http+docker://x", text=text)
+
+
+# ---- where there is no engine
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_without_an_engine_the_reason_is_said() -> None:
+    assert engine_answers(timeout=2.0) == "unix:///nonexistent/docker.sock does not exist"
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_without_an_engine_the_doctor_reports_it_and_does_not_fail() -> None:
+    engine = DockerBackend().check(load_topology("default"))[0]
+    assert (engine.level, engine.name) == ("problem", "engine")
+    assert "does not exist" in engine.text
+    assert engine.remedy
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_without_an_engine_every_method_says_so() -> None:
+    backend = DockerBackend()
+    for ask in (backend.clusters, backend.wall_clock, lambda: backend.remove("lab")):
+        with pytest.raises(CannotRun, match="no Docker engine answers"):
+            ask()
+
+
+def test_a_context_that_does_not_exist_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setenv("DOCKER_CONTEXT", "no-such-context")
+    assert "no-such-context" in (engine_answers(timeout=2.0) or "")
+
+
+def test_it_is_a_backend_that_can_kill_and_pause() -> None:
+    backend: Backend = DockerBackend()
+    assert isinstance(backend, CanKill)
+    assert isinstance(backend, CanPause)
+
+
+# ---- errors
+
+
+def test_what_the_engine_says_becomes_the_reason() -> None:
+    with pytest.raises(CannotRun) as caught, asking("worker-1 was paused", remedy="See: status"):
+        raise APIError("409", response=answer(409, ""), explanation="Container x is not running")
+    assert str(caught.value) == "worker-1 was paused: Container x is not running. See: status"
+    assert not is_gone(caught.value)
+
+
+def test_a_missing_image_comes_with_the_way_to_build_it() -> None:
+    with pytest.raises(CannotRun, match="make image") as caught, asking("x"):
+        raise ImageNotFound("404", response=answer(404, ""), explanation="No such image: y")
+    assert is_gone(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "kind"),
+    [
+        ("Network lab_cluster Error\ninvalid pool: Pool overlaps with other one on this", "clash"),
+        ("Error response: bind source path does not exist: /here", "unmountable"),
+        ("something else", ""),
+    ],
+)
+def test_failures_of_compose_are_told_apart(stderr: str, kind: str) -> None:
+    with pytest.raises(CannotRun) as caught, asking("it was made"):
+        raise CommandFailed(["docker", "compose"], 1, stderr=stderr.encode())
+    assert caught.value.why == stderr.splitlines()[-1]
+    assert is_address_clash(caught.value) == (kind == "clash")
+    assert is_unmountable(caught.value) == (kind == "unmountable")
+
+
+# ---- the engine's words in ours
+
+
+def test_the_engines_clock_is_read_to_the_nanosecond() -> None:
+    assert parse_engine_time("2025-11-21T10:14:00.123456789Z") == 1763720040_123456789
+    assert parse_engine_time("2025-11-21T11:14:00.5+01:00") == 1763720040_500000000
+    assert parse_engine_time("2025-11-21T10:14:00Z") == 1763720040_000000000
+    with pytest.raises(CannotRun, match="clock"):
+        parse_engine_time("soon")
+
+
+def test_routes_are_read_but_for_the_default_one() -> None:
+    table = (
+        "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+        "eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+        "eth0\t0000000A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n"
+        "docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n"
+    )
+    assert host_routes(table) == ["10.0.0.0/16", "172.17.0.0/16"]
+
+
+def test_an_event_keeps_the_engines_time_and_the_exit_code() -> None:
+    raw = {"Action": "die", "timeNano": 1_500_000_000, "Actor": {"Attributes": {"exitCode": "137"}}}
+    event = to_event(raw, "worker-2")
+    assert (event.verb, event.node, event.wall, event.exit_code) == ("die", "worker-2", 1.5, 137)
+    raw = {"Action": "pause", "timeNano": 2_000_000_000, "Actor": {"Attributes": {}}}
+    assert to_event(raw, "head").exit_code is None
+
+
+def test_a_path_is_mounted_only_where_the_engine_has_this_machines_files() -> None:
+    assert LOCAL.shares_files
+    assert LOCAL.shares_loopback
+    assert not ELSEWHERE.shares_files
+    assert not ELSEWHERE.shares_loopback
+    assert not Connection("tcp://127.0.0.1:2375", False, "test").shares_files
+    assert Connection("tcp://127.0.0.1:2375", False, "test").shares_loopback
+
+
+# ---- GPUs
+
+
+NVIDIA: dict[str, Any] = {"Runtimes": {"runc": {}, "nvidia": {}}}
+CDI: dict[str, Any] = {
+    "Runtimes": {"runc": {}},
+    "DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}],
+}
+NONE: dict[str, Any] = {"Runtimes": {"runc": {}}}
+
+
+def topology(gpus: str, head: int = 1, worker: int = 0) -> Topology:
+    return parse_topology(
+        {
+            "head": {"resources": {"CPU": 1, "GPU": head}, "gpus": gpus},
+            "worker_groups": [{"group_name": "w", "resources": {"CPU": 1, "GPU": worker}}],
+        },
+        "test",
+    )
+
+
+@pytest.mark.parametrize("info", [NVIDIA, CDI])
+def test_a_gpu_is_real_only_where_the_engine_can_pass_it_and_it_is_wanted(
+    info: dict[str, Any],
+) -> None:
+    assert resolve_gpu(ELSEWHERE, info, topology("auto")) == "real"
+    assert resolve_gpu(ELSEWHERE, info, topology("real")) == "real"
+    assert resolve_gpu(ELSEWHERE, info, topology("simulated")) == "simulated"
+    assert resolve_gpu(ELSEWHERE, info, topology("auto", head=0)) == "none"
+
+
+def test_without_one_it_is_simulated_or_refused() -> None:
+    assert resolve_gpu(ELSEWHERE, NONE, topology("auto")) == "simulated"
+    with pytest.raises(CannotRun, match="container toolkit"):
+        resolve_gpu(ELSEWHERE, NONE, topology("real"))
+
+
+def test_a_worker_never_makes_a_simulated_gpu_look_real() -> None:
+    assert resolve_gpu(ELSEWHERE, NVIDIA, topology("auto", head=1, worker=1)) == "simulated"
+    assert resolve_gpu(ELSEWHERE, NVIDIA, topology("auto", head=0, worker=1)) == "simulated"
+    with pytest.raises(CannotRun, match="worker group"):
+        resolve_gpu(ELSEWHERE, NVIDIA, topology("real", head=1, worker=1))
+
+
+def test_a_topology_without_gpus_has_none() -> None:
+    assert resolve_gpu(ELSEWHERE, NVIDIA, load_topology("cpu_only")) == "none"
+    bare = override(load_topology("default"), ["head.resources.GPU=0"])
+    assert resolve_gpu(ELSEWHERE, NVIDIA, bare) == "none"
+
+
+# ---- archives
+
+
+def pieces(data: bytes, size: int) -> Iterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+@given(
+    lines=st.lists(st.text(st.characters(exclude_characters="\n", codec="utf-8"))),
+    ended=st.booleans(),
+    size=st.integers(1, 7),
+)
+def test_lines_come_whole_however_the_stream_was_cut(
+    lines: list[str], ended: bool, size: int
+) -> None:
+    text = "\n".join(lines) + ("\n" if ended else "")
+    assert list(lines_of(pieces(text.encode(), size))) == list(io.StringIO(text, newline="\n"))
+
+
+def test_a_file_put_into_the_ledger_is_fetched_whole(tmp_path: Path) -> None:
+    data = os.urandom(100_000)
+    packed = tar_of_file("run-1/control.json", data)
+    assert only_file(pieces(packed, 777)) == data
+    extract(pieces(packed, 777), tmp_path)  # leaves out the topmost part, here run-1
+    assert (tmp_path / "control.json").read_bytes() == data
+
+
+def test_data_is_there_before_the_name_that_is_read() -> None:
+    with tarfile.open(fileobj=io.BytesIO(tar_of_file("a/b/c.json", b"{}"))) as tar:
+        entries = [(m.name, m.type, m.mode) for m in tar]
+    assert entries == [
+        ("a", tarfile.DIRTYPE, 0o777),
+        ("a/b", tarfile.DIRTYPE, 0o777),
+        ("a/b/.c.json.part", tarfile.REGTYPE, 0o644),
+        ("a/b/c.json", tarfile.LNKTYPE, 0o644),
+    ]
+
+
+def test_an_archive_cannot_write_elsewhere(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in ("logs/../../evil", "logs/good"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 2
+            tar.addfile(entry, io.BytesIO(b"hi"))
+        link = tarfile.TarInfo("logs/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        hard = tarfile.TarInfo("logs/hard")
+        hard.type, hard.linkname = tarfile.LNKTYPE, "logs/../../../etc/passwd"
+        tar.addfile(hard)
+    into = tmp_path / "deep" / "er"
+    extract([buffer.getvalue()], into)
+    assert [p.relative_to(tmp_path) for p in tmp_path.rglob("*") if not p.is_dir()] == [
+        Path("deep/er/good")
+    ]
+
+
+def test_the_programs_that_are_copied_in_are_those_of_the_package(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1")
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "a.pyc").write_text("no")
+    with tarfile.open(fileobj=io.BytesIO(tar_of_folder(tmp_path, "/opt/x"))) as tar:
+        assert tar.getnames() == ["opt/x/a.py"]
+
+
+# ---- a program's output
+
+
+class FlakyEngine:
+    """Gives a program's output in streams that break; ends it at the last."""
+
+    def __init__(self, streams: list[bytes]) -> None:
+        self.streams = streams
+
+    def inspect_container(self, container: str) -> dict[str, Any]:
+        return {"State": {"Running": len(self.streams) > 1, "ExitCode": 0}}
+
+    def logs(self, container: str, **options: Any) -> Iterator[bytes]:
+        data = self.streams.pop(0) if len(self.streams) > 1 else self.streams[0]
+        return pieces(data, 3)
+
+
+def test_a_broken_stream_is_taken_up_again_without_loss_or_repeat() -> None:
+    whole = b"one\ntwo\nthree\nfour\n"
+    engine: Any = FlakyEngine([whole[:6], whole[:9], whole[:4], whole])
+    assert list(DockerProgram(engine, "id", "observer").lines()) == ["one", "two", "three", "four"]
