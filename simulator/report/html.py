@@ -249,7 +249,7 @@ def _legend(timeline: Timeline) -> list[dict[str, Any]]:
     return [
         {"name": OUTCOME_WORDS[o], "css": o.name.lower(), "count": n}
         for o, n in counts.items()
-        if n or o in (Outcome.COMPLETED, Outcome.CUT, Outcome.AGAIN)
+        if n or (timeline.executions and o in (Outcome.COMPLETED, Outcome.CUT, Outcome.AGAIN))
     ]
 
 
@@ -408,6 +408,7 @@ def _data(timeline: Timeline) -> str:
             "step": through.step,
             "values": [round(v, 3) for v in through.values],
             "before": None if through.before is None else round(through.before, 3),
+            "window": through.window,
             "goal": [None if v is None else round(v, 3) for v in through.goal],
         },
     }

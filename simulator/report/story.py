@@ -73,7 +73,9 @@ def why(run: Run) -> str:
 
 def status_means(run: Run) -> str:
     text = STATUSES.get(run.status, f"The run's status is {run.status}.")
-    return f"{text} {run.error}".strip() if run.status != "completed" else ""
+    if run.status == "completed":
+        return ""
+    return f"{text} It said: {run.error}" if run.error else text
 
 
 def oversubscription(run: Run) -> str:
@@ -173,7 +175,8 @@ def _end(run: Run, timeline: Timeline) -> list[str]:
         return [f"The cluster was whole again {seconds(full.seconds)} after the {after}."]
     if rejoined is not None and rejoined.seconds is not None:
         text = f"The node was back {seconds(rejoined.seconds)} after the {after}"
-        return [f"{text}; full throughput was not seen again." if full is not None else f"{text}."]
-    if full is not None or rejoined is not None:
+        missing = full is not None and full.mandatory
+        return [f"{text}; full throughput was not seen again." if missing else f"{text}."]
+    if any(p is not None and p.mandatory for p in (full, rejoined)):
         return ["That the cluster became whole again was not seen."]
     return []

@@ -114,6 +114,7 @@ class Throughput:
     A finished execution contributes its nominal length divided by its real one, over its time.
     `before` is the level before the first fault, `goal` per bin 95 % of what the nodes that
     were there should give (None where no fault was yet); both None without a baseline.
+    `window` is the width of the moving mean that the recovery was judged by; None without one.
     """
 
     start: float
@@ -121,6 +122,7 @@ class Throughput:
     values: Sequence[float]
     before: float | None
     goal: Sequence[float | None]
+    window: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +268,7 @@ def _next(times: Sequence[float], after: float) -> float | None:
 
 
 def _faults(index: Index, at: dict[int, float], executions: Sequence[Execution]) -> list[FaultBand]:
-    cut = [e for e in executions if e.outcome is Outcome.CUT and not e.call]
+    tasks = [e for e in executions if not e.call]
     bands = []
     for record in index.faults.values():
         began = record.inject or record.effect
@@ -279,7 +281,12 @@ def _faults(index: Index, at: dict[int, float], executions: Sequence[Execution])
         if record.node is not None and index.downs_node(record):
             rejoined = index.rejoin(record.node, index.at(effect or began))
             end = None if rejoined is None else at[rejoined.index]
-        hit = sum(e.node == record.node and e.start <= start and e.end >= injected for e in cut)
+        hit = sum(
+            e.node == record.node
+            and e.start <= start
+            and (e.end >= injected if e.outcome is Outcome.CUT else e.end > start)
+            for e in tasks
+        )
         bands.append(
             FaultBand(
                 record.id,
@@ -394,11 +401,12 @@ def _throughput(
     count = max(1, int((end - start) / step + 0.999))
     values = _bins(throughput.finished(index.tasks()), zero + start, step, count)
     recovery = anatomy(run.view)
+    window = number(recovery.metrics.get("throughput_window_s"))
     before = number(recovery.metrics.get("baseline_total"))
     surviving = number(recovery.metrics.get("baseline_surviving"))
     fault = next((f for f in faults if f.fault_id == recovery.fault), None)
     if fault is None or before is None or surviving is None:
-        return Throughput(start, step, values, None, [None] * count)
+        return Throughput(start, step, values, None, [None] * count, window)
     goal: list[float | None] = []
     for i in range(count):
         moment = start + (i + 0.5) * step
@@ -407,7 +415,7 @@ def _throughput(
         else:
             back = fault.end is not None and moment >= fault.end
             goal.append(BACK * (before if back else surviving))
-    return Throughput(start, step, values, before, goal)
+    return Throughput(start, step, values, before, goal, window)
 
 
 def _nice(width: float) -> float:

@@ -258,6 +258,7 @@
     c.font = font(12, "600");
     c.textBaseline = "alphabetic";
     c.fillStyle = c.strokeStyle = colour.fault;
+    c.setLineDash([]);
     for (const fault of D.faults) {
       const x = X(fault.at);
       if (x < left || x > left + width) continue;
@@ -381,6 +382,13 @@
     for (let i = 0; i <= n; i++) xs[i] = t.start + i * t.step;
     const held = (values) => [...values, values[n - 1] ?? null];
     const stepped = uPlot.paths.stepped({ align: 1 });
+    // The mean over the last window: where it crosses a 95 % mark, throughput counted as back.
+    const wide = Math.max(1, Math.round((t.window ?? t.step) / t.step)), mean = new Float64Array(n + 1);
+    let sum = 0;
+    for (let i = 0; i < n; i++) {
+      sum += t.values[i] - (i >= wide ? t.values[i - wide] : 0);
+      mean[i + 1] = Math.max(0, sum / wide);
+    }
     const top = Math.max(1, t.before ?? 0, ...t.values) * 1.12;
     charts.push(new uPlot({
       width, height: 190, padding: [8, 14, 0, 0],
@@ -388,14 +396,15 @@
       axes: [xAxis(), { stroke: () => colour.quiet, font: "12px system-ui, sans-serif", size: side, gap: 6, space: 34, grid: { stroke: () => colour.grid, width: 1 }, ticks: { show: false } }],
       series: [
         {},
-        { label: "useful", stroke: () => colour.curve, fill: () => colour["curve-fill"], width: 1.5, paths: stepped, points: { show: false } },
+        { label: "every moment", width: 0, fill: () => colour["curve-fill"], paths: stepped, points: { show: false } },
+        { label: "mean", stroke: () => colour.curve, width: 2, points: { show: false } },
         { label: "before", stroke: () => colour.before, width: 1.5, dash: [2, 3], points: { show: false } },
         { label: "goal", stroke: () => colour.goal, width: 1.5, dash: [7, 4], paths: stepped, points: { show: false } },
       ],
       legend: { show: false },
       cursor: cursor({ y: false }),
       hooks: { drawAxes: [drawThroughputFaults], draw: [drawThroughputLines], setCursor: [throughputTip], setSelect: [selected] },
-    }, [xs, held(t.values), held(t.values.map(() => t.before)), held(t.goal)], $("#throughput")));
+    }, [xs, held(t.values), mean, held(t.values.map(() => t.before)), held(t.goal)], $("#throughput")));
     for (const chart of charts) attach(chart);
     view(...whole);
     redraws.push(() => { readColours(); charts.forEach((chart) => chart.redraw(false, true)); });
@@ -457,7 +466,8 @@
     const t = u.posToVal(left, "x"), i = Math.floor((t - D.throughput.start) / D.throughput.step), value = D.throughput.values[i];
     if (value === undefined) { showTip(u, ""); return; }
     const goal = D.throughput.goal[i];
-    showTip(u, `${seconds(t)}: ${value.toFixed(2)} slots of useful work` + (goal === null ? "" : `\n95 % mark: ${goal.toFixed(2)}`));
+    const average = u.data[2][Math.min(i + 1, u.data[2].length - 1)];
+    showTip(u, `${seconds(t)}: ${value.toFixed(2)} slots of useful work` + (D.throughput.window ? `\nmean of the last ${D.throughput.window} s: ${average.toFixed(2)}` : "") + (goal === null ? "" : `\n95 % mark: ${goal.toFixed(2)}`));
   }
 
   // ---- moving: wheel, shift-drag, touch, keys, buttons
