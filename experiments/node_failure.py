@@ -56,6 +56,7 @@ class NodeFailure(Experiment):
                 fault=Kill(),
                 target=RandomWorker() if params.victim == "random" else Named(params.victim),
                 heal=WhenDeclaredDead() if params.comes_back else Never(),
+                when_busy=True,
             )
         ]
 

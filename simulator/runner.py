@@ -41,7 +41,7 @@ from simulator.checkers.judge import judge
 from simulator.cluster import HEALTH, Cluster, StartEvent, salvage, steady_problems
 from simulator.errors import BadInput, CannotRun, Interrupted, NotFound, Problem, SimulatorError
 from simulator.experiment import Experiment, params_data
-from simulator.history import History, Recorder
+from simulator.history import History, Op, Recorder
 from simulator.report import write_html
 from simulator.schedule import After, Never, PlannedFault, WhenDeclaredDead, resolve, survivors
 from simulator.store import REPORT, SCHEMA, RunDir, Store
@@ -55,6 +55,9 @@ OBSERVER = "observer"
 
 #: Deadlines of the parts that always run, seconds; draining also gets what the planned work takes.
 HEAL_S, COLLECT_S, DRAIN_S, GATE_S, START_S = 150.0, 60.0, 120.0, 60.0, 60.0
+
+#: How long a fault waits for its target to be in the middle of a task, seconds.
+BUSY_S = 10.0
 
 #: Work that is lost for good makes phases that rest on it impossible, but not the others: how long a
 #: run waits for those once everything is healed, seconds.
@@ -414,6 +417,8 @@ class Runner:
         load_began = self.clock.mono()
         for fault in live.faults:
             self._wait_to(live, load_began + fault.planned.step.at)
+            if fault.planned.step.when_busy:
+                self._wait_busy(live, fault.planned.node)
             self._inject(live, fault)
         self._phase(live, "recover")
         self._recover(live, request, run)
@@ -612,6 +617,31 @@ class Runner:
             self.listener.tick(history)
             self._heal_due(live, history)
             self.clock.sleep(min(left, 0.5))
+
+    def _wait_busy(self, live: _Live, node: str) -> None:
+        """Until a task on the node is known to have begun and to have half of its time to go.
+
+        Gives up after `BUSY_S` seconds, or when the work is over: then the fault hits what it hits,
+        and the checks say so.
+        """
+        deadline = Deadline(BUSY_S, clock=self.clock.mono)
+        under_way: dict[str, Op] = {}
+        looked = 0
+        while not deadline.passed:
+            history = live.recorder.snapshot()
+            for op in history.ops[looked:]:
+                if op.kind == "driver.end":
+                    return
+                if op.kind == "task.start" and op.node == node:
+                    under_way[op.data["exec"]] = op
+                elif op.kind == "task.end":
+                    under_way.pop(op.data["exec"], None)
+            looked = len(history)
+            now = self.clock.wall()
+            for op in under_way.values():
+                if now - history.at(op) < op.data["nominal_s"] / 2:
+                    return
+            self.clock.sleep(0.01)
 
     def _inject(self, live: _Live, fault: _Fault) -> None:
         planned = fault.planned

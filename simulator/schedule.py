@@ -94,12 +94,16 @@ class Step:
     ----------
     at
         Seconds after the load began.
+    when_busy
+        From then on, wait for the moment at which the target is in the middle of a task: a node is idle
+        for a moment between two tasks, and a fault that falls there tells nothing.
     """
 
     at: float
     fault: Fault
     target: Target
     heal: Heal = field(default_factory=WhenDeclaredDead)
+    when_busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,8 @@ class PlannedFault:
             "fault": self.step.fault.name,
             "target": self.node,
             "asked": str(self.step.target),
-            "when": f"{self.step.at:g} s after the load began",
+            "when": f"{self.step.at:g} s after the load began"
+            + (", in the middle of a task" if self.step.when_busy else ""),
             "at_s": self.step.at,
             "heal": str(self.step.heal),
             "undo": "nothing" if isinstance(self.step.heal, Never) else self.step.fault.undo,

@@ -1,0 +1,103 @@
+"""The main job on real Ray: valid when it should be, invalid and unknown when it should be.
+
+One cluster for each backend serves all of these runs; a run by itself starts, breaks, judges and leaves it whole.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulator.backends.base import ClusterSpec
+from simulator.backends.select import choose
+from simulator.cluster import HEALTH, Cluster
+from simulator.experiment import PHASES, load_experiment
+from simulator.history import read_history
+from simulator.runner import Runner, RunRequest, exit_code
+from simulator.store import Store
+from simulator.topology import load_topology
+
+BACKENDS = [
+    pytest.param("process", marks=pytest.mark.real_process),
+    pytest.param("docker", marks=pytest.mark.real_docker),
+]
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    backend = choose(request.param).backend
+    cluster = Cluster(backend, f"test-main-{secrets.token_hex(2)}")
+    topology = load_topology("default")
+    spec = ClusterSpec(cluster.name, topology, backend.gpu_kind(topology), env=HEALTH["fast"])
+    try:
+        cluster.up(backend.prepare(spec, lambda text: None))
+        yield cluster
+    finally:
+        cluster.down()
+
+
+def run(cluster: Cluster, folder: Path, *params: str, seed: int = 1) -> dict[str, Any]:
+    experiment = load_experiment("node_failure")
+    request = RunRequest(
+        experiment=experiment,
+        params=experiment.parse_params(params),
+        topology=load_topology("default"),
+        source="node_failure",
+        seed=seed,
+        reuse=cluster.name,
+    )
+    return Runner(cluster.backend, Store(folder)).run(request)
+
+
+def verdicts(result: dict[str, Any]) -> dict[str, str]:
+    return {f["check"]: f["verdict"] for f in result["findings"]}
+
+
+def test_a_worker_dies_and_nothing_is_lost(cluster: Cluster, tmp_path: Path) -> None:
+    result = run(cluster, tmp_path)
+    assert result["status"] == "completed", result["error"]
+    assert set(verdicts(result).values()) == {"valid"}, result["findings"]
+    assert exit_code(result) == 0
+    assert {name: s is not None for name, s in result["recovery"].items()} == {
+        f"{phase}_s": True for phase in PHASES
+    }
+    history = read_history(Path(result["run_dir"]) / "history.jsonl")
+    order = ["fault.plan", "fault.inject", "engine.die", "fault.effect", "fault.healed", "run.end"]
+    positions = [op.index for kind in order if (op := history.first(kind))]
+    assert len(positions) == len(order)
+    assert positions == sorted(positions)
+    assert Path(result["report"]).stat().st_size > 10_000
+
+
+def test_without_retries_tasks_are_lost_and_named(cluster: Cluster, tmp_path: Path) -> None:
+    result = run(cluster, tmp_path, "max_retries=0", seed=2)
+    assert result["verdict"] == "invalid"
+    assert exit_code(result) == 1
+    lost = next(f for f in result["findings"] if f["check"] == "no_task_lost")
+    assert lost["verdict"] == "invalid"
+    history = read_history(Path(result["run_dir"]) / "history.jsonl")
+    failed = [op.data["key"] for op in history.of("driver.failure")]
+    assert failed
+    text = " ".join([lost["summary"], *lost["details"]])
+    assert all(key in text for key in failed[:3])
+
+
+def test_a_fault_after_the_work_is_done_proves_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    result = run(cluster, tmp_path, "tasks=8", "at=8", seed=3)
+    assert result["status"] == "completed", result["error"]
+    assert result["verdict"] == "unknown"
+    assert exit_code(result) == 3
+    assert verdicts(result)["fault_hit_work"] == "unknown"
+    assert verdicts(result)["no_task_lost"] == "valid"
+
+
+def test_every_node_is_alive_and_at_rest_after_the_runs(cluster: Cluster) -> None:
+    status = cluster.status()
+    assert {n.name: n.state for n in status.nodes} == {
+        n.name: "alive" for n in load_topology("default").nodes()
+    }
+    assert status.ray["resources"]["CPU"][0] == 0
