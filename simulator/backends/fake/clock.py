@@ -18,6 +18,9 @@ from dataclasses import dataclass
 #: How long the clock waits for a reader, real seconds; one that takes longer is not waited for again.
 PATIENCE = 5.0
 
+#: How long the clock waits for a thread to end that read a stream to its end, real seconds.
+LAST_STEPS = 0.1
+
 #: How long the clock waits for somebody to begin reading a new stream, real seconds.
 FIRST_READER = 0.5
 
@@ -50,6 +53,7 @@ class LineStream:
         self._ended = False
         self._changed = threading.Condition()
         self._readers: list[_Reader] = []
+        self._gone: list[_Reader] = []
         self._expected = True
 
     def write(self, line: str) -> None:
@@ -93,6 +97,8 @@ class LineStream:
         finally:
             with self._changed:
                 self._readers.remove(reader)
+                if self._ended:
+                    self._gone.append(reader)
                 self._changed.notify_all()
 
     def taken(self) -> None:
@@ -102,8 +108,6 @@ class LineStream:
             if self._expected:
                 self._changed.wait_for(lambda: not self._expected, timeout=FIRST_READER)
                 self._expected = False
-            if not self._readers:
-                return
 
             def late() -> list[_Reader]:
                 return [
@@ -112,12 +116,16 @@ class LineStream:
                     if r.thread is not here
                     and r.thread.is_alive()
                     and not r.absent
-                    and not (r.waiting and r.position == len(self._lines))
+                    and (self._ended or not r.waiting or r.position < len(self._lines))
                 ]
 
             if not self._changed.wait_for(lambda: not late(), timeout=PATIENCE):
                 for reader in late():
                     reader.absent = True
+            threads = [r.thread for r in self._gone if r.thread is not here]
+            self._gone.clear()
+        for thread in threads:
+            thread.join(LAST_STEPS)
 
 
 class FakeClock:
