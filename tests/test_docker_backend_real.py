@@ -337,7 +337,7 @@ class FarEngine(DockerBackend):
 
     def _connect(self) -> Any:
         if self._connected is None:
-            far = Connection("tcp://localhost:2375", False, "test")
+            far = Connection("tcp://far.invalid:2376", False, "test")
             self._connected = (far, connect(find_connection()))
         return self._connected
 

@@ -67,6 +67,7 @@ from simulator.backends.docker.engine import (
 from simulator.backends.docker.events import EventWatch
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, ensure_image
 from simulator.backends.docker.programs import DockerProgram
+from simulator.backends.docker.relay import Relay
 from simulator.compose import (
     DASHBOARD_PORT,
     INNODE_TARGET,
@@ -149,6 +150,7 @@ class DockerBackend:
         self._lock = threading.Lock()
         self._connected: tuple[Connection, docker.APIClient] | None = None
         self._facts: dict[str, _Facts] = {}
+        self._relays: dict[str, Relay] = {}
 
     # -- what this machine can do ------------------------------------------------------------------
 
@@ -349,7 +351,13 @@ class DockerBackend:
                 f"Ray's HTTP API of {cluster} cannot be reached",
                 why=f"the head publishes no port for {DASHBOARD_PORT}",
             )
-        return Endpoint(f"http://127.0.0.1:{published[0]['HostPort']}", self._token(cluster))
+        port = int(published[0]["HostPort"])
+        if not self._connection.shares_loopback:
+            with self._lock:
+                if head.id not in self._relays:
+                    self._relays[head.id] = Relay(head.id, DASHBOARD_PORT)
+                port = self._relays[head.id].port
+        return Endpoint(f"http://127.0.0.1:{port}", self._token(cluster))
 
     # -- programs ----------------------------------------------------------------------------------
 
@@ -545,6 +553,8 @@ class DockerBackend:
     # -- taking it away ----------------------------------------------------------------------------
 
     def _remove_container(self, container: _Container) -> None:
+        if relay := self._relays.pop(container.id, None):
+            relay.close()
         try:
             self._unless_gone(
                 f"{container.name} was removed",

@@ -117,8 +117,8 @@ def _engine(client: docker.APIClient, connection: Connection, info: Mapping[str,
         return Check(
             "warning",
             "engine",
-            f"{text}, on another machine: clusters run there, and their ports are on its loopback",
-            "Use the process backend to run on this machine",
+            f"{text}, not on this machine: clusters run there, and Ray is reached by docker exec",
+            "Figures hold for that machine; its clock is measured, but less exactly",
         )
     return Check("ok", "engine", f"{text} ({connection.via})")
 
