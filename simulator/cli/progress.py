@@ -220,7 +220,7 @@ class RunProgress:
         cells = max(10, min(30, width - 60))
         share = min(1.0, done / self.planned) if self.planned else 0.0
         text.append("━" * round(share * cells), "cyan")
-        text.append("━" * (cells - round(share * cells)), "bright_black")
+        text.append("─" * (cells - round(share * cells)), "bright_black")
         text.append(f"  {self.results} done of {self.planned} planned")
         running = self.submitted - done
         if running > 0:

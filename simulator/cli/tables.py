@@ -41,7 +41,7 @@ def gpu_words(gpu: str) -> str:
     """What to say about a cluster's GPUs."""
     return {
         "real": "GPU real",
-        "simulated": "GPU simulated (declared to Ray, no device)",
+        "simulated": "GPU simulated, no device",
         "none": "no GPU",
     }.get(gpu, f"GPU {gpu}")
 
@@ -65,7 +65,7 @@ def status_view(status: ClusterStatus) -> RenderableType:
             _used(node, "CPU"),
             _gpu(node, status.gpu),
             node.address or "-",
-            Text((node.ray_node_id or "-")[:12], "dim"),
+            Text((node.ray_node_id or "-")[:8], "dim"),
         )
     return Group(head, _ray_line(status), rows)
 
@@ -74,10 +74,13 @@ def _ray_line(status: ClusterStatus) -> Text:
     if not status.ray["answers"]:
         return Text(f"Ray does not answer: {status.ray['why']}", "yellow")
     parts = [f"Ray {status.ray['version']}"]
+    alive = [n for n in status.nodes if n.state == "alive"]
     for name in ("CPU", "GPU"):
-        used, total = status.ray.get("resources", {}).get(name, (0, 0))
+        # Summed over the nodes: Ray's own total lags seconds behind a node that joined or died.
+        used = sum(n.used.get(name, 0.0) for n in alive)
+        total = sum(n.resources.get(name, 0.0) for n in alive)
         if total:
-            parts.append(f"{used:g} of {total:g} {name} in use")
+            parts.append(f"{used:g} of {total:g} {name} used")
     return Text("   ".join([*parts, gpu_words(status.gpu)]), "dim")
 
 
@@ -93,8 +96,8 @@ def _state(node: NodeStatus) -> Text:
 def _used(node: NodeStatus, resource: str) -> str:
     total = node.resources.get(resource, 0.0)
     if node.state != "alive":
-        return f"- / {total:g}"
-    return f"{node.used.get(resource, 0.0):g} / {total:g}"
+        return f"-/{total:g}"
+    return f"{node.used.get(resource, 0.0):g}/{total:g}"
 
 
 def _gpu(node: NodeStatus, kind: str) -> str:
