@@ -1,0 +1,202 @@
+"""Topologies: which nodes exist, and every problem of a wrong one at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.errors import BadInput, NotFound
+from simulator.topology import (
+    Gpus,
+    Head,
+    Topology,
+    WorkerGroup,
+    known_topologies,
+    load_topology,
+    override,
+    parse_size,
+    parse_topology,
+)
+
+group_names = st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True).filter(
+    lambda n: n not in ("head", "init", "observer", "driver")
+)
+resources = st.dictionaries(
+    st.sampled_from(["CPU", "GPU", "memory_gb", "special"]),
+    st.integers(0, 64).map(float),
+    max_size=3,
+)
+groups = st.builds(
+    WorkerGroup,
+    group_name=group_names,
+    replicas=st.integers(0, 20),
+    max_replicas=st.none() | st.integers(20, 64),
+    resources=resources,
+    memory=st.none() | st.sampled_from(["512m", "2g"]),
+)
+topologies = st.builds(
+    Topology,
+    name=group_names,
+    head=st.builds(Head, resources=resources, gpus=st.sampled_from(Gpus)),
+    worker_groups=st.lists(groups, max_size=3, unique_by=lambda g: g.group_name),
+)
+
+
+@given(topologies)
+def test_a_topology_survives_being_written_as_data(topology: Topology) -> None:
+    assert parse_topology(topology.model_dump(mode="json"), "t") == topology
+
+
+@given(topologies)
+def test_every_node_has_a_name_of_its_own_and_the_head_comes_first(topology: Topology) -> None:
+    nodes = topology.nodes()
+    assert nodes[0].role == "head"
+    assert len({n.name for n in nodes}) == len(nodes)
+    assert len(topology.workers()) == sum(g.replicas for g in topology.worker_groups)
+    assert topology.total("CPU") == sum(n.resources["CPU"] for n in nodes)
+
+
+@given(topologies.filter(lambda t: t.worker_groups), st.integers(0, 20))
+def test_overriding_the_replicas_changes_nothing_else(topology: Topology, count: int) -> None:
+    group = topology.worker_groups[-1]
+    changed = override(topology, [f"worker_groups.{group.group_name}.replicas={count}"])
+    assert changed.worker_groups[-1].replicas == count
+    back = override(
+        changed, [f"worker_groups.{len(topology.worker_groups) - 1}.replicas={group.replicas}"]
+    )
+    assert back == topology
+
+
+def test_the_default_is_a_head_with_a_gpu_and_three_workers() -> None:
+    topology = load_topology("default")
+    assert [n.name for n in topology.nodes()] == ["head", "worker-1", "worker-2", "worker-3"]
+    assert topology.head.gpus_declared == 1
+    assert topology.total("CPU") == 4
+
+
+@pytest.mark.parametrize("name", sorted(known_topologies()))
+def test_every_topology_that_comes_along_is_valid_and_described(name: str) -> None:
+    topology = load_topology(name)
+    assert topology.name == name
+    assert topology.description
+
+
+def test_more_workers_are_replicas_of_the_first_group() -> None:
+    assert len(load_topology("default").with_workers(16).workers()) == 16
+
+
+def test_workers_of_a_topology_without_groups_cannot_be_counted() -> None:
+    with pytest.raises(BadInput, match="has no worker group"):
+        Topology().with_workers(2)
+
+
+def test_an_unknown_name_gives_the_nearest() -> None:
+    with pytest.raises(NotFound, match="did you mean default"):
+        load_topology("defualt")
+
+
+def test_a_file_of_ones_own_is_named_after_itself(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("worker_groups: [{group_name: spot, replicas: 2}]\n")
+    topology = load_topology(str(path))
+    assert topology.name == "mine"
+    assert [n.name for n in topology.workers()] == ["spot-1", "spot-2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("head: [", "is not YAML"), ("- 1\n", "is not a mapping"), ("", "is not a mapping")],
+)
+def test_a_file_that_is_no_topology_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=said):
+        load_topology(str(path))
+
+
+def test_every_problem_comes_at_once_with_its_place() -> None:
+    data = {
+        "head": {"resources": {"CPU": -1}, "colour": "red"},
+        "worker_groups": [
+            {"group_name": "Big Ones"},
+            {"group_name": "w", "memory": "2x"},
+            {"replicas": 3},
+            {"group_name": "v", "replicas": 5, "max_replicas": 2},
+            {"group_name": "head"},
+        ],
+    }
+    with pytest.raises(BadInput) as caught:
+        parse_topology(data, "mine.yaml")
+    problems = {p.where: p.what for p in caught.value.problems}
+    assert problems == {
+        "mine.yaml: head.resources": "CPU is -1; a node cannot offer less than 0",
+        "mine.yaml: head.colour": "is not a known key",
+        "mine.yaml: worker_groups[0].group_name": (
+            'is "Big Ones"; use up to 32 lower-case letters, digits and dashes, letter first'
+        ),
+        "mine.yaml: worker_groups[1].memory": 'is "2x"; use a number and k, m or g, such as 512m or 2g',
+        "mine.yaml: worker_groups[2].group_name": "is missing",
+        "mine.yaml: worker_groups[3]": "replicas 5 is above max_replicas 2",
+        "mine.yaml: worker_groups[4].group_name": 'is "head", which is reserved; choose another name',
+    }
+    assert str(caught.value).startswith("7 problems:\n  - ")
+
+
+def test_a_group_that_stands_there_twice_is_refused() -> None:
+    with pytest.raises(BadInput, match="spot stands there twice; merge them or rename one"):
+        parse_topology({"worker_groups": [{"group_name": "spot"}] * 2}, "t")
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ({"min_replicas": 3, "max_replicas": 2}, "min_replicas 3 is above max_replicas 2"),
+        ({"replicas": 1, "min_replicas": 2}, "replicas 1 is below min_replicas 2"),
+        ({"resources": {"GPU": 0.5}}, "GPU is 0.5; Ray takes whole GPUs per node"),
+    ],
+)
+def test_a_contradiction_is_refused(group: dict[str, object], said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        parse_topology({"worker_groups": [{"group_name": "w", **group}]}, "t")
+    assert said in str(caught.value)
+
+
+def test_every_problem_of_the_overrides_comes_at_once() -> None:
+    with pytest.raises(BadInput) as caught:
+        override(
+            load_topology("default"),
+            [
+                "workers",
+                "worker_groups.gpu.replicas=2",
+                "haed.resources.CPU=2",
+                "head.gpus.x=1",
+                "head.gpus=[",
+            ],
+        )
+    assert [str(p) for p in caught.value.problems] == [
+        "--set workers: is not key=value; for example head.resources.CPU=2",
+        "--set worker_groups.gpu.replicas=2: there is no worker group 'gpu'; there is worker",
+        "--set haed.resources.CPU=2: 'haed' is not a known key; known: name, description, head, worker_groups",
+        "--set head.gpus.x=1: head.gpus has no keys below it",
+        "--set head.gpus=[: '[' is not a YAML value",
+    ]
+
+
+def test_an_override_is_validated_like_the_file() -> None:
+    with pytest.raises(BadInput, match="replicas 99 is above max_replicas 64"):
+        override(load_topology("default"), ["worker_groups.worker.replicas=99"])
+    with pytest.raises(BadInput, match="is not a known key"):
+        override(load_topology("default"), ["head.colour=red"])
+
+
+def test_a_resource_of_ones_own_can_be_added() -> None:
+    topology = override(load_topology("default"), ["worker_groups.0.resources.spot=1"])
+    assert {n.resources["spot"] for n in topology.workers()} == {1.0}
+
+
+@pytest.mark.parametrize(("text", "size"), [("512m", 512 * 2**20), ("2g", 2 * 2**30), ("1K", 1024)])
+def test_sizes_are_read_as_docker_writes_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
