@@ -2,39 +2,57 @@
 
 ``ray start --block`` is not used: it costs 64 MB a node, and after a drain it lives on without a
 raylet. This program starts Ray's processes, adopts them (a container's PID 1 does by nature; a
-process node asks to be a subreaper), reaps what dies, and ends when the raylet ends.
+process node asks to be a subreaper), reaps what dies, and ends when the raylet ends. It sleeps
+until a signal wakes it.
 
-Exit codes: 0 stopped as asked; 10 ``ray start`` failed; 11 the raylet died; 12 the raylet left by
-itself (drained, or told that it was given up); 13 the GCS died; 2 wrong usage.
+Exit codes:
+
+== ============================================================================
+ 0 stopped as asked (SIGTERM)
+ 2 wrong usage
+10 ``ray start`` failed
+11 the raylet died: killed, crashed, or told that the GCS had given it up
+12 the raylet left by itself, with exit code 0: it was drained
+13 the GCS died (on the head)
+== ============================================================================
+
+What SIGTERM means is chosen by ``RAY_SIM_ON_TERM``: ``now`` (the raylet signs off, then everything
+ends) or ``drain`` (Ray moves its work away first, for at most ``RAY_SIM_DRAIN_S`` seconds). A second
+SIGTERM always means now. The last exit code also stands in ``exit_code`` in ``RAY_SIM_HOME``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
+import select
 import signal
 import socket
-import subprocess
 import sys
 import time
+from collections.abc import Callable
+from importlib.machinery import PathFinder
 from types import FrameType
 
-STOPPED, START_FAILED, RAYLET_DIED, RAYLET_LEFT, GCS_DIED = 0, 10, 11, 12, 13
-GRACE_S = 8.0
-DRAIN_S = 30.0
+STOPPED, USAGE, START_FAILED, RAYLET_DIED, RAYLET_LEFT, GCS_DIED = 0, 2, 10, 11, 12, 13
+
+#: Seconds that the raylet has to sign off, and then the others to end, before SIGKILL.
+RAYLET_GRACE_S = float(os.environ.get("RAY_SIM_GRACE_S", "6"))
+OTHERS_GRACE_S = 2.0
 
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def say(text: str) -> None:
-    stamp = time.strftime("%H:%M:%S") + f".{int(time.time() * 1000) % 1000:03d}"
-    print(f"{stamp} supervisor: {text}", flush=True)
+    now = time.time()
+    stamp = time.strftime("%H:%M:%S", time.localtime(now))
+    print(f"{stamp}.{int(now * 1000) % 1000:03d} supervisor: {text}", flush=True)
 
 
-def home() -> str:
-    return os.environ.get("RAY_SIM_HOME", "/tmp/ray-sim")
+def home(name: str = "") -> str:
+    """The folder where the node's marker files are, or one of them."""
+    return os.path.join(os.environ.get("RAY_SIM_HOME", "/tmp/ray-sim"), name)
 
 
 def node_name() -> str:
@@ -45,38 +63,49 @@ def own_address() -> str:
     return os.environ.get("RAY_SIM_NODE_IP") or socket.gethostbyname(socket.gethostname())
 
 
+def write_whole(name: str, text: str) -> None:
+    """Write a marker file so that nobody ever reads half of it."""
+    part = home(f".{name}.part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(part, home(name))
+
+
+def forget(name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(home(name))
+
+
 def write_marker() -> int:
     """The node's identity, for whoever runs inside; returns how often this node was started."""
-    os.makedirs(home(), exist_ok=True)
-    path = os.path.join(home(), "node.json")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(home("node.json"), encoding="utf-8") as file:
             count = int(json.load(file)["start_of_node"]) + 1
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         count = 1
-    part = path + ".part"
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump({"node": node_name(), "start_of_node": count, "boot": time.time()}, file)
-    os.replace(part, path)
+    marker = {"node": node_name(), "start_of_node": count, "boot": os.urandom(8).hex()}
+    write_whole("node.json", json.dumps(marker) + "\n")
     return count
 
 
-def ready(yes: bool) -> None:
-    path = os.path.join(home(), "ready")
-    if yes:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(f"{time.time()}\n")
-    elif os.path.exists(path):
-        os.unlink(path)
+def option(extra: list[str], name: str, default: str) -> str:
+    """Value of an option among arguments, written ``--name=value`` or ``--name value``."""
+    for i, argument in enumerate(extra):
+        if argument.startswith(name + "="):
+            return argument.partition("=")[2]
+        if argument == name and i + 1 < len(extra):
+            return extra[i + 1]
+    return default
 
 
 def ray_command(role: str, extra: list[str]) -> list[str]:
     """``ray start`` for this node; what is given in `extra` wins over what is set here."""
-    address = own_address()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start"]
+    if PathFinder.find_spec("ray") is None:
+        command = ["ray", "start"]  # an image whose `python` is not the one that has Ray
     defaults = {
         "--node-name": node_name(),
-        "--node-ip-address": address,
+        "--node-ip-address": own_address(),
         "--object-store-memory": "104857600",
     }
     if role == "head":
@@ -92,7 +121,7 @@ def ray_command(role: str, extra: list[str]) -> list[str]:
     return [*command, "--disable-usage-stats", *extra]
 
 
-def children() -> dict[int, str]:
+def descendants() -> dict[int, str]:
     """Name of every living process below this one, by pid."""
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
@@ -104,20 +133,29 @@ def children() -> dict[int, str]:
                 text = file.read()
         except OSError:
             continue
-        rest = text[text.rindex(")") + 2 :].split()
-        if rest[0] in "ZX":
-            continue
-        names[int(entry)] = text[text.index("(") + 1 : text.rindex(")")]
-        parents[int(entry)] = int(rest[1])
-    found: dict[int, str] = {}
-    me = os.getpid()
-    for pid in names:
+        state, parent = text[text.rindex(")") + 2 :].split()[:2]
+        if state not in "ZX":
+            names[int(entry)] = text[text.index("(") + 1 : text.rindex(")")]
+            parents[int(entry)] = int(parent)
+    me, found = os.getpid(), {}
+    for pid, name in names.items():
         above = parents[pid]
-        while above not in (0, me) and above in parents:
+        while above != me and above in parents:
             above = parents[above]
         if above == me:
-            found[pid] = names[pid]
+            found[pid] = name
     return found
+
+
+def send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def words(status: int) -> str:
+    """A wait status in words."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"
 
 
 class Supervisor:
@@ -125,133 +163,191 @@ class Supervisor:
 
     def __init__(self, role: str, extra: list[str]) -> None:
         self.role, self.extra = role, extra
-        self.asked_to_stop = False
         self.raylet = self.gcs = 0
+        self.asked = 0
+        self.watched: set[int] = set()
+        self.ended: dict[int, int] = {}  # wait status of the watched ones
+        self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, self._on_signal)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
-    def main(self) -> int:
+    def run(self) -> int:
+        """Be PID 1 until there is a reason to end; returns the exit code that names it."""
         if os.getpid() != 1:
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        ready(False)
+            become_subreaper()
+        os.makedirs(home(), exist_ok=True)
+        forget("ready")
+        forget("exit_code")
         count = write_marker()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._asked)
+        temp = option(self.extra, "--temp-dir", "/tmp/ray")
+        # After a SIGKILL this file says that a cluster runs here; a head would refuse to start.
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(temp, "ray_current_cluster"))
         command = ray_command(self.role, self.extra)
-        say(f"start {count} of {self.role} {node_name()}: {' '.join(command[2:])}")
-        began = time.monotonic()
-        starter = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        code = starter.wait()
-        if self.asked_to_stop:
-            return self.shut_down()
-        if code != 0:
-            say(f"ray start failed with {code}")
-            self.end_all(0.0)
+        say(f"start {count} of {self.role} {node_name()}: {' '.join(command)}")
+        code = self._start(command, os.path.join(temp, "session_latest", "logs"))
+        if code is None:
+            code = self._watch()
+        forget("ready")
+        write_whole("exit_code", f"{code}\n")
+        return code
+
+    def _start(self, command: list[str], logs: str) -> int | None:
+        began, began_wall = time.monotonic(), time.time()
+        try:
+            starter = self.spawn(command)
+        except OSError as error:
+            say(f"ray start failed: {command[0]}: {error.strerror}")
             return START_FAILED
-        for pid, name in children().items():
+        self.wait(lambda: bool(self.asked) or starter in self.ended)
+        if self.asked:
+            say("asked to stop while starting")
+            self.end_all(OTHERS_GRACE_S)
+            return STOPPED
+        status = self.ended.pop(starter)
+        for pid, name in descendants().items():
             if name == "raylet":
                 self.raylet = pid
             elif name == "gcs_server":
                 self.gcs = pid
-        if not self.raylet:
-            say("ray start succeeded but there is no raylet")
+        if status or not self.raylet:
+            why = words(status) if status else "it left no raylet behind"
+            say(f"ray start failed: {why}")
+            names = [f"{part}.{end}" for part in ("gcs_server", "raylet") for end in ("out", "err")]
+            last_words(logs, began_wall, names)
             self.end_all(0.0)
             return START_FAILED
-        ready(True)
-        say(f"ready after {time.monotonic() - began:.1f} s; raylet is {self.raylet}")
-        return self.watch()
+        self.watched = {self.raylet, self.gcs}
+        write_whole("ready", f"{time.time()}\n")
+        say(f"ready after {time.monotonic() - began:.1f} s; the raylet is process {self.raylet}")
+        return None
 
-    def _asked(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.asked_to_stop = True
-
-    def watch(self) -> int:
-        while True:
-            if self.asked_to_stop:
-                return self.shut_down()
-            try:
-                # An empty handler for SIGTERM interrupts no wait: look every half a second.
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                pid, status = 0, 0
-            if pid == 0:
-                time.sleep(0.1)
-                continue
-            if pid == self.raylet:
-                code = os.waitstatus_to_exitcode(status)
-                ready(False)
-                say(f"the raylet ended with {code}")
-                self.end_all(0.5)
-                return RAYLET_LEFT if code == 0 else RAYLET_DIED
-            if pid == self.gcs:
-                ready(False)
-                say(f"the GCS ended with {os.waitstatus_to_exitcode(status)}")
-                self.end_all(0.5)
-                return GCS_DIED
-
-    def shut_down(self) -> int:
+    def _watch(self) -> int:
+        self.wait(lambda: bool(self.asked or self.ended))
+        forget("ready")
+        # Who died by itself matters more than a request that came at the same moment.
+        if self.raylet in self.ended:
+            status = self.ended[self.raylet]
+            say(f"the raylet ended with {words(status)}")
+            self.end_all(0.5)
+            return RAYLET_DIED if status else RAYLET_LEFT
+        if self.gcs in self.ended:
+            say(f"the GCS ended with {words(self.ended[self.gcs])}")
+            self.end_all(0.5)
+            return GCS_DIED
         how = os.environ.get("RAY_SIM_ON_TERM", "now")
         say(f"asked to stop: {how}")
-        ready(False)
-        if how == "drain" and self.raylet:
-            self.drain()
-        if self.raylet:
-            self.signal(self.raylet, signal.SIGTERM)
-            self.wait_gone({self.raylet}, GRACE_S)
-        self.end_all(2.0)
+        if how == "drain":
+            self._drain(float(os.environ.get("RAY_SIM_DRAIN_S", "30")))
+        if self.raylet not in self.ended:
+            send(self.raylet, signal.SIGTERM)
+            self.wait(lambda: self.raylet in self.ended, RAYLET_GRACE_S)
+        self.end_all(OTHERS_GRACE_S)
         say("stopped as asked")
         return STOPPED
 
-    def drain(self) -> None:
-        argv = [sys.executable, "-m", "simulator.innode.ray_private", "drain", str(DRAIN_S)]
-        subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=DRAIN_S, check=False)
-        self.wait_gone({self.raylet}, DRAIN_S)
+    def _drain(self, seconds: float) -> None:
+        """Let Ray move its work away; over when the raylet leaves, in time or not at all."""
+        asked, end = self.asked, time.monotonic() + seconds
+        drainer = self.spawn(
+            [sys.executable, "-m", "simulator.innode.ray_private", "drain", str(seconds)]
+        )
 
-    def signal(self, pid: int, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+        def over() -> bool:
+            refused = bool(self.ended.get(drainer))
+            return refused or self.asked > asked or self.raylet in self.ended
 
-    def wait_gone(self, pids: set[int], seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.reap()
-            if not pids & set(children()):
-                return True
-            time.sleep(0.05)
-        return False
+        if not self.wait(over, end - time.monotonic()):
+            say(f"not drained within {seconds:g} s")
+        if self.ended.get(drainer):
+            say("the drain was refused")
 
-    def reap(self) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if number != signal.SIGCHLD:
+            self.asked += 1
+
+    def spawn(self, command: list[str]) -> int:
+        stdin = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+        pid = os.posix_spawnp(
+            command[0],
+            command,
+            os.environ,
+            file_actions=stdin,
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # Python ignores them; others should not
+        )
+        self.watched.add(pid)
+        return pid
+
+    def wait(self, until: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Reap what dies until something is true; False if it is not after so many seconds."""
+        end = None if seconds is None else time.monotonic() + seconds
         while True:
-            try:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+            self._reap()
+            if until():
+                return True
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            # With a deadline, what is waited for may be a grandchild, of which no signal tells.
+            select.select([self._wake], [], [], None if left is None else min(left, 0.05))
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake, 4096)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid in self.watched:
+                    self.ended[pid] = status
 
     def end_all(self, grace: float) -> None:
         """SIGTERM to all that is left, SIGKILL after `grace` seconds, until nothing is left."""
         if grace:
-            for pid in children():
-                self.signal(pid, signal.SIGTERM)
-            self.wait_gone(set(children()), grace)
-        for _ in range(50):
-            self.reap()
-            left = children()
+            for pid in descendants():
+                send(pid, signal.SIGTERM)
+            self.wait(lambda: not descendants(), grace)
+        for _ in range(100):
+            left = descendants()
             if not left:
                 return
             for pid in left:
-                self.signal(pid, signal.SIGKILL)
-            time.sleep(0.05)
+                send(pid, signal.SIGKILL)
+            self.wait(lambda: not descendants(), 0.1)
+
+
+def become_subreaper() -> None:
+    """Make the kernel hand us the orphans below us, as it does for a container's PID 1."""
+    import ctypes  # not needed in containers
+
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "this system has no subreapers")
+
+
+def last_words(folder: str, since: float, names: list[str], count: int = 8) -> None:
+    """Print the end of log files: why Ray did not start stands there and nowhere else."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            if os.stat(os.path.join(folder, name)).st_mtime < since:
+                continue  # left by an earlier start
+            with open(os.path.join(folder, name), "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
+                lines = file.read().decode(errors="replace").splitlines()[-count:]
+            for line in lines:
+                print(f"{name}: {line[:300]}", flush=True)
 
 
 def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in ("head", "worker"):
         print(__doc__, file=sys.stderr)
         print("usage: python -m simulator.innode.supervisor head|worker [ray start arguments]")
-        return 2
-    code = Supervisor(sys.argv[1], sys.argv[2:]).main()
-    # Who was not our parent cannot ask the kernel for it any more.
-    with open(os.path.join(home(), "exit_code"), "w", encoding="utf-8") as file:
-        file.write(f"{code}\n")
-    return code
+        return USAGE
+    if sys.argv[1] == "worker" and not os.environ.get("RAY_SIM_HEAD_ADDRESS"):
+        print("RAY_SIM_HEAD_ADDRESS is not set; a worker needs it, as ip:port", file=sys.stderr)
+        return USAGE
+    return Supervisor(sys.argv[1], sys.argv[2:]).run()
 
 
 if __name__ == "__main__":

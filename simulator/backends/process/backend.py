@@ -2,33 +2,33 @@
 
 Each node is what one ``ray start`` starts, below a supervisor of its own, with its own loopback address
 and its own temporary folder. A directory plays the container: specification, logs, exit code. Whether a
-node lives is read from the processes that carry its marker, never from a file. Linux only: other systems have
-neither ``/proc`` nor the whole of 127.0.0.0/8.
+node lives is read from the processes that carry its mark, never from a file. Linux only: other systems
+have neither ``/proc`` nor the whole of 127.0.0.0/8.
 
-What it cannot do is said by `check`: nodes share one filesystem and one network, so there is no limit on
-resources and no fault of the network.
+Below ``<state folder>/<cluster>/``: ``cluster.json`` (what it is), ``token``, ``ledger/``,
+``<node>/{pid1, pid1.log, home/{node.json, ready, exit_code}}``, ``programs/<name>/{pid1, out, err,
+exit_code}``.
 """
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
-import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from simulator.backends.base import (
     Check,
@@ -41,17 +41,21 @@ from simulator.backends.base import (
     NodeRecord,
     NodeState,
 )
-from simulator.backends.process.table import MARKER, belongs, kill_all, living, run_state, send
-from simulator.errors import CannotRun, NotFound
-from simulator.topology import Gpus, NodeSpec, Topology
-
-RAY_VERSION = "2.60.0"
-
-#: What an idle node needs, bytes: measured, with a margin for its workers.
-HEAD_MEMORY, WORKER_MEMORY = 1300 * 1024**2, 350 * 1024**2
+from simulator.backends.process import network
+from simulator.backends.process.checks import checks, has_gpu
+from simulator.backends.process.launch import PID, follow, launch, noted_pid
+from simulator.backends.process.programs import ProcessProgram
+from simulator.backends.process.table import MARKER, kill_all, living, living_owners, look, send
+from simulator.backends.process.watch import ProcessWatch, exit_code
+from simulator.errors import BadInput, CannotRun, NotFound, Problem
+from simulator.topology import Gpus, NodeSpec, Topology, parse_size
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _POLL_S = 0.02
+#: A log file of Ray's is copied up to this size, bytes; of a larger one, its end.
+_LOG_LIMIT = 32 * 1024**2
+_FREEZE_S = 5.0
 
 
 def state_root() -> Path:
@@ -64,59 +68,35 @@ def state_root() -> Path:
 
 
 class ProcessBackend:
-    """See the module's text.
+    """Clusters as groups of processes; a `Backend` that can kill and pause nodes.
 
     Parameters
     ----------
     root
-        Folder of all clusters' directories; see `state_root`.
+        Folder of all clusters' directories; by default `state_root`.
     """
 
     name = "process"
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or state_root()
-        self._children: list[subprocess.Popen[bytes]] = []
+        # One spelling only: processes are marked with it.
+        self.root = (root or state_root()).resolve()
 
     # -- this machine ------------------------------------------------------------------------------
 
     def check(self, topology: Topology | None = None) -> list[Check]:
-        checks: list[Check] = []
-        if sys.platform == "linux":
-            checks.append(Check("ok", "system", "Linux"))
-        else:
-            checks.append(
-                Check("problem", "system", f"{sys.platform} has no /proc", "use Docker instead")
-            )
-        try:
-            version = metadata.version("ray")
-        except metadata.PackageNotFoundError:
-            checks.append(
-                Check(
-                    "problem",
-                    "Ray",
-                    "is not installed in this Python",
-                    "pip install 'ray-cluster-simulator[local]'",
-                )
-            )
-        else:
-            level = "ok" if version == RAY_VERSION else "warning"
-            remedy = "" if level == "ok" else f"tested with {RAY_VERSION}"
-            checks.append(Check(level, "Ray", version, remedy))  # type: ignore[arg-type]
-        if topology is not None:
-            checks += _fits(topology)
-        return checks
+        return checks(topology)
 
     def gpu_kind(self, topology: Topology) -> GpuKind:
-        declared = topology.total("GPU") > 0
-        if not declared:
+        if topology.total("GPU") == 0:
             return "none"
         wanted = topology.head.gpus
-        real = wanted is not Gpus.SIMULATED and _has_gpu()
+        real = wanted is not Gpus.SIMULATED and topology.head.gpus_declared > 0 and has_gpu()
         if wanted is Gpus.REAL and not real:
             raise CannotRun(
-                "the topology wants a real GPU and nvidia-smi shows none",
-                remedy="use gpus: auto or gpus: simulated",
+                "the topology asks for a real GPU",
+                why="nvidia-smi shows none, or the head declares none",
+                remedy="Use gpus: auto or gpus: simulated",
             )
         return "real" if real else "simulated"
 
@@ -125,7 +105,8 @@ class ProcessBackend:
         if blocking:
             raise CannotRun(
                 "the process backend cannot run here",
-                why="; ".join(str(c.as_problem()) for c in blocking),
+                why="; ".join(f"{c.name}: {c.text}" for c in blocking),
+                remedy=blocking[0].remedy,
             )
         if spec.image is not None:
             say("processes need no image; --image is ignored")
@@ -137,173 +118,190 @@ class ProcessBackend:
     # -- clusters ----------------------------------------------------------------------------------
 
     def clusters(self) -> list[ClusterRecord]:
-        if not self.root.is_dir():
-            return []
-        return [self.cluster(path.parent.name) for path in sorted(self.root.glob("*/cluster.json"))]
+        found = []
+        for path in sorted(self.root.glob("*/cluster.json")):
+            try:
+                found.append(self.cluster(path.parent.name))
+            except NotFound:
+                continue  # it was removed while we looked
+        return found
 
     def cluster(self, name: str) -> ClusterRecord:
         facts = self._facts(name)
+        owners = living_owners(self.root / name)
         return ClusterRecord(
             name=name,
             backend=self.name,
             gpu=facts["gpu"],
-            nodes=[self._record(name, node) for node in facts["nodes"]],
+            nodes=[self._record(facts, node, owners) for node in facts["nodes"]],
             run_dir=Path(facts["run_dir"]) if facts["run_dir"] else None,
         )
 
     def create(self, spec: ClusterSpec) -> None:
-        home = self.root / spec.name
-        if (home / "cluster.json").exists():
-            return
-        ledger = home / "ledger"
-        ledger.mkdir(parents=True, mode=0o700, exist_ok=True)
-        token = home / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
-        network = self._free_network(spec.name)
+        if not _NAME.fullmatch(spec.name):
+            raise BadInput(Problem("--name", f"{spec.name!r} cannot be the name of a folder"))
         nodes = spec.topology.nodes()
-        facts: dict[str, Any] = {
+        if len(nodes) > network.MOST_NODES:
+            raise BadInput(
+                Problem("topology", f"has {len(nodes)} nodes; processes: {network.MOST_NODES}")
+            )
+        self.root.mkdir(parents=True, mode=0o700, exist_ok=True)
+        with _locked(self.root / ".lock"):
+            self._create(spec, nodes)
+
+    def _create(self, spec: ClusterSpec, nodes: Sequence[NodeSpec]) -> None:
+        home = self.root / spec.name
+        described = {node.name: _description(node) for node in nodes}
+        wanted = {"gpu": spec.gpu, "env": dict(spec.env)}
+        if (home / "cluster.json").exists():
+            facts = self._facts(spec.name)
+            have = {
+                name: {key: facts["nodes"][name][key] for key in next(iter(described.values()))}
+                for name in facts["nodes"]
+            }
+            if have != described or any(facts[key] != value for key, value in wanted.items()):
+                raise BadInput(
+                    Problem(
+                        f"--name {spec.name}",
+                        "a cluster of that name exists and is defined otherwise",
+                        f"take it down first (python -m simulator down --name {spec.name}) "
+                        "or use another name",
+                    )
+                )
+            return
+        shutil.rmtree(home, ignore_errors=True)  # half of one, from a creation that was cut short
+        (home / "ledger").mkdir(parents=True)
+        home.chmod(0o700)
+        with os.fdopen(os.open(home / "token", os.O_WRONLY | os.O_CREAT, 0o600), "w") as token:
+            token.write(secrets.token_hex(32))
+        net = network.free_network(str(home), {c["network"] for c in self._all_facts()})
+        head = f"{net}.{network.FIRST_HOST}"
+        facts = {
             "name": spec.name,
-            "gpu": spec.gpu,
+            **wanted,
             "run_dir": str(spec.run_dir) if spec.run_dir else None,
-            "env": dict(spec.env),
-            "network": network,
-            "gcs_port": _free_port(f"{network}.10"),
-            "dashboard_port": _free_port(f"{network}.10"),
-            "tmp": str(_short_tmp(home)),
+            "network": net,
+            "head": head,
+            "has_gpu": has_gpu(),
+            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "gcs_port": network.free_port(head),
+            "dashboard_port": network.free_port(head),
             "nodes": {
-                node.name: {
-                    "role": node.role,
-                    "group": node.group,
-                    "address": f"{network}.{10 + i}",
-                    "resources": dict(node.resources),
-                    "arguments": _arguments(node),
-                }
-                for i, node in enumerate(nodes)
+                name: {"address": f"{net}.{network.FIRST_HOST + i}", **description}
+                for i, (name, description) in enumerate(described.items())
             },
         }
-        for node in nodes:
-            (home / node.name / "home").mkdir(parents=True, exist_ok=True)
-        part = home / "cluster.json.part"
-        part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        part.replace(home / "cluster.json")
+        for name in described:
+            (home / name / "home").mkdir(parents=True)
+        _write_whole(home / "cluster.json", json.dumps(facts, indent=1).encode())
 
     def remove(self, cluster: str) -> None:
+        if not _NAME.fullmatch(cluster):
+            return  # no cluster can be named so, and a path above ours must never be removed
         home = self.root / cluster
-        if not kill_all(home, below=True):
-            raise CannotRun(
-                f"some processes of {cluster} do not die",
-                why=", ".join(map(str, living(home, below=True))),
-            )
-        self._reap()
-        shutil.rmtree(_short_tmp(home), ignore_errors=True)
-        shutil.rmtree(home, ignore_errors=True)
+        if not kill_all(home):
+            left = ", ".join(str(p.pid) for p in living(home, below=True))
+            raise CannotRun(f"some processes of {cluster} do not die", why=f"processes {left}")
+        for folder in (_short_tmp(home), home):
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                raise CannotRun(f"{folder} cannot be removed", remedy="Remove it by hand")
 
     def endpoint(self, cluster: str) -> Endpoint:
         facts = self._facts(cluster)
         token = (self.root / cluster / "token").read_text(encoding="utf-8").strip()
-        return Endpoint(f"http://{facts['network']}.10:{facts['dashboard_port']}", token)
+        return Endpoint(f"http://{facts['head']}:{facts['dashboard_port']}", token)
 
     # -- nodes -------------------------------------------------------------------------------------
 
     def start(self, cluster: str, node: str) -> None:
-        facts, home = self._facts(cluster), self._home(cluster, node)
-        if living(home):
-            return
-        spec = facts["nodes"][node]
-        head = spec["role"] == "head"
-        tmp = Path(facts["tmp"]) / node
-        tmp.mkdir(parents=True, exist_ok=True)
-        # Ports that would be the same on every node, or Ray's fixed defaults, are chosen freely:
-        # nodes share this machine's ports with each other and with everybody else's Ray.
-        arguments = [
-            *spec["arguments"],
-            f"--temp-dir={tmp}",
-            f"--dashboard-agent-listen-port={_free_port(spec['address'])}",
-            "--min-worker-port=0",
-            "--max-worker-port=0",
-        ]
-        if head:
-            arguments += [
-                f"--port={facts['gcs_port']}",
-                f"--dashboard-host={spec['address']}",
-                f"--dashboard-port={facts['dashboard_port']}",
-                f"--ray-client-server-port={_free_port(spec['address'])}",
-            ]
-        environment = self._environment(facts, cluster, node)
-        if facts["gpu"] == "real" and not head:
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        (home / "home" / "exit_code").unlink(missing_ok=True)
-        with (home / "pid1.log").open("ab") as log:
-            child = subprocess.Popen(
+        facts, home = self._node(cluster, node)
+        with _locked(home / ".lock"):
+            if noted_pid(home, home) is not None:
+                return
+            if not kill_all(home):  # a supervisor that was killed alone leaves its raylet behind
+                raise CannotRun(f"some processes of {node}'s earlier start do not die")
+            (home / "home" / "exit_code").unlink(missing_ok=True)
+            spec = facts["nodes"][node]
+            launch(
+                home,
                 [
                     sys.executable,
-                    "-m",
-                    "simulator.innode.supervisor",
-                    spec["role"],
-                    *arguments,
+                    *("-m", "simulator.innode.supervisor", spec["role"]),
+                    *spec["arguments"],
+                    *self._own_arguments(facts, node),
                 ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                self._environment(facts, node),
+                out=home / "pid1.log",
                 cwd=home / "home",
-                env=environment,
-                start_new_session=True,
             )
-        self._children.append(child)
-        (home / "pid1").write_text(str(child.pid), encoding="utf-8")
 
     def stop(self, cluster: str, node: str, grace: float) -> None:
-        home = self._home(cluster, node)
-        pid1 = self._pid1(home)
-        if pid1 is not None:
-            send([pid1], signal.SIGTERM)
+        _, home = self._node(cluster, node)
+        pid1 = noted_pid(home, home)
+        process = look(pid1) if pid1 is not None else None
+        if process is not None:
+            send([process], signal.SIGTERM)
             end = time.monotonic() + grace
-            while self._pid1(home) is not None and time.monotonic() < end:
+            while noted_pid(home, home) is not None and time.monotonic() < end:
                 time.sleep(_POLL_S)
-        if living(home):
-            self._kill(home)
+        self._end(home)
 
     def kill(self, cluster: str, node: str) -> None:
-        self._kill(self._home(cluster, node))
+        _, home = self._running(cluster, node, "killed")
+        self._end(home)
 
     def pause(self, cluster: str, node: str) -> None:
-        home = self._home(cluster, node)
+        _, home = self._running(cluster, node, "paused", ("running",))
+        end = time.monotonic() + _FREEZE_S
         # A process that was being started may be missed by the first look.
-        for _ in range(50):
-            pids = living(home)
-            if pids and all(run_state(pid) in "tT" for pid in pids):
+        while True:
+            awake = [p for p in living(home, below=True) if p.state not in "tT"]
+            if not awake:
                 return
-            send(pids, signal.SIGSTOP)
-            time.sleep(0.01)
-        raise CannotRun(f"{node} could not be frozen")
+            if time.monotonic() > end:
+                self.resume(cluster, node)
+                raise CannotRun(
+                    f"{node} could not be frozen",
+                    why=f"processes {', '.join(str(p.pid) for p in awake)} went on",
+                )
+            send(awake, signal.SIGSTOP)
+            time.sleep(0.005)
 
     def resume(self, cluster: str, node: str) -> None:
-        send(living(self._home(cluster, node)), signal.SIGCONT)
+        _, home = self._node(cluster, node)
+        # The youngest first: the supervisor and the raylet find the rest as they left it.
+        send(reversed(living(home, below=True)), signal.SIGCONT)
 
     def logs(self, cluster: str, node: str, tail: int | None = None) -> str:
-        path = self._home(cluster, node) / "pid1.log"
-        if not path.exists():
+        _, home = self._node(cluster, node)
+        try:
+            text = (home / "pid1.log").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
             return ""
-        text = path.read_text(encoding="utf-8", errors="replace")
         if tail is None:
             return text
-        return "".join(line + "\n" for line in text.splitlines()[-tail:])
+        return "".join(line + "\n" for line in text.splitlines()[-tail:] if tail > 0)
 
     def follow_logs(self, cluster: str, node: str, tail: int | None = None) -> Iterator[str]:
-        home = self._home(cluster, node)
-        yield from self.logs(cluster, node, tail).splitlines()
+        _, home = self._node(cluster, node)
         path = home / "pid1.log"
-        skip = path.stat().st_size if path.exists() else 0
-        yield from _follow(path, lambda: bool(living(home)), skip)
+        if not path.exists():
+            return
+        skip = 0
+        if tail is not None:
+            lines = path.read_bytes().splitlines(keepends=True)
+            skip = sum(map(len, lines[: max(0, len(lines) - tail)]))
+        yield from follow(path, lambda: noted_pid(home, home) is not None, skip)
 
     def node_logs(self, cluster: str, node: str, into: Path) -> None:
-        facts = self._facts(cluster)
-        self._home(cluster, node)
-        for session in sorted(Path(facts["tmp"], node).glob("session_2*")):
-            logs = session / "logs"
-            if logs.is_dir():
-                shutil.copytree(logs, into, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+        self._node(cluster, node)
+        # A head that was restarted has a session for each start; the last one is what is asked for.
+        sessions = sorted((_short_tmp(self.root / cluster) / node).glob("session_2*/logs"))
+        for session in sessions[-1:]:
+            _copy_logs(session, into)
+        for session in sessions[:-1]:
+            _copy_logs(session, into / "earlier" / session.parent.name)
 
     def execute(
         self,
@@ -314,61 +312,74 @@ class ProcessBackend:
         env: Mapping[str, str] | None = None,
         interactive: bool = False,
     ) -> Completed:
-        facts, home = self._facts(cluster), self._home(cluster, node)
-        environment = {**self._environment(facts, cluster, node), **(env or {})}
-        # For a person's own command the usual variables point at this cluster.
-        environment["RAY_ADDRESS"] = f"{facts['network']}.10:{facts['gcs_port']}"
-        environment.pop(MARKER)
-        try:
-            done = subprocess.run(
-                list(argv),
-                env=environment,
-                cwd=home / "home",
-                stdin=None if interactive else subprocess.DEVNULL,
-                stdout=None if interactive else subprocess.PIPE,
-                stderr=None if interactive else subprocess.STDOUT,
-                check=False,
-            )
-        except FileNotFoundError:
-            return Completed(127, f"{argv[0]}: not found\n")
-        output = done.stdout.decode(errors="replace") if done.stdout else ""
-        return Completed(done.returncode, output)
+        facts, home = self._running(cluster, node, "used", ("running",))
+        environment = {
+            **self._environment(facts, node),
+            # It ends with the node, but is no sign of the node's life.
+            MARKER: str(home / "executed"),
+            "RAY_ADDRESS": f"{facts['head']}:{facts['gcs_port']}",
+            "RAY_API_SERVER_ADDRESS": f"http://{facts['head']}:{facts['dashboard_port']}",
+            **(env or {}),
+        }
+        # Ctrl-C is for the program that has the terminal.
+        with _uninterrupted(interactive):
+            try:
+                done = subprocess.run(
+                    list(argv),
+                    env=environment,
+                    cwd=home / "home",
+                    stdin=None if interactive else subprocess.DEVNULL,
+                    stdout=None if interactive else subprocess.PIPE,
+                    stderr=None if interactive else subprocess.STDOUT,
+                    check=False,
+                )
+            except FileNotFoundError:
+                return Completed(127, f"{argv[0]}: not found\n")
+            except PermissionError:
+                return Completed(126, f"{argv[0]}: cannot be executed\n")
+        code = done.returncode if done.returncode >= 0 else 128 - done.returncode
+        return Completed(code, done.stdout.decode(errors="replace") if done.stdout else "")
 
     # -- watching and programs ---------------------------------------------------------------------
 
     def watch(self, cluster: str, emit: Callable[[EngineEvent], None]) -> ProcessWatch:
-        return ProcessWatch(self, cluster, emit)
+        facts = self._facts(cluster)
+        return ProcessWatch({name: self.root / cluster / name for name in facts["nodes"]}, emit)
 
     def run_program(
         self, cluster: str, name: str, argv: Sequence[str], env: Mapping[str, str]
     ) -> ProcessProgram:
         facts = self._facts(cluster)
-        home = self.root / cluster / "programs" / name
-        home.mkdir(parents=True, exist_ok=True)
-        environment = {**self._environment(facts, cluster, "head"), **env, MARKER: str(home)}
-        with (home / "out").open("wb") as out, (home / "err").open("wb") as err:
-            child = subprocess.Popen(
-                [sys.executable, "-m", *argv],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                cwd=home,
-                env=environment,
-                start_new_session=True,
-            )
-        self._children.append(child)
-        return ProcessProgram(home)
+        folder = self.root / cluster / "programs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if noted_pid(folder, folder) is not None:
+            raise CannotRun(f"a program {name} runs beside {cluster} already")
+        for old in ("out", "err"):
+            (folder / old).unlink(missing_ok=True)
+        head = next(name for name, spec in facts["nodes"].items() if spec["role"] == "head")
+        environment = {**self._environment(facts, head), MARKER: str(folder), **env}
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        launch(
+            folder,
+            [sys.executable, "-m", *argv],
+            environment,
+            out=folder / "out",
+            err=folder / "err",
+            note_exit=True,
+        )
+        return ProcessProgram(folder)
 
     def program(self, cluster: str, name: str) -> ProcessProgram | None:
-        home = self.root / cluster / "programs" / name
-        return ProcessProgram(home) if (home / "out").exists() else None
+        folder = self.root / cluster / "programs" / name
+        return ProcessProgram(folder) if (folder / "out").exists() else None
+
+    # -- the ledger --------------------------------------------------------------------------------
 
     def put_ledger_file(self, cluster: str, path: str, data: bytes) -> None:
+        self._facts(cluster)
         target = self.root / cluster / "ledger" / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        part.write_bytes(data)
-        part.replace(target)
+        _write_whole(target, data)
 
     def fetch_ledger(self, cluster: str, path: str, into: Path) -> None:
         source = self.root / cluster / "ledger" / path
@@ -379,40 +390,52 @@ class ProcessBackend:
 
     def _facts(self, cluster: str) -> dict[str, Any]:
         try:
+            if not _NAME.fullmatch(cluster):
+                raise FileNotFoundError(cluster)
             text = (self.root / cluster / "cluster.json").read_text(encoding="utf-8")
         except OSError:
-            known = [p.parent.name for p in self.root.glob("*/cluster.json")]
-            raise NotFound("cluster", cluster, known, hint="start one with: up") from None
+            known = [path.parent.name for path in self.root.glob("*/cluster.json")]
+            hint = "start one: python -m simulator up"
+            raise NotFound("cluster", cluster, known, hint=hint) from None
         facts: dict[str, Any] = json.loads(text)
         return facts
 
-    def _home(self, cluster: str, node: str) -> Path:
+    def _all_facts(self) -> Iterator[dict[str, Any]]:
+        for path in self.root.glob("*/cluster.json"):
+            yield json.loads(path.read_text(encoding="utf-8"))
+
+    def _node(self, cluster: str, node: str) -> tuple[dict[str, Any], Path]:
         facts = self._facts(cluster)
         if node not in facts["nodes"]:
             raise NotFound("node", node, facts["nodes"])
-        return self.root / cluster / node
+        return facts, self.root / cluster / node
 
-    def _pid1(self, home: Path) -> int | None:
-        """The supervisor's pid while it lives."""
-        self._reap()
-        with contextlib.suppress(OSError, ValueError):
-            pid = int((home / "pid1").read_text(encoding="utf-8"))
-            if belongs(pid, home) and run_state(pid) not in ("", "Z", "X"):
-                return pid
-        return None
+    def _running(
+        self,
+        cluster: str,
+        node: str,
+        verb: str,
+        states: Sequence[NodeState] = ("running", "paused"),
+    ) -> tuple[dict[str, Any], Path]:
+        facts, home = self._node(cluster, node)
+        state = self._state(home, living_owners(home))
+        if state not in states:
+            remedy = f"resume {node}" if state == "paused" else f"restart {node}"
+            raise CannotRun(f"{node} cannot be {verb}", why=f"it is {state}", remedy=remedy)
+        return facts, home
 
-    def _state(self, home: Path) -> NodeState:
-        if not (home / "pid1").exists():
-            return "created"
-        pid1 = self._pid1(home)
-        if pid1 is not None:
-            return "paused" if run_state(pid1) in "tT" else "running"
-        return "running" if living(home) else "exited"
+    def _state(self, home: Path, owners: Collection[str]) -> NodeState:
+        pid1 = noted_pid(home, home)
+        process = look(pid1) if pid1 is not None else None
+        if process is not None:
+            return "paused" if process.state in "tT" else "running"
+        if str(home) in owners:
+            return "running"  # its supervisor was killed alone
+        return "exited" if (home / PID).exists() else "created"
 
-    def _record(self, cluster: str, node: str) -> NodeRecord:
-        facts = self._facts(cluster)
-        spec, home = facts["nodes"][node], self.root / cluster / node
-        state = self._state(home)
+    def _record(self, facts: Mapping[str, Any], node: str, owners: Collection[str]) -> NodeRecord:
+        spec, home = facts["nodes"][node], self.root / facts["name"] / node
+        state = self._state(home, owners)
         return NodeRecord(
             name=node,
             role=spec["role"],
@@ -420,165 +443,111 @@ class ProcessBackend:
             state=state,
             hostname=node,
             address=spec["address"],
-            exit_code=self._exit_code(home) if state == "exited" else None,
+            exit_code=exit_code(home) if state == "exited" else None,
             resources=spec["resources"],
         )
 
-    def _exit_code(self, home: Path) -> int:
-        """What the supervisor left as its last word; without one it was killed."""
-        with contextlib.suppress(OSError, ValueError):
-            return int((home / "home" / "exit_code").read_text(encoding="utf-8"))
-        return 128 + signal.SIGKILL
-
-    def _kill(self, home: Path) -> None:
-        (home / "home" / "exit_code").unlink(missing_ok=True)
+    def _end(self, home: Path) -> None:
+        """SIGKILL all that is left of a node, what a person executes there included."""
         if not kill_all(home):
-            raise CannotRun(f"some processes of {home.name} do not die")
-        self._reap()
+            left = ", ".join(str(p.pid) for p in living(home, below=True))
+            raise CannotRun(f"some processes of {home.name} do not die", why=f"processes {left}")
 
-    def _reap(self) -> None:
-        self._children = [child for child in self._children if child.poll() is None]
+    def _own_arguments(self, facts: Mapping[str, Any], node: str) -> list[str]:
+        """What is this node's alone, as arguments of ``ray start``."""
+        address, role = facts["nodes"][node]["address"], facts["nodes"][node]["role"]
+        tmp = _make_short_tmp(self.root / facts["name"]) / node
+        tmp.mkdir(exist_ok=True)
+        arguments = [
+            f"--temp-dir={tmp}",
+            f"--dashboard-agent-listen-port={network.free_port(address)}",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+        ]
+        if role == "head":
+            arguments += [
+                f"--port={facts['gcs_port']}",
+                f"--dashboard-host={address}",
+                f"--dashboard-port={facts['dashboard_port']}",
+                f"--ray-client-server-port={network.free_port(address)}",
+            ]
+        return arguments
 
-    def _environment(self, facts: Mapping[str, Any], cluster: str, node: str) -> dict[str, str]:
-        home = self.root / cluster
+    def _environment(self, facts: Mapping[str, Any], node: str) -> dict[str, str]:
+        home, spec = self.root / facts["name"], facts["nodes"][node]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {
+        inherited.pop("CUDA_VISIBLE_DEVICES", None)
+        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        environment = {
             **inherited,
             **facts["env"],
             MARKER: str(home / node),
-            "RAY_SIM_CLUSTER": cluster,
+            # Ray's agents would paint their titles over the mark.
+            "SPT_NOENV": "1",
+            "RAY_SIM_CLUSTER": facts["name"],
             "RAY_SIM_NODE": node,
-            "RAY_SIM_HEAD_ADDRESS": f"{facts['network']}.10:{facts['gcs_port']}",
-            "RAY_SIM_NODE_IP": facts["nodes"][node]["address"],
+            "RAY_SIM_HEAD_ADDRESS": f"{facts['head']}:{facts['gcs_port']}",
+            "RAY_SIM_NODE_IP": spec["address"],
             "RAY_SIM_LEDGER": str(home / "ledger"),
             "RAY_SIM_HOME": str(home / node / "home"),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(home / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONPATH": _join(_PACKAGE_ROOT, os.environ.get("PYTHONPATH")),
             # The job's `python` is the one that has Ray.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "PATH": _join(Path(sys.executable).parent, os.environ.get("PATH", os.defpath)),
+            # No proxy of the machine's stands between nodes.
+            "no_proxy": f"{direct},127.0.0.0/8" if direct else "127.0.0.0/8",
         }
-
-    def _free_network(self, name: str) -> str:
-        """The first three numbers of the cluster's loopback addresses: 127.a.b."""
-        taken = {
-            json.loads(p.read_text(encoding="utf-8"))["network"]
-            for p in self.root.glob("*/cluster.json")
-        }
-        digest = hashlib.sha256(name.encode()).digest()
-        start = int.from_bytes(digest[:2], "big")
-        for step in range(65536):
-            number = (start + step) % 65536
-            network = f"127.{64 + number // 256 % 128}.{number % 256}"
-            if network not in taken:
-                return network
-        raise CannotRun("no loopback network is free")
+        if spec["role"] == "head":
+            # Ray has fixed ports for these, on all addresses; another Ray here may want them.
+            for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT"):
+                environment[name] = str(network.free_port(spec["address"]))
+        visible = _visible_gpus(facts, spec)
+        if visible is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = visible
+        return environment
 
 
-class ProcessWatch:
-    """Looks at every node's PID 1 fifty times a second and reports what changed."""
+def _visible_gpus(facts: Mapping[str, Any], spec: Mapping[str, Any]) -> str | None:
+    """CUDA's list of devices for a node: real ones on the head alone, and only if asked for.
 
-    def __init__(
-        self, backend: ProcessBackend, cluster: str, emit: Callable[[EngineEvent], None]
-    ) -> None:
-        self._backend, self._cluster, self._emit = backend, cluster, emit
-        self._homes = {
-            node.name: backend.root / cluster / node.name for node in backend.cluster(cluster).nodes
-        }
-        self._last = {name: backend._state(home) for name, home in self._homes.items()}
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="process-watch", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._ending.wait(_POLL_S):
-            for name, home in self._homes.items():
-                now = self._backend._state(home)
-                before = self._last[name]
-                if now != before:
-                    self._last[name] = now
-                    self._changed(name, home, before, now)
-
-    def _changed(self, name: str, home: Path, before: NodeState, now: NodeState) -> None:
-        wall = time.time()
-        if now == "exited":
-            code = self._backend._exit_code(home)
-            self._emit(EngineEvent("die", name, wall, code))
-        elif now == "paused":
-            self._emit(EngineEvent("pause", name, wall))
-        elif before == "paused":
-            self._emit(EngineEvent("unpause", name, wall))
-        elif now == "running":
-            self._emit(EngineEvent("start", name, wall))
-
-    def close(self) -> None:
-        self._ending.set()
-        self._thread.join(timeout=5.0)
+    Ray refuses to declare more GPUs than are in the list, so each simulated one is in it as a device
+    that does not exist: CUDA ignores everything from there on. Where the machine has no GPU there is
+    nothing to hide, and Ray numbers the simulated ones as it would real ones.
+    """
+    if facts["gpu"] == "real" and spec["role"] == "head":
+        given: str | None = facts["visible_gpus"]
+        return given
+    declared = int(spec["resources"].get("GPU", 0))
+    if declared and not facts["has_gpu"]:
+        return None
+    return ",".join(["-1"] * declared)
 
 
-class ProcessProgram:
-    """A program beside the nodes; what it prints goes to a file, so nothing is lost."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-
-    def lines(self) -> Iterator[str]:
-        return _follow(self._home / "out", lambda: bool(living(self._home)), 0)
-
-    def stop(self, timeout: float) -> int | None:
-        pids = living(self._home)
-        send(pids, signal.SIGTERM)
-        end = time.monotonic() + timeout
-        while living(self._home):
-            if time.monotonic() > end:
-                kill_all(self._home)
-                return None
-            time.sleep(_POLL_S)
-        return 0
-
-    def remove(self) -> None:
-        kill_all(self._home)
-        shutil.rmtree(self._home, ignore_errors=True)
-
-
-def _follow(path: Path, alive: Callable[[], bool], skip: int) -> Iterator[str]:
-    """Complete lines of a growing file, until its writer is gone and all was read."""
-    rest = b""
-    with path.open("rb") as file:
-        file.seek(skip)
-        idle = 0
-        while True:
-            data = file.read(1 << 20)
-            if data:
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    yield line.decode(errors="replace")
-                continue
-            idle += 1
-            # Looking for the writer costs more than looking at the file: once a second will do.
-            if idle % 20 == 0 and not alive():
-                data = file.read()
-                for line in (rest + data).splitlines():
-                    yield line.decode(errors="replace")
-                return
-            time.sleep(0.05)
+def _description(node: NodeSpec) -> dict[str, Any]:
+    return {
+        "role": node.role,
+        "group": node.group,
+        "resources": dict(node.resources),
+        "arguments": _arguments(node),
+    }
 
 
 def _arguments(node: NodeSpec) -> list[str]:
     """What a node offers, as arguments of ``ray start``."""
-    custom = {k: v for k, v in node.resources.items() if k not in ("CPU", "GPU", "memory")}
+    resources = dict(node.resources)
     arguments = [
-        f"--num-cpus={int(node.resources.get('CPU', 0))}",
-        f"--num-gpus={int(node.resources.get('GPU', 0))}",
+        f"--num-cpus={int(resources.pop('CPU', 0))}",
+        f"--num-gpus={int(resources.pop('GPU', 0))}",
         # Never what Ray would detect: that is the whole machine's, once for every node.
-        f"--memory={1024**3}",
+        f"--memory={int(parse_size(node.memory) if node.memory else 1024**3)}",
     ]
-    if custom:
-        arguments.append(f"--resources={json.dumps(custom)}")
+    if resources:
+        arguments.append(f"--resources={json.dumps(resources, separators=(',', ':'))}")
     if node.labels:
-        arguments.append("--labels=" + ",".join(f"{k}={v}" for k, v in node.labels.items()))
+        labels = ",".join(f"{key}={value}" for key, value in sorted(node.labels.items()))
+        arguments.append(f"--labels={labels}")
     return arguments
 
 
@@ -587,47 +556,57 @@ def _short_tmp(home: Path) -> Path:
     return Path("/tmp") / f"rs-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"
 
 
-def _free_port(address: str) -> int:
-    """A port that is free now on this address and on all, outside of Ray's own ranges."""
-    for _ in range(100):
-        port = 20000 + secrets.randbelow(10000)
+def _make_short_tmp(home: Path) -> Path:
+    """The same, made; refused if somebody else put something in its place."""
+    path = _short_tmp(home)
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise CannotRun(f"{path} is not ours", remedy="Remove it, or use another name: --name")
+    return path
+
+
+def _copy_logs(source: Path, into: Path) -> None:
+    """Copy a folder of logs; of a huge file its end, and what vanishes meanwhile not at all."""
+    for path in source.rglob("*"):
+        target = into / path.relative_to(source)
         try:
-            with socket.socket() as one, socket.socket() as every:
-                one.bind((address, port))
-                one.close()
-                every.bind(("0.0.0.0", port))
-                return port
-        except OSError:
+            if not path.is_file():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb") as file, target.open("wb") as out:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_LIMIT))
+                shutil.copyfileobj(file, out)
+        except FileNotFoundError:
             continue
-    raise CannotRun("no port is free between 20000 and 30000")
 
 
-def _has_gpu() -> bool:
+def _write_whole(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process at a time does what is inside; over when its process ends, however."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _uninterrupted(yes: bool) -> Iterator[None]:
+    if not yes or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # A handler, not SIG_IGN: the program that is executed would inherit that.
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        done = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, timeout=10, check=False, text=True
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0 and "GPU" in done.stdout
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def _fits(topology: Topology) -> list[Check]:
-    nodes = topology.nodes()
-    need = HEAD_MEMORY + WORKER_MEMORY * (len(nodes) - 1)
-    free = psutil.virtual_memory().available
-    text = f"{need / 1e9:.1f} GB for {len(nodes)} nodes, {free / 1e9:.1f} GB free"
-    memory = (
-        Check("ok", "memory", text)
-        if need <= free
-        else Check("problem", "memory", text, "fewer workers: --workers N")
-    )
-    cores = os.cpu_count() or 1
-    slots = topology.total("CPU")
-    text = f"{cores} cores carry {slots:g} simulated CPUs"
-    cpu = (
-        Check("ok", "cores", text)
-        if slots <= 8 * cores
-        else Check("warning", "cores", text, "times will be those of a crowded machine")
-    )
-    return [memory, cpu]
+def _join(first: Path, rest: str | None) -> str:
+    return os.pathsep.join([str(first), *([rest] if rest else [])])

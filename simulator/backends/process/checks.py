@@ -1,0 +1,100 @@
+"""Can this machine run a cluster as processes? Each answer with what to do about it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import psutil
+
+from simulator.backends.base import Check
+from simulator.topology import Topology
+
+RAY_VERSION = "2.60.0"
+
+#: Memory of a node that works a little, bytes (measured, with a margin).
+HEAD_MEMORY, WORKER_MEMORY = int(1.3e9), int(0.35e9)
+
+_INSTALL = "pip install 'ray-cluster-simulator[local]'"
+
+
+def checks(topology: Topology | None, platform: str = sys.platform) -> list[Check]:
+    """Every line of the doctor's report about processes."""
+    if not platform.startswith("linux"):
+        return [
+            Check(
+                "problem",
+                "system",
+                f"{platform} has neither /proc nor all of 127.0.0.0/8",
+                "use Docker: --backend docker",
+            )
+        ]
+    found = [
+        Check(
+            "ok",
+            "system",
+            "Linux; nodes share its files, network and cores: no limits, no network faults",
+        ),
+        _ray(),
+    ]
+    if topology is not None:
+        found += [_memory(topology), _cores(topology)]
+    return found
+
+
+def has_gpu() -> bool:
+    """Whether the NVIDIA driver shows a device."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, timeout=10, check=False, text=True
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and "GPU" in done.stdout
+
+
+def _ray() -> Check:
+    try:
+        version = metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        return Check("problem", "Ray", f"is not installed for {sys.executable}", _INSTALL)
+    extras = [name for name in ("aiohttp", "grpcio") if not _installed(name)]
+    if extras:
+        text = f"{version} lacks {', '.join(extras)}, so it has no dashboard and takes no jobs"
+        return Check("problem", "Ray", text, _INSTALL)
+    if version.split(".")[:2] != RAY_VERSION.split(".")[:2]:
+        return Check("warning", "Ray", version, f"tested with {RAY_VERSION}: {_INSTALL}")
+    return Check("ok", "Ray", version)
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _memory(topology: Topology) -> Check:
+    workers = len(topology.workers())
+    need = HEAD_MEMORY + WORKER_MEMORY * workers
+    memory = psutil.virtual_memory()
+    text = (
+        f"a head and {workers} workers need about {need / 1e9:.1f} GB; "
+        f"{memory.available / 1e9:.1f} GB are free"
+    )
+    if need > memory.total:
+        return Check("problem", "memory", text, "use fewer workers: --workers N")
+    if need > memory.available:
+        return Check("warning", "memory", text, "end other programs, or use fewer: --workers N")
+    return Check("ok", "memory", text)
+
+
+def _cores(topology: Topology) -> Check:
+    cores, slots = os.cpu_count() or 1, topology.total("CPU")
+    text = f"{cores} cores carry {slots:g} simulated CPUs"
+    if slots > 8 * cores:
+        return Check("warning", "cores", text, "times will be those of a crowded machine")
+    return Check("ok", "cores", text)
