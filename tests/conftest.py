@@ -1,0 +1,157 @@
+"""What all tests share: where real ones can run, their order, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from simulator.backends.base import LABEL_CLUSTER, ClusterSpec
+from simulator.backends.docker import DockerBackend, engine_answers
+from simulator.backends.process.table import MARKER
+
+REQUIRE = os.environ.get("SIMULATOR_REQUIRE_DOCKER") == "1"
+
+#: Clusters that this session made on a Docker engine, by name.
+MADE: set[str] = set()
+
+_STATE = Path(tempfile.mkdtemp(prefix="ray-sim-test-"))
+_LEFT: list[str] = []
+
+
+def pytest_configure() -> None:
+    """Give the session its own runs and process nodes, and note what it makes in Docker."""
+    os.environ["RAY_SIM_STATE_DIR"] = str(_STATE / "nodes")
+    os.environ["RAY_SIM_RUNS"] = str(_STATE / "runs")
+    os.environ.pop("RAY_SIM_DEBUG", None)
+    create = DockerBackend.create
+
+    def noted(self: DockerBackend, spec: ClusterSpec) -> None:
+        MADE.add(spec.name)
+        create(self, spec)
+
+    DockerBackend.create = noted  # type: ignore[method-assign]
+
+
+# ---- where real ones can run
+
+
+def _no_process() -> str | None:
+    if sys.platform != "linux":
+        return "process nodes need Linux"
+    try:
+        version("ray")
+    except PackageNotFoundError:
+        return "no Ray is installed here: pip install -e '.[local]'"
+    return None
+
+
+def _no_docker() -> str | None:
+    silent = engine_answers(timeout=5.0)
+    return f"no Docker engine answers: {silent}" if silent else None
+
+
+RINGS: tuple[tuple[str, Callable[[], str | None]], ...] = (
+    ("real_process", _no_process),
+    ("real_docker", _no_docker),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Pure tests first, then those on the fake backend, then real processes, then real Docker."""
+    items.sort(key=_ring)
+    for marker, why_not in RINGS:
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        reason = why_not() if marked and not REQUIRE else None
+        if reason:
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Where real tests are required, the reason why they cannot run is a failure."""
+    if REQUIRE:
+        for marker, why_not in RINGS:
+            if item.get_closest_marker(marker) and (reason := why_not()):
+                pytest.fail(reason)
+
+
+def _ring(item: pytest.Item) -> int:
+    for ring, (marker, _) in enumerate(RINGS, 2):
+        if item.get_closest_marker(marker):
+            return ring
+    values = vars(getattr(item, "module", object)).values()
+    homes = {str(getattr(value, "__module__", "")) for value in values}
+    return int(any(home == "fakes" or "backends.fake" in home for home in homes))
+
+
+# ---- what is left behind
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session if a process, container, network or volume of its own is left."""
+    _LEFT.extend([*_processes_left(), *_containers_left()])
+    shutil.rmtree(_STATE, ignore_errors=True)
+    if _LEFT and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _LEFT:
+        terminalreporter.section("left behind, and removed now", red=True, bold=True)
+        for line in _LEFT:
+            terminalreporter.write_line(line)
+
+
+def _processes_left() -> Iterator[str]:
+    """Processes that carry the marker of a node below this session's state folder."""
+    for process in psutil.process_iter():
+        try:
+            home = process.environ().get(MARKER, "")
+            if home.startswith(str(_STATE)):
+                yield f"process {process.pid} of {home}: {' '.join(process.cmdline())[:100]}"
+                process.kill()
+        except psutil.Error:
+            continue
+
+
+def _containers_left() -> Iterator[str]:
+    """Whatever an engine has of clusters that this session made."""
+    if not MADE:
+        return
+    kinds = {"container": ["ps", "--all"], "network": ["network", "ls"], "volume": ["volume", "ls"]}
+    left: set[str] = set()
+    for name in sorted(MADE):
+        for kind, command in kinds.items():
+            label = f"label={LABEL_CLUSTER}={name}"
+            for one in _docker(*command, "--filter", label, "--quiet").split():
+                left.add(name)
+                yield f"{kind} {one} of cluster {name}"
+    for name in left:
+        DockerBackend().remove(name)
+
+
+def _docker(*arguments: str) -> str:
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout
+
+
+# ---- for any test
+
+
+@pytest.fixture
+def made_cluster() -> str:
+    """A name for a cluster that a command makes in a process of its own; looked for at the end."""
+    name = f"test-{os.getpid()}-{secrets.token_hex(2)}"
+    MADE.add(name)
+    return name
