@@ -1,0 +1,106 @@
+"""The public names: all there, all described, and the tree of errors as it is drawn."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import simulator
+from simulator import errors
+
+
+def test_every_public_name_can_be_imported_and_is_described() -> None:
+    for name in simulator.__all__:
+        value = getattr(simulator, name)
+        if name != "__version__":
+            assert value.__doc__, name
+            assert value.__doc__.strip()[0].isupper(), name
+            assert value.__name__ == name
+
+
+def test_the_public_names_are_listed() -> None:
+    assert dir(simulator) == sorted(simulator.__all__)
+    assert len(set(simulator.__all__)) == len(simulator.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'simulator' has no attribute 'Cloud'"):
+        _ = simulator.Cloud
+
+
+def test_the_version_is_a_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", simulator.__version__)
+
+
+def _imported_by(code: str) -> set[str]:
+    """What a fresh interpreter has loaded after this code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    loaded = _imported_by("import simulator")
+    assert not {"pydantic", "yaml", "requests", "ray", "docker"} & loaded
+
+
+def test_the_orchestrator_imports_no_ray() -> None:
+    loaded = _imported_by("import simulator.runner, simulator.rayapi, simulator.backends.fake")
+    assert "simulator.runner" in loaded
+    assert not {"ray", "torch", "docker", "python_on_whales"} & loaded
+
+
+def test_the_tree_of_errors_is_the_one_that_is_drawn() -> None:
+    drawn: list[tuple[str, str, int]] = []
+    stack: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"^([ │]*)((?:[├└]── )?)(\w+) +exit (\d)", line)
+        if found:
+            depth = (len(found[1]) - 4) // 4 + bool(found[2])
+            del stack[depth:]
+            drawn.append((found[3], stack[-1] if stack else "Exception", int(found[4])))
+            stack.append(found[3])
+    real = [
+        (value.__name__, value.__bases__[0].__name__, value.exit_code)
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.SimulatorError)
+    ]
+    assert sorted(drawn) == sorted(real)
+
+
+def test_an_error_says_what_why_and_what_to_do_next() -> None:
+    error = errors.CannotRun("it broke", why="no disk", remedy="buy one", details=["line 1"])
+    assert str(error) == "it broke: no disk. buy one\n    line 1"
+    assert (error.what, error.why, error.remedy) == ("it broke", "no disk", "buy one")
+
+
+def test_one_problem_is_a_sentence_and_several_are_a_list() -> None:
+    one, two = errors.Problem("a", "is wrong", "fix it"), errors.Problem("b", "too")
+    assert str(errors.BadInput(one)) == "a: is wrong; fix it"
+    assert str(errors.BadInput([one, two])) == "2 problems:\n  - a: is wrong; fix it\n  - b: too"
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (["worker-1", "head"], "did you mean worker-1?"),
+        (["alpha", "beta"], "there is alpha, beta"),
+        ([], "there is no node at all"),
+    ],
+)
+def test_a_name_that_is_not_found_comes_with_those_that_are(known: list[str], said: str) -> None:
+    assert str(errors.NotFound("node", "worker-11", known)) == f"no node named 'worker-11': {said}"
+
+
+def test_a_failed_start_counts_and_names() -> None:
+    error = errors.NodeStartFailed(missing=["worker-3"], wanted=3, seconds=60.4, details=["bye"])
+    assert str(error) == "2 of 3 nodes joined within 60 s; missing worker-3\n    bye"
+    assert error.missing == ("worker-3",)

@@ -1,0 +1,112 @@
+"""The task stream: its work can be recomputed, and its simulated driver says what the real one says."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes import Lab, topology
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator import assets
+from simulator.innode import work
+from simulator.innode.work import expected_value
+from simulator.workload import TaskStream
+
+small = st.integers(0, 300)
+
+
+@given(small, small)
+def test_the_sum_of_squares_is_what_a_loop_gives(start: int, count: int) -> None:
+    assert expected_value("square_sum", [start, count]) == sum(
+        k * k for k in range(start, start + count)
+    )
+
+
+@given(small, small)
+def test_the_sum_of_a_block_is_what_a_loop_gives(seed: int, length: int) -> None:
+    assert expected_value("block_sum", [seed, length]) == sum(k * k + seed for k in range(length))
+
+
+@given(small)
+def test_a_counter_has_added_all_numbers_up_to_its_calls(n: int) -> None:
+    assert expected_value("counter_add", [n]) == sum(range(n + 1))
+
+
+def test_an_unknown_function_has_no_right_result() -> None:
+    with pytest.raises(KeyError):
+        expected_value("sleep", [1])
+
+
+def test_every_function_that_the_driver_asks_for_can_be_recomputed() -> None:
+    asked = {"square_sum", "make_block", "block_sum", "counter_add"}
+    assert asked == set(work.EXPECTED)
+
+
+def test_the_specification_tells_the_driver_everything_and_where_the_workers_are() -> None:
+    spec = TaskStream(tasks=7, max_retries=0).spec({"worker-1": "abc"})
+    assert (spec["tasks"], spec["max_retries"], spec["workers"]) == (7, 0, {"worker-1": "abc"})
+    read = set(_read_by_the_driver())
+    assert read
+    assert read <= set(spec)
+
+
+def _read_by_the_driver() -> Iterator[str]:
+    tree = ast.parse((assets.innode_path() / "stream.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("self.spec", "spec"):
+            assert isinstance(node.slice, ast.Constant)
+            yield str(node.slice.value)
+
+
+def test_the_nominal_time_counts_both_halves_of_a_chain() -> None:
+    workload = TaskStream(tasks=80, task_seconds=0.5, chain_every=8)
+    assert workload.nominal_seconds(topology(3)) == pytest.approx((80 + 10) * 0.5 / 4)
+    without = TaskStream(tasks=80, task_seconds=0.5, chain_every=0)
+    assert without.nominal_seconds(topology(3)) == pytest.approx(80 * 0.5 / 4)
+
+
+def test_the_driver_is_told_its_run() -> None:
+    assert TaskStream().entrypoint("r-1") == "python -m simulator.innode.stream --run r-1"
+
+
+def _said(path: Path, *calls: str) -> dict[str, set[str]]:
+    """Per kind, the fields that a program writes; ``**`` of something is its source text."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in calls:
+            first = next((a for a in node.args if isinstance(a, ast.Constant)), None)
+            if first is not None and isinstance(first.value, str) and "." in first.value:
+                fields = {k.arg or "**" + ast.unparse(k.value) for k in node.keywords}
+                found.setdefault(first.value, set()).update(fields)
+    return found
+
+
+def test_the_simulated_driver_writes_what_the_real_one_writes() -> None:
+    real = _said(assets.innode_path() / "stream.py", "self.out.write")
+    fake = _said(assets.innode_path().parent / "backends/fake/stream.py", "self.out")
+    described = "**_described(error)"
+    for fields in real.values():
+        if described in fields:
+            fields.remove(described)
+            fields.update({"error", "message"})
+    # A simulated actor never fails for good.
+    failure = real.pop("driver.actor_failure")
+    assert failure == {"actor", "key", "error", "message"}
+    assert real == fake
+
+
+def test_the_simulated_tasks_write_what_the_real_ones_write(tmp_path: Path) -> None:
+    real = _said(assets.innode_path() / "ledger.py", "self.write")
+    real |= _said(assets.innode_path() / "work.py", "ledger(run_id).write")
+    facts = {"task_id", "demand"}
+    assert "**facts" in real["task.start"]
+    real["task.start"] = real["task.start"] - {"**facts"} | facts
+    lab = Lab(tmp_path)
+    history = lab.history(lab.run())
+    for kind in ("task.start", "task.end", "actor.start", "call.start", "call.end"):
+        fields = {frozenset(op.data) - {"file", "line"} for op in history.of(kind)}
+        assert fields == {frozenset(real[kind])}, kind
