@@ -522,7 +522,11 @@ def steady_problems(cluster: Cluster, names: Sequence[str]) -> list[str]:
     ]
     for resource in ("CPU", "GPU"):
         used, total = status.ray["resources"].get(resource, (0.0, 0.0))
-        if used > 1e-6:
+        offered = sum(n.resources.get(resource, 0.0) for n in status.nodes if n.state == "alive")
+        # Ray's report is some seconds old: one that counts other nodes says nothing of these.
+        if abs(total - offered) > 1e-6:
+            problems.append(f"Ray reports {total:g} {resource}, the living nodes offer {offered:g}")
+        elif used > 1e-6:
             problems.append(f"{used:g} of {total:g} {resource} in use")
     return problems
 
