@@ -1,0 +1,449 @@
+"""A cluster brought up, looked at and taken down, on the fake backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fakes import cluster_spec, cluster_up, fake
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.backends.base import ClusterRecord, NodeRecord, NodeState
+from simulator.backends.fake import Behaviour, FakeBackend
+from simulator.cluster import (
+    Cluster,
+    StartEvent,
+    default_parallelism,
+    plan,
+    salvage,
+    steady_problems,
+    wait_alive,
+)
+from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound
+
+WORKERS = ["worker-1", "worker-2", "worker-3"]
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return fake()
+
+
+def states(cluster: Cluster) -> dict[str, str]:
+    return {n.name: n.state for n in cluster.status().nodes}
+
+
+def until(cluster: Cluster, node: str, state: str, timeout: float = 90) -> None:
+    cluster.wait_until(
+        lambda: states(cluster)[node] == state, name=f"{node} is {state}", timeout=timeout
+    )
+
+
+def record(**nodes: NodeState) -> ClusterRecord:
+    return ClusterRecord(
+        "c", "fake", "none", [NodeRecord(n, "worker", "w", s, n, "") for n, s in nodes.items()]
+    )
+
+
+# -- the plan ------------------------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_created_and_started() -> None:
+    todo = plan(["a", "b"], None)
+    assert (todo.create, todo.start) == (("a", "b"), ("a", "b"))
+    assert str(todo) == "create a, b; start a, b"
+
+
+def test_what_has_exited_is_started_and_what_is_paused_left_alone() -> None:
+    todo = plan(["a", "b", "c"], record(a="exited", b="paused", c="running"))
+    assert (todo.create, todo.start, todo.superfluous) == ((), ("a",), ())
+
+
+def test_what_nobody_asked_for_is_superfluous() -> None:
+    assert plan(["a"], record(a="running", z="running")).superfluous == ("z",)
+
+
+def test_nothing_to_do_is_false_and_says_so() -> None:
+    todo = plan(["a"], record(a="running"))
+    assert not todo
+    assert str(todo) == "nothing to do"
+
+
+names = st.sets(st.sampled_from("abcdef"))
+
+
+@given(names, st.dictionaries(st.sampled_from("abcdef"), st.sampled_from(["running", "exited"])))
+def test_after_a_plan_exactly_what_should_run_runs(
+    wanted: set[str], actual: dict[str, NodeState]
+) -> None:
+    todo = plan(sorted(wanted), record(**actual))
+    running = {n for n, state in actual.items() if state == "running"}
+    assert (running | set(todo.start)) - set(todo.superfluous) == wanted
+    assert set(todo.create) == wanted - set(actual)
+
+
+# -- up ------------------------------------------------------------------------------------------------
+
+
+def test_up_waits_until_every_named_node_is_alive(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    status = cluster.status()
+    assert states(cluster) == dict.fromkeys(["head", *WORKERS], "alive")
+    assert status.to_data()["count"] == {"desired": 4, "running": 4, "alive": 4}
+    assert status.ray["answers"]
+    assert status.ray["resources"]["CPU"] == [0.0, 4.0]
+
+
+def test_up_again_has_nothing_to_do(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    assert not cluster.up(cluster_spec())
+
+
+def test_up_again_starts_what_had_died(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.kill("worker-2")
+    assert cluster.up(cluster_spec()).start == ("worker-2",)
+    assert states(cluster)["worker-2"] == "alive"
+
+
+def test_up_waits_for_nodes_that_ran_already_but_had_not_joined(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.kill("worker-2")
+    backend.start("c", "worker-2")
+    assert states(cluster)["worker-2"] != "exited"
+    cluster.up(cluster_spec())
+    alive = {n.hostname for n in cluster.ray.nodes() if n.alive}
+    assert cluster.node("worker-2").hostname in alive
+
+
+def test_the_plan_is_told_before_it_is_applied(backend: FakeBackend) -> None:
+    told: list[str] = []
+    cluster = Cluster(backend, "c")
+    backend.before("create", lambda: told.append("created"))
+    cluster.up(cluster_spec(), on_plan=lambda p: told.append(str(p.create)))
+    assert told == ["('head', 'worker-1', 'worker-2', 'worker-3')", "created"]
+
+
+def test_a_name_in_use_by_another_shape_is_refused(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend, workers=2)
+    with pytest.raises(BadInput, match=r"has 3 nodes, not 5.*take it down first"):
+        cluster.up(cluster_spec(workers=4))
+    assert len(cluster.record().nodes) == 3
+
+
+def test_two_clusters_live_side_by_side(backend: FakeBackend) -> None:
+    one, two = cluster_up(backend, "one"), cluster_up(backend, "two", workers=1)
+    one.kill("worker-1")
+    assert states(two) == {"head": "alive", "worker-1": "alive"}
+    one.down()
+    assert [c.name for c in backend.clusters()] == ["two"]
+
+
+def test_down_is_idempotent(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.down()
+    cluster.down()
+    with pytest.raises(NotFound):
+        cluster.record()
+
+
+# -- admission -----------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Follows a start, and how many nodes were starting at once."""
+
+    def __init__(self) -> None:
+        self.events: list[StartEvent] = []
+        self.starting: set[str] = set()
+        self.most = 0
+
+    def __call__(self, event: StartEvent) -> None:
+        self.events.append(event)
+        if event.verb == "starting":
+            self.starting.add(event.node)
+        else:
+            self.starting.discard(event.node)
+        self.most = max(self.most, len(self.starting))
+
+    def of(self, node: str) -> list[str]:
+        return [e.verb for e in self.events if e.node == node]
+
+
+@pytest.mark.parametrize("parallelism", [1, 2, 5])
+def test_never_more_than_so_many_start_at_once(backend: FakeBackend, parallelism: int) -> None:
+    progress = Progress()
+    cluster = Cluster(backend, "c")
+    cluster.up(cluster_spec(workers=12), parallelism=parallelism, progress=progress)
+    assert progress.most == parallelism
+    assert progress.events[0] == StartEvent("head", "starting")
+    assert progress.of("head") == progress.of("worker-12") == ["starting", "joined"]
+    assert progress.events[1].node == "head"
+    assert progress.events[1].verb == "joined"
+
+
+def test_sixteen_join_where_all_at_once_would_lose_all() -> None:
+    carried = Behaviour(carries=4)
+    all_at_once = fake(carried)
+    all_at_once.create(cluster_spec(workers=16))
+    all_at_once.start("c", "head")
+    all_at_once.simulated_clock.sleep(10)
+    for i in range(1, 17):
+        all_at_once.start("c", f"worker-{i}")
+    all_at_once.simulated_clock.sleep(60)
+    assert list(states(Cluster(all_at_once, "c")).values()).count("alive") == 1
+    admitted = fake(carried)
+    Cluster(admitted, "c").up(cluster_spec(workers=16), parallelism=4)
+    assert list(states(Cluster(admitted, "c")).values()).count("alive") == 17
+
+
+def test_at_least_two_may_start_at_once() -> None:
+    assert default_parallelism() >= 2
+
+
+def test_a_failed_start_is_tried_again_twice(backend: FakeBackend) -> None:
+    progress = Progress()
+    backend.start_fails("worker-2", times=2, lines=["no space left"])
+    Cluster(backend, "c").up(cluster_spec(), progress=progress)
+    assert progress.of("worker-2") == [
+        "starting",
+        "failed",
+        "starting",
+        "failed",
+        "starting",
+        "joined",
+    ]
+    failed = [e for e in progress.events if e.verb == "failed"]
+    assert [e.attempt for e in failed] == [1, 2]
+    assert failed[0].details[0] == "worker-2 exited with 1"
+    assert "no space left" in failed[0].details
+
+
+def test_a_node_that_fails_three_times_is_named_and_the_others_join(backend: FakeBackend) -> None:
+    backend.start_fails("worker-2", times=3, exit_code=7, lines=["no space left"])
+    cluster = Cluster(backend, "c")
+    with pytest.raises(NodeStartFailed) as caught:
+        cluster.up(cluster_spec())
+    assert caught.value.missing == ("worker-2",)
+    assert "2 of 3 nodes joined" in str(caught.value)
+    assert "worker-2 failed 3 times; its last lines follow" in str(caught.value)
+    assert "no space left" in str(caught.value)
+    assert states(cluster) == {
+        **dict.fromkeys(["head", "worker-1", "worker-3"], "alive"),
+        "worker-2": "exited",
+    }
+    assert cluster.node("worker-2").exit_code == 7
+
+
+def test_a_node_that_never_joins_is_given_up_after_its_time(backend: FakeBackend) -> None:
+    backend.never_joins("worker-1")
+    cluster = Cluster(backend, "c")
+    begun = backend.simulated_clock.now
+    with pytest.raises(NodeStartFailed, match="missing worker-1"):
+        cluster.up(cluster_spec(), timeout=20)
+    assert 60 < backend.simulated_clock.now - begun < 90
+    assert states(cluster)["worker-3"] == "alive"
+
+
+def test_an_engine_that_refuses_a_start_is_asked_again(backend: FakeBackend) -> None:
+    progress = Progress()
+    backend.fail_next("start", CannotRun("address already in use"))
+    Cluster(backend, "c").up(cluster_spec(), progress=progress)
+    assert progress.of("head") == ["starting", "failed", "starting", "joined"]
+    assert "could not be started: address already in use" in progress.events[1].details[0]
+
+
+def test_a_head_that_cannot_start_keeps_the_workers_from_being_started(
+    backend: FakeBackend,
+) -> None:
+    backend.start_fails("head", times=3)
+    with pytest.raises(NodeStartFailed, match="missing head"):
+        Cluster(backend, "c").up(cluster_spec())
+    assert {c.node for c in backend.calls if c.method == "start"} == {"head"}
+
+
+def test_workers_are_not_waited_for_when_the_head_died_under_them(backend: FakeBackend) -> None:
+    backend.start_takes("worker-1", 30)
+    backend.later(8.0, lambda: backend.crash("c", "head"))
+    begun = backend.simulated_clock.now
+    with pytest.raises(CannotRun, match="the head is not running, so no worker can join"):
+        Cluster(backend, "c").up(cluster_spec(workers=1))
+    assert backend.simulated_clock.now - begun < 15
+
+
+def test_waiting_names_the_nodes_and_what_they_are_instead(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.kill("worker-2")
+    with pytest.raises(NodeStartFailed, match="missing worker-2: worker-2 is exited"):
+        wait_alive(cluster, ["head", "worker-2"], timeout=3)
+
+
+# -- status --------------------------------------------------------------------------------------------
+
+
+def test_a_created_node_is_starting_and_so_is_one_that_has_not_joined(backend: FakeBackend) -> None:
+    cluster = Cluster(backend, "c")
+    backend.create(cluster_spec())
+    assert set(states(cluster).values()) == {"starting"}
+    backend.start("c", "head")
+    assert states(cluster)["head"] == "starting"
+    until(cluster, "head", "alive")
+    assert states(cluster)["worker-1"] == "starting"
+
+
+def test_a_killed_node_has_exited_with_137(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.kill("worker-1")
+    (node,) = (n for n in cluster.status().nodes if n.name == "worker-1")
+    assert (node.state, node.exit_code) == ("exited", 137)
+    assert cluster.status().to_data()["count"] == {"desired": 4, "running": 3, "alive": 3}
+
+
+def test_a_paused_node_is_paused_and_then_declared_dead(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.pause("worker-1")
+    assert states(cluster)["worker-1"] == "paused"
+    backend.simulated_clock.sleep(10)
+    cluster.resume("worker-1")
+    assert states(cluster)["worker-1"] == "dead"
+    until(cluster, "worker-1", "exited")
+
+
+def test_without_a_head_ray_does_not_answer_and_the_reason_is_said(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.kill("head")
+    status = cluster.status()
+    assert not status.ray["answers"]
+    assert status.ray["why"] == "the head is exited"
+    assert steady_problems(cluster, ["head"]) == ["Ray does not answer: the head is exited"]
+
+
+@pytest.mark.parametrize("method", ["ray.version", "ray.nodes", "ray.usage"])
+def test_a_ray_that_answers_half_does_not_answer(backend: FakeBackend, method: str) -> None:
+    cluster = cluster_up(backend)
+    backend.fail_next(method, CannotRun("too busy"), times=2)
+    assert not cluster.status().ray["answers"]
+    assert steady_problems(cluster, ["head"]) == ["Ray does not answer: too busy"]
+
+
+def test_the_status_of_a_node_says_what_it_offers(backend: FakeBackend) -> None:
+    data = cluster_up(backend).status().to_data()
+    head, worker = data["nodes"][0], data["nodes"][1]
+    assert (head["role"], head["gpu"], head["resources"]["GPU"]) == ("head", "simulated", 1)
+    assert (worker["gpu"], worker["group"], worker["used"]["CPU"]) == ("none", "worker", 0)
+    assert worker["address"]
+    assert data["gpu"] == "simulated"
+
+
+def test_at_rest_means_all_alive_and_nothing_in_use(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    assert steady_problems(cluster, ["head", *WORKERS]) == []
+    cluster.kill("worker-3")
+    backend.simulated_clock.sleep(10)
+    assert steady_problems(cluster, ["head", "worker-3", "worker-9"]) == [
+        "worker-3 is exited, not alive",
+        "worker-9 is missing, not alive",
+    ]
+
+
+# -- one node ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", [Cluster.kill, Cluster.pause, Cluster.resume, Cluster.restart])
+def test_an_unknown_node_gives_the_nearest(
+    backend: FakeBackend, act: Callable[[Cluster, str], None]
+) -> None:
+    cluster = cluster_up(backend)
+    with pytest.raises(NotFound, match="did you mean worker-1"):
+        act(cluster, "worker-11")
+
+
+def test_what_does_not_fit_a_nodes_state_is_refused_with_a_remedy(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    with pytest.raises(BadInput, match="worker-1: is running, not paused"):
+        cluster.resume("worker-1")
+    cluster.pause("worker-1")
+    with pytest.raises(BadInput, match="worker-1: is paused; resume or kill it first"):
+        cluster.restart("worker-1")
+    cluster.kill("worker-1")
+    with pytest.raises(BadInput, match="worker-1: is exited; start it with: restart worker-1"):
+        cluster.kill("worker-1")
+
+
+def test_a_restarted_node_is_another_one_to_ray(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    (before,) = (n.ray_node_id for n in cluster.status().nodes if n.name == "worker-1")
+    cluster.restart("worker-1")
+    (after,) = (n for n in cluster.status().nodes if n.name == "worker-1")
+    assert after.state == "alive"
+    assert after.ray_node_id not in (before, None)
+
+
+def test_the_head_can_be_restarted(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend, workers=1)
+    cluster.restart("head")
+    assert states(cluster)["head"] == "alive"
+
+
+# -- salvage -------------------------------------------------------------------------------------------
+
+
+def run_dir(root: Path, experiment: str, name: str) -> Path:
+    path = root / experiment / name
+    path.mkdir(parents=True)
+    (path / "spec.json").write_text("{}")
+    return path
+
+
+def test_salvage_gives_each_run_its_ledger_and_skips_those_of_nobody(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    cluster_up(backend)
+    first, second = run_dir(tmp_path, "a", "run-1"), run_dir(tmp_path, "b", "run-2")
+    for name in ("run-1", "run-2", "run-3"):
+        backend.put_ledger_file("c", f"{name}/driver.jsonl", name.encode())
+    assert salvage(backend, "c", first) == []
+    assert (first / "ledger/driver.jsonl").read_text() == "run-1"
+    assert (second / "ledger/driver.jsonl").read_text() == "run-2"
+    assert sorted(p.name for p in first.iterdir()) == ["ledger", "logs", "spec.json"]
+    assert (first / "logs/worker-1/pid1.log").read_text()
+    assert (first / "logs/worker-1/ray/raylet.out").is_file()
+
+
+def test_salvage_of_one_run_leaves_the_others_alone(backend: FakeBackend, tmp_path: Path) -> None:
+    cluster_up(backend)
+    first, second = run_dir(tmp_path, "a", "run-1"), run_dir(tmp_path, "a", "run-2")
+    for name in ("run-1", "run-2"):
+        backend.put_ledger_file("c", f"{name}/driver.jsonl", name.encode())
+    salvage(backend, "c", second, siblings=False)
+    assert (second / "ledger/driver.jsonl").read_text() == "run-2"
+    assert not (first / "ledger").exists()
+
+
+def test_what_cannot_be_salvaged_is_said_and_the_rest_is_saved(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    cluster_up(backend)
+    run = run_dir(tmp_path, "a", "run-1")
+    backend.fail_next("fetch_ledger", CannotRun("the volume is gone"))
+    backend.fail_next("node_logs", OSError("no space"))
+    problems = salvage(backend, "c", run)
+    assert problems == ["ledger: the volume is gone", "head's Ray logs: no space"]
+    assert (run / "logs/worker-3/ray/raylet.out").is_file()
+
+
+def test_salvage_works_with_every_node_down(backend: FakeBackend, tmp_path: Path) -> None:
+    cluster = cluster_up(backend)
+    run = run_dir(tmp_path, "a", "run-1")
+    backend.put_ledger_file("c", "run-1/driver.jsonl", b"x")
+    for node in ("head", *WORKERS):
+        cluster.kill(node)
+    assert salvage(backend, "c", run) == []
+    assert (run / "ledger/driver.jsonl").read_text() == "x"
+
+
+def test_salvage_of_a_cluster_that_is_gone_says_so(backend: FakeBackend, tmp_path: Path) -> None:
+    problems = salvage(backend, "gone", run_dir(tmp_path, "a", "run-1"))
+    assert any("no cluster named 'gone'" in p for p in problems)

@@ -1,0 +1,220 @@
+"""Ray's HTTP API, answered here by a small server with what a real one gave."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from simulator.backends.base import Endpoint
+from simulator.backends.fake.ray import FakeRay
+from simulator.rayapi import RayApi, RayUnreachable
+
+
+@dataclass
+class Dashboard:
+    """Answers what it was told, and remembers what it was asked."""
+
+    url: str = ""
+    answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    asked: list[tuple[str, str, dict[str, list[str]], str, Any]] = field(default_factory=list)
+
+
+@pytest.fixture
+def dashboard() -> Iterator[Dashboard]:
+    told = Dashboard()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            url = urlsplit(self.path)
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            token = self.headers.get("Authorization", "")
+            told.asked.append((self.command, url.path, parse_qs(url.query), token, body))
+            code, data = told.answers.get(url.path, (404, "Not found"))
+            raw = data.encode() if isinstance(data, str) else json.dumps(data).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        do_GET = do_POST = answer  # noqa: N815
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    told.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield told
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def ray(dashboard: Dashboard) -> RayApi:
+    return RayApi(lambda: Endpoint(dashboard.url, "secret"))
+
+
+def state(rows: list[dict[str, Any]], **more: int) -> dict[str, Any]:
+    """An answer of the State API."""
+    count = len(rows)
+    result = {"total": count, "num_after_truncation": count, "num_filtered": count, "result": rows}
+    return {"result": True, "msg": "", "data": {"result": {**result, **more}}}
+
+
+def test_every_request_carries_the_token(dashboard: Dashboard, ray: RayApi) -> None:
+    dashboard.answers["/api/version"] = (200, {"ray_version": "2.60.0", "version": "4"})
+    assert ray.version() == "2.60.0"
+    assert dashboard.asked[0][:2] == ("GET", "/api/version")
+    assert dashboard.asked[0][3] == "Bearer secret"
+
+
+def test_nodes_are_listed_with_the_dead_ones(dashboard: Dashboard, ray: RayApi) -> None:
+    row = {
+        "node_id": "a1",
+        "node_name": "c-head",
+        "node_ip": "10.0.0.2",
+        "state": "ALIVE",
+        "is_head_node": True,
+        "resources_total": {"CPU": 1.0, "node:10.0.0.2": 1.0, "node:__internal_head__": 1.0},
+        "state_message": None,
+    }
+    dead = {**row, "node_id": "b2", "state": "DEAD", "is_head_node": False}
+    dead |= {"resources_total": None, "state_message": "health check failed"}
+    dashboard.answers["/api/v0/nodes"] = (200, state([row, dead]))
+    head, worker = ray.nodes()
+    assert (head.ray_node_id, head.hostname, head.alive, head.is_head) == (
+        "a1",
+        "c-head",
+        True,
+        True,
+    )
+    assert head.resources == {"CPU": 1.0}
+    assert (worker.alive, worker.resources, worker.message) == (False, {}, "health check failed")
+
+
+def test_usage_leaves_out_what_only_names_a_node(dashboard: Dashboard, ray: RayApi) -> None:
+    report = {
+        "usage": {"CPU": [1.0, 4.0], "node:10.0.0.2": [0.0, 1.0]},
+        "usageByNode": {"a1": {"CPU": [1.0, 1.0]}},
+    }
+    data = {"clusterStatus": {"loadMetricsReport": report}}
+    dashboard.answers["/api/cluster_status"] = (200, {"result": True, "data": data})
+    usage = ray.usage()
+    assert usage.total == {"CPU": (1.0, 4.0)}
+    assert usage.by_node == {"a1": {"CPU": (1.0, 1.0)}}
+
+
+@pytest.mark.parametrize("status", [None, {}, {"loadMetricsReport": None}])
+def test_a_cluster_that_has_no_report_yet_uses_nothing(
+    dashboard: Dashboard, ray: RayApi, status: Any
+) -> None:
+    data = {"result": True, "data": {"clusterStatus": status}}
+    dashboard.answers["/api/cluster_status"] = (200, data)
+    assert ray.usage().total == {}
+
+
+def test_a_job_is_submitted_under_our_id(dashboard: Dashboard, ray: RayApi) -> None:
+    dashboard.answers["/api/jobs/"] = (200, {"submission_id": "j1"})
+    dashboard.answers["/api/jobs/j1"] = (200, {"status": "RUNNING", "message": None})
+    dashboard.answers["/api/jobs/j1/logs"] = (200, {"logs": "hello"})
+    dashboard.answers["/api/jobs/j1/stop"] = (200, {"stopped": True})
+    ray.submit("python -m x", "j1", resources={"driver": 1})
+    assert dashboard.asked[0][4] == {
+        "entrypoint": "python -m x",
+        "submission_id": "j1",
+        "entrypoint_resources": {"driver": 1},
+    }
+    job = ray.job("j1")
+    assert (job.status, job.message, job.over) == ("RUNNING", "", False)
+    assert ray.job_logs("j1") == "hello"
+    ray.stop_job("j1")
+    assert dashboard.asked[-1][:2] == ("POST", "/api/jobs/j1/stop")
+
+
+def test_failed_attempts_come_with_the_count_of_those_that_ray_kept_back(
+    dashboard: Dashboard, ray: RayApi
+) -> None:
+    row = {
+        "task_id": "t",
+        "attempt_number": 1,
+        "name": "t-17",
+        "error_type": "NODE_DIED",
+        "node_id": None,
+        "end_time_ms": 1_800_000_000_500,
+    }
+    path = "/api/v0/tasks"
+    dashboard.answers[path] = (200, state([row]))
+    (attempt,) = ray.failed_attempts("01000000").rows
+    assert (attempt.name, attempt.attempt, attempt.ended) == ("t-17", 1, 1_800_000_000.5)
+    assert (attempt.error_type, attempt.ray_node_id) == ("NODE_DIED", "")
+    assert ray.failed_attempts("01000000").dropped == 0
+    dashboard.answers[path] = (200, state([row], total=30, num_after_truncation=10, num_filtered=4))
+    assert ray.failed_attempts("01000000").dropped == 20 + 3
+    cut = state([row])
+    cut["data"]["result"]["partial_failure_warning"] = "some nodes did not answer"
+    dashboard.answers[path] = (200, cut)
+    assert ray.failed_attempts("01000000").dropped == 1
+    assert dashboard.asked[0][2]["filter_values"] == ["FAILED", "01000000"]
+
+
+def test_only_living_actors_are_left(dashboard: Dashboard, ray: RayApi) -> None:
+    rows = [{"actor_id": "a", "state": "ALIVE"}, {"actor_id": "b", "state": "DEAD"}]
+    dashboard.answers["/api/v0/actors"] = (200, state(rows))
+    assert ray.actors_left("run-1") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((401, "Unauthorized: no token"), "Ray answered 401 to GET /api/version: Unauthorized"),
+        ((500, "boom"), "Ray answered 500 to GET /api/version: boom"),
+        ((200, "<html>"), "Ray does not answer at"),
+        ((200, [1]), "Ray refused GET /api/version"),
+        (
+            (200, {"result": False, "msg": "GCS is down"}),
+            "Ray refused GET /api/version: GCS is down",
+        ),
+    ],
+)
+def test_no_answer_is_never_taken_for_an_empty_one(
+    dashboard: Dashboard, ray: RayApi, answer: tuple[int, Any], said: str
+) -> None:
+    dashboard.answers["/api/version"] = answer
+    with pytest.raises(RayUnreachable) as caught:
+        ray.version()
+    assert str(caught.value).startswith(said)
+
+
+def test_the_address_is_asked_for_again_after_a_failure(dashboard: Dashboard) -> None:
+    dashboard.answers["/api/version"] = (200, {"ray_version": "2.60.0"})
+    found = iter(["http://127.0.0.1:1", dashboard.url])
+    ray = RayApi(lambda: Endpoint(next(found), ""))
+    with pytest.raises(RayUnreachable, match=r"Ray does not answer at http://127.0.0.1:1"):
+        ray.version()
+    assert ray.version() == ray.version() == "2.60.0"
+
+
+def test_the_token_does_not_show_in_what_is_printed() -> None:
+    assert "secret" not in repr(Endpoint("http://x", "secret"))
+
+
+def test_the_simulated_ray_answers_the_same_questions() -> None:
+    def questions(cls: type) -> dict[str, list[str]]:
+        return {
+            name: list(inspect.signature(value).parameters)
+            for name, value in vars(cls).items()
+            if inspect.isfunction(value) and not name.startswith("_")
+        }
+
+    assert questions(FakeRay) == questions(RayApi)
