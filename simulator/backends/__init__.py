@@ -1,0 +1,1 @@
+"""Where nodes live: containers, process groups, or memory; `base` says what each can do."""
