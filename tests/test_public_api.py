@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import simulator
 from simulator import errors
+from simulator.backends import base
 
 
 def test_every_public_name_can_be_imported_and_is_described() -> None:
@@ -104,3 +106,40 @@ def test_a_failed_start_counts_and_names() -> None:
     error = errors.NodeStartFailed(missing=["worker-3"], wanted=3, seconds=60.4, details=["bye"])
     assert str(error) == "2 of 3 nodes joined within 60 s; missing worker-3\n    bye"
     assert error.missing == ("worker-3",)
+
+
+def test_the_guide_to_your_own_experiment_works_as_it_is_written(tmp_path: Path) -> None:
+    guide = Path(__file__).parent.parent / "docs/guides/your-own-experiment.md"
+    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", guide.read_text(), re.DOTALL)
+    assert [name for name, _ in blocks] == [
+        "two_workers.py",
+        "test_two_workers.py",
+        "test_power_cut.py",
+    ]
+    for name, code in blocks:
+        (tmp_path / name).write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "6 passed" in done.stdout, done.stdout
+
+
+def test_the_guide_names_every_way_to_make_things_go_wrong() -> None:
+    guide = (Path(__file__).parent.parent / "docs/guides/your-own-experiment.md").read_text()
+    contract = {
+        name
+        for protocol in (base.Backend, base.CanKill, base.CanPause, base.ServesRay)
+        for name in vars(protocol)
+    }
+    scripted = [
+        name
+        for name, value in vars(simulator.FakeBackend).items()
+        if callable(value) and not name.startswith("_") and name not in contract | {"world"}
+    ]
+    assert len(scripted) > 10
+    assert [name for name in scripted if f"{name}(" not in guide] == []
