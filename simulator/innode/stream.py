@@ -85,7 +85,7 @@ class Stream:
         if not made:
             return
         ray.wait(made, num_returns=len(made), timeout=60, fetch_local=False)
-        where = ray.experimental.get_object_locations(made)
+        where = _locations(made, timeout=10.0)
         hosts = {n["NodeID"]: n["NodeName"] for n in ray.nodes()}
         for name, (key, ref) in self.blocks.items():
             found = where[ref]
@@ -244,6 +244,16 @@ class Stream:
         self.out.write(
             "driver.end", submitted=self.submitted, results=self.results, failures=self.failures
         )
+
+
+def _locations(refs: list[Any], timeout: float) -> Mapping[Any, Mapping[str, Any]]:
+    """Where Ray says the copies are; its owner hears of them a moment after the object is ready."""
+    end = time.monotonic() + timeout
+    while True:
+        where: Mapping[Any, Mapping[str, Any]] = ray.experimental.get_object_locations(refs)
+        if all(where[ref]["node_ids"] for ref in refs) or time.monotonic() > end:
+            return where
+        time.sleep(0.02)
 
 
 def _preferring(node_id: str) -> dict[str, Any]:
