@@ -4,60 +4,74 @@ Streams, one JSON object a line on standard output: node and actor transitions a
 line of the run's ledger, and a heartbeat. It works without the dashboard and goes on while the head is
 gone: "no answer" is an observation too. On SIGTERM it takes one last look, says how many lines of which
 file it forwarded, and ends.
+
+The GCS announces that something changed and is asked at once what; while it announces nothing to us, it is
+asked ten times a second. All that happens in a thread of its own, so that no silence of the GCS keeps the
+ledger or the heartbeat waiting.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
-from simulator.innode.ray_private import ActorInfo, Gcs, NodeInfo
+from simulator.innode.ray_private import ActorInfo, Announcements, Gcs, NodeInfo
 
+#: How late a transition may be seen, seconds: the time between two questions to the GCS.
 POLL_S = 0.1
+#: The same while the GCS announces changes by itself: only to see that it still answers.
+CHECK_S = 1.0
+#: A GCS that takes longer than this has not answered. On a crowded machine a second is too short.
+ANSWER_S = 3.0
 BEAT_S = 1.0
-ANSWER_S = 1.0
+#: The most that is read of one file at a time, bytes.
+CHUNK = 1 << 20
+#: Lines that are written together.
+BATCH = 500
+
+
+class Asked(Protocol):
+    """What is asked of the GCS; see `simulator.innode.ray_private.Gcs`."""
+
+    async def nodes(self, timeout: float) -> list[NodeInfo]: ...
+
+    async def actors(self, timeout: float) -> list[ActorInfo]: ...
+
+    async def subscribe(self, timeout: float) -> Announcements: ...
 
 
 class Output:
-    """Standard output; one ``write`` for a batch of lines."""
+    """Standard output, written to by two threads; flushed after each batch of lines."""
 
-    def __init__(self) -> None:
-        self._lines: list[str] = []
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
 
-    def emit(
-        self,
-        kind: str,
-        data: dict[str, Any],
-        *,
-        host: str | None = None,
-        src: str = "observer",
-        wall: float | None = None,
-        mono: float | None = None,
-    ) -> None:
-        line = {
-            "src": src,
-            "kind": kind,
-            "wall": time.time() if wall is None else wall,
-            "mono": time.monotonic() if wall is None else mono,
-            "host": host,
-            "data": data,
-        }
-        self._lines.append(json.dumps(line, separators=(",", ":")))
+    def write(self, lines: list[str]) -> None:
+        if lines:
+            with self._lock:
+                self._stream.write("\n".join(lines) + "\n")
+                self._stream.flush()
 
-    def flush(self) -> None:
-        if self._lines:
-            sys.stdout.write("\n".join(self._lines) + "\n")
-            sys.stdout.flush()
-            self._lines.clear()
+    def say(self, kind: str, host: str | None = None, **data: Any) -> None:
+        """One line of the observer's own."""
+        self.write([_line("observer", kind, time.time(), time.monotonic(), host, data)])
+
+
+def _line(src: str, kind: str, wall: float, mono: float | None, host: str | None, data: Any) -> str:
+    return json.dumps(
+        {"src": src, "kind": kind, "wall": wall, "mono": mono, "host": host, "data": data},
+        separators=(",", ":"),
+    )
 
 
 class LedgerTail:
@@ -68,129 +82,200 @@ class LedgerTail:
         self._read: dict[str, int] = {}
         self.lines: dict[str, int] = {}
 
-    def new_lines(self) -> Iterator[tuple[str, int, bytes]]:
-        """File name, line number from 1, and the line, in the order of each file."""
+    def new_lines(self) -> Iterator[str]:
+        """What the files have gained, as lines of output, in the order of each file."""
         try:
-            entries = [e for e in os.scandir(self._folder) if e.name.endswith(".jsonl")]
+            with os.scandir(self._folder) as entries:
+                sizes = {
+                    entry.name: entry.stat().st_size
+                    for entry in entries
+                    if entry.name.endswith(".jsonl")
+                }
         except FileNotFoundError:
             return
-        for entry in sorted(entries, key=lambda e: e.name):
-            done = self._read.get(entry.name, 0)
-            if entry.stat().st_size <= done:
-                continue
-            with open(entry.path, "rb") as file:
-                file.seek(done)
-                data = file.read()
-            whole = data.rfind(b"\n") + 1
-            self._read[entry.name] = done + whole
-            for line in data[:whole].splitlines():
-                self.lines[entry.name] = self.lines.get(entry.name, 0) + 1
-                yield entry.name, self.lines[entry.name], line
+        for name in sorted(sizes):
+            if sizes[name] > self._read.get(name, 0):
+                yield from self._of(name)
+
+    def _of(self, name: str) -> Iterator[str]:
+        with (self._folder / name).open("rb") as file:
+            file.seek(self._read.get(name, 0))
+            rest = b""
+            while data := file.read(CHUNK):
+                *whole, rest = (rest + data).split(b"\n")
+                for line in whole:
+                    number = self.lines[name] = self.lines.get(name, 0) + 1
+                    self._read[name] = self._read.get(name, 0) + len(line) + 1
+                    yield _forwarded(name, number, line)
 
 
-class Observer:
-    """Asks the GCS and reads the ledger, each at its own pace, until told to end."""
+def _forwarded(name: str, number: int, line: bytes) -> str:
+    try:
+        raw = json.loads(line)
+        data = {**raw["data"], "file": name, "line": number}
+        src = "driver" if name.startswith("driver") else "ledger"
+        return _line(src, raw["kind"], raw["wall"], raw["mono"], raw["host"], data)
+    except (ValueError, KeyError, TypeError):
+        data = {"file": name, "line": number}
+        return _line("observer", "observer.garbled", time.time(), time.monotonic(), None, data)
 
-    def __init__(self, gcs_address: str, ledger: Path, out: Output) -> None:
-        self.gcs_address, self.tail, self.out = gcs_address, LedgerTail(ledger), out
+
+class GcsWatch:
+    """Says what changes in the GCS, and when it falls silent; for an event loop of its own."""
+
+    def __init__(self, out: Output, ending: threading.Event) -> None:
+        self.out, self.ending = out, ending
         self.nodes: dict[str, NodeInfo] = {}
         self.actors: dict[str, ActorInfo] = {}
         self.answers = False
-        self.ending = asyncio.Event()
+        self.done = threading.Event()
+        self._said = False
+        self._hears = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = asyncio.Event()
 
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.ending.set)
-        self.out.emit("observer.start", {"poll_s": POLL_S})
-        self.out.flush()
-        asking = asyncio.create_task(self._ask())
-        beats, next_beat = 0, 0.0
-        while not self.ending.is_set():
-            if time.monotonic() >= next_beat:
-                beats, next_beat = beats + 1, time.monotonic() + BEAT_S
-                self.out.emit("observer.beat", {"n": beats, "gcs": self.answers})
-            self.forward()
-            self.out.flush()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.ending.wait(), POLL_S)
-        asking.cancel()
-        self.forward()
-        self.out.emit("observer.end", {"files": self.tail.lines})
-        self.out.flush()
+    def wake(self) -> None:
+        """Have it look now; from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._news.set)
 
-    def forward(self) -> None:
-        """Pass on what the ledger has gained."""
-        for name, number, line in self.tail.new_lines():
-            src = "driver" if name.startswith("driver") else "ledger"
-            try:
-                raw = json.loads(line)
-                data = {**raw["data"], "file": name, "line": number}
-                kind, wall, mono, host = raw["kind"], raw["wall"], raw["mono"], raw["host"]
-            except (ValueError, KeyError, TypeError):
-                self.out.emit("observer.garbled", {"file": name, "line": number})
-                continue
-            self.out.emit(kind, data, host=host, src=src, wall=wall, mono=mono)
-
-    async def _ask(self) -> None:
-        """Ask the GCS over and over; in a task of its own, so that its silence stops nothing else."""
-        # Connecting blocks while there is no GCS, so it happens in a thread.
-        gcs = await asyncio.to_thread(Gcs, self.gcs_address)
-        said = False
-        while True:
+    async def run(self, gcs: Asked) -> None:
+        """Watch until `ending`, then look once more."""
+        self._loop = asyncio.get_running_loop()
+        hearing = asyncio.create_task(self._hear(gcs))
+        heard = True
+        while not self.done.is_set():
+            last = self.ending.is_set()
             began = time.monotonic()
-            try:
-                nodes, actors = await asyncio.wait_for(
-                    asyncio.gather(gcs.nodes(ANSWER_S), gcs.actors(ANSWER_S)),
-                    ANSWER_S + 0.5,
-                )
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
-                if self.answers or not said:
-                    self.answers, said = False, True
-                    text = f"{type(error).__name__}: {error}"[:300]
-                    self.out.emit("observer.blind", {"error": text})
-                await asyncio.sleep(POLL_S)
-                continue
-            if not self.answers:
-                self.answers = True
-                if said:
-                    self.out.emit("observer.seeing", {"error": ""})
-                said = True
-            self._compare(nodes, actors)
-            self.out.flush()
-            await asyncio.sleep(max(0.0, began + POLL_S - time.monotonic()))
+            answered = self.answers
+            changes = await self._look(gcs)
+            if last:
+                self.done.set()
+            elif self.answers > answered or (changes and self._hears and not heard):
+                # A GCS that came back knows no subscriber; one that changed in silence forgot us.
+                hearing.cancel()
+                self._hears = False
+                hearing = asyncio.create_task(self._hear(gcs))
+            # However many announcements come, a look costs something.
+            await asyncio.sleep(max(0.0, began + 0.02 - time.monotonic()))
+            heard = await self._wait(CHECK_S if self._hears else POLL_S)
+        hearing.cancel()
 
-    def _compare(self, nodes: list[NodeInfo], actors: list[ActorInfo]) -> None:
+    async def _wait(self, seconds: float) -> bool:
+        """Wait for news; whether there is any."""
+        if not self.ending.is_set():
+            try:
+                await asyncio.wait_for(self._news.wait(), seconds)
+            except asyncio.TimeoutError:
+                return False
+        self._news.clear()
+        return True
+
+    async def _hear(self, gcs: Asked) -> None:
+        while True:
+            try:
+                announcements = await gcs.subscribe(ANSWER_S)
+                self._hears = True
+                self._news.set()  # what changed before the subscription
+                while True:
+                    await announcements.next()
+                    self._news.set()
+            except Exception:  # noqa: BLE001 - whatever it is, nothing is heard any more
+                self._hears = False
+                self._news.set()
+                await asyncio.sleep(5 * POLL_S)
+
+    async def _look(self, gcs: Asked) -> int:
+        """Ask once and say what is different; returns how much was."""
+        try:
+            nodes, actors = await asyncio.gather(gcs.nodes(ANSWER_S), gcs.actors(ANSWER_S))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
+            if self.answers or not self._said:
+                self.out.say("observer.blind", error=_short(error))
+            self.answers, self._said = False, True
+            return 0
+        if not self.answers and self._said:
+            self.out.say("observer.seeing", error="")
+        self.answers = self._said = True
+        return self._compare(nodes, actors)
+
+    def _compare(self, nodes: list[NodeInfo], actors: list[ActorInfo]) -> int:
+        changes = 0
         for node in nodes:
             if self.nodes.get(node.ray_node_id) != node:
                 self.nodes[node.ray_node_id] = node
-                self.out.emit(
-                    "ray.node",
-                    {
-                        "ray_node_id": node.ray_node_id,
-                        "hostname": node.hostname,
-                        "state": node.state,
-                        "reason": node.reason if node.state == "DEAD" else "",
-                        "message": node.message,
-                    },
-                    host=node.hostname,
-                )
+                changes += 1
+                self.out.say("ray.node", node.hostname, **vars(node))
         for actor in actors:
             if self.actors.get(actor.actor_id) != actor:
                 self.actors[actor.actor_id] = actor
-                home = self.nodes.get(actor.ray_node_id)
-                self.out.emit(
+                changes += 1
+                place = self.nodes.get(actor.ray_node_id)
+                host = place.hostname if place else None
+                self.out.say(
                     "ray.actor",
-                    {
+                    host,
+                    **{
                         "actor_id": actor.actor_id,
                         "name": actor.name,
                         "class": actor.class_name,
                         "state": actor.state,
                         "restarts": actor.restarts,
-                        "hostname": home.hostname if home else None,
+                        "hostname": host,
                     },
-                    host=home.hostname if home else None,
                 )
+        return changes
+
+
+def _short(error: Exception) -> str:
+    """What kind of silence it was; gRPC's own words go on for lines."""
+    code = getattr(error, "code", None)
+    text = f"{code().name}: {error.details()}" if callable(code) else str(error)  # type: ignore[attr-defined]
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def observe(address: str, ledger: Path, out: Output, ending: threading.Event) -> None:
+    """Watch both until `ending`; the heartbeat and the ledger do not wait for the GCS."""
+    out.say("observer.start", poll_s=POLL_S)
+    watch = GcsWatch(out, ending)
+
+    def ask() -> None:
+        async def main() -> None:
+            await watch.run(Gcs(address))
+
+        try:
+            asyncio.run(main())
+        except Exception as error:  # noqa: BLE001 - the ledger is still to be forwarded
+            watch.answers = False
+            out.say("observer.blind", error=_short(error))
+            watch.done.set()
+
+    threading.Thread(target=ask, name="gcs", daemon=True).start()
+    tail, beats, next_beat = LedgerTail(ledger), 0, 0.0
+
+    def forward() -> None:
+        batch = []
+        for line in tail.new_lines():
+            batch.append(line)
+            if len(batch) == BATCH:
+                out.write(batch)
+                batch = []
+                beat()
+        out.write(batch)
+
+    def beat() -> None:
+        nonlocal beats, next_beat
+        if time.monotonic() >= next_beat:
+            beats, next_beat = beats + 1, time.monotonic() + BEAT_S
+            out.say("observer.beat", n=beats, gcs=watch.answers)
+
+    while not ending.wait(POLL_S):
+        beat()
+        forward()
+    watch.wake()
+    watch.done.wait(ANSWER_S + 1.0)
+    forward()
+    out.say("observer.end", files=tail.lines)
 
 
 def main() -> None:
@@ -203,8 +288,14 @@ def main() -> None:
     parser.add_argument("--run", required=True, help="id of the run whose ledger is forwarded")
     parser.add_argument("--ledger", default=os.environ.get("RAY_SIM_LEDGER", "/ledger"))
     asked = parser.parse_args()
-    observer = Observer(asked.gcs, Path(asked.ledger) / asked.run, Output())
-    asyncio.run(observer.run())
+    if not asked.gcs:
+        parser.error("--gcs is needed where RAY_SIM_HEAD_ADDRESS is not set")
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: ending.set())
+    observe(asked.gcs, Path(asked.ledger) / asked.run, Output(sys.stdout), ending)
+    # gRPC's threads may be in the middle of something that nobody wants to know any more.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Every call of ours into Ray's private API, in one place.
 
 Ray offers no public way to hear of node and actor transitions without being a driver, which needs a raylet.
-Each function here is pinned by a test against the Ray of the node image.
+What is used here is what Ray's own dashboard uses: the GCS's gRPC services and its publisher. They want no
+cluster id, so a GCS that was replaced is simply another one that answers, and a silent GCS costs a timeout
+and nothing else (Ray's own `GcsClient` ends its process after a minute of silence). Each function is
+pinned by a test against the Ray of the node image.
 
-As a program: ``python -m simulator.innode.ray_private drain SECONDS`` drains the node it runs on.
+As a program: ``python -m simulator.innode.ray_private drain SECONDS`` drains the node it runs on; exit
+code 0 if Ray accepted, 1 if not.
 """
 
 from __future__ import annotations
@@ -14,9 +18,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-# The GCS client ends its process when the GCS is silent for this long: an observer must outlast that.
-os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "86400"  # noqa: SIM112 - Ray's name
-
 _REASONS = {
     0: "UNSPECIFIED",
     1: "EXPECTED_TERMINATION",
@@ -25,10 +26,19 @@ _REASONS = {
     4: "AUTOSCALER_DRAIN_IDLE",
 }
 
+_CHANNEL = [
+    # Seconds of back-off would be seconds of blindness after a head came back.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", 512 * 1024**2),
+]
+
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """A node as the GCS has it."""
+    """A node as the GCS has it: `state` is ALIVE or DEAD, `reason` and `message` say why dead."""
 
     ray_node_id: str
     hostname: str
@@ -50,32 +60,44 @@ class ActorInfo:
 
 
 class Gcs:
-    """Asks the GCS; every call has a timeout in seconds and raises whatever Ray raises."""
+    """Asks the GCS, from a running event loop; raises whatever gRPC raises.
+
+    Making one connects to nothing and waits for nobody. Credentials are those of Ray's environment
+    variables (``RAY_AUTH_MODE``, ``RAY_AUTH_TOKEN_PATH``).
+    """
 
     def __init__(self, address: str) -> None:
-        from ray._raylet import GcsClient  # type: ignore[attr-defined] # a C extension
+        from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated import gcs_service_pb2_grpc as services
 
-        self._client: Any = GcsClient(address=address)
+        channel = init_grpc_channel(address, options=_CHANNEL, asynchronous=True)
+        self._nodes: Any = services.NodeInfoGcsServiceStub(channel)
+        self._actors: Any = services.ActorInfoGcsServiceStub(channel)
+        self._publisher: Any = services.ControlPlanePubSubGcsServiceStub(channel)
 
     async def nodes(self, timeout: float) -> list[NodeInfo]:
+        """Every node that ever joined, the dead included."""
         from ray.core.generated.gcs_pb2 import GcsNodeInfo
+        from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest
 
-        infos, _ = await self._client.async_get_all_node_info(timeout=timeout)
+        reply = await self._nodes.GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=timeout)
         return [
             NodeInfo(
                 ray_node_id=info.node_id.hex(),
                 hostname=info.node_name or info.node_manager_hostname,
                 state=GcsNodeInfo.GcsNodeState.Name(info.state),
-                reason=_REASONS.get(info.death_info.reason, str(info.death_info.reason)),
-                message=info.death_info.reason_message,
+                reason=_reason(info.death_info.reason) if info.state else "",
+                message=info.death_info.reason_message if info.state else "",
             )
-            for info in infos.values()
+            for info in reply.node_info_list
         ]
 
     async def actors(self, timeout: float) -> list[ActorInfo]:
+        """Every actor of a job that has not ended, and every detached one."""
         from ray.core.generated.gcs_pb2 import ActorTableData
+        from ray.core.generated.gcs_service_pb2 import GetAllActorInfoRequest
 
-        infos = await self._client.async_get_all_actor_info(timeout=timeout)
+        reply = await self._actors.GetAllActorInfo(GetAllActorInfoRequest(), timeout=timeout)
         return [
             ActorInfo(
                 actor_id=info.actor_id.hex(),
@@ -87,18 +109,70 @@ class Gcs:
                 if info.state == ActorTableData.ActorState.ALIVE
                 else "",
             )
-            for info in infos.values()
+            for info in reply.actor_table_data
         ]
 
+    async def subscribe(self, timeout: float) -> Announcements:
+        """Have the GCS announce transitions of nodes and actors from now on."""
+        from ray.core.generated import gcs_service_pb2, pubsub_pb2
 
-def drain_own_node(address: str, hostname: str, seconds: float) -> bool:
+        subscriber = os.urandom(28)
+        commands = [
+            pubsub_pb2.Command(channel_type=channel, subscribe_message={})
+            for channel in (pubsub_pb2.GCS_NODE_INFO_CHANNEL, pubsub_pb2.GCS_ACTOR_CHANNEL)
+        ]
+        await self._publisher.GcsSubscriberCommandBatch(
+            gcs_service_pb2.GcsSubscriberCommandBatchRequest(
+                subscriber_id=subscriber, commands=commands
+            ),
+            timeout=timeout,
+        )
+        return Announcements(self._publisher, subscriber)
+
+
+class PublisherChanged(Exception):
+    """Another GCS answers, which knows nothing of the subscription."""
+
+
+class Announcements:
+    """A subscription; says that something changed, not what: who hears it asks."""
+
+    def __init__(self, publisher: Any, subscriber: bytes) -> None:
+        self._publisher, self._subscriber = publisher, subscriber
+        self._publisher_id = b""
+        self._seen = 0
+
+    async def next(self) -> int:
+        """Wait for the next announcements, however long; returns how many came."""
+        from ray.core.generated.gcs_service_pb2 import GcsSubscriberPollRequest
+
+        reply = await self._publisher.GcsSubscriberPoll(
+            GcsSubscriberPollRequest(
+                subscriber_id=self._subscriber,
+                max_processed_sequence_id=self._seen,
+                publisher_id=self._publisher_id,
+            )
+        )
+        if self._publisher_id not in (b"", reply.publisher_id):
+            raise PublisherChanged
+        self._publisher_id = reply.publisher_id
+        for message in reply.pub_messages:
+            self._seen = max(self._seen, message.sequence_id)
+        return len(reply.pub_messages)
+
+
+def _reason(number: int) -> str:
+    return _REASONS.get(number, str(number))
+
+
+def drain_own_node(address: str, name: str, seconds: float) -> bool:
     """Ask the GCS to drain the node of this name, as for a preemption; whether it accepted."""
     from ray._raylet import GcsClient  # type: ignore[attr-defined] # a C extension
     from ray.core.generated import autoscaler_pb2
 
     client: Any = GcsClient(address=address)
     for info in client.get_all_node_info(timeout=5.0).values():
-        if info.node_name == hostname and info.state == 0:
+        if info.node_name == name and info.state == 0:
             accepted, why = client.drain_node(
                 info.node_id.hex(),
                 autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,
@@ -108,7 +182,7 @@ def drain_own_node(address: str, hostname: str, seconds: float) -> bool:
             if not accepted:
                 print(f"drain refused: {why}", flush=True)
             return bool(accepted)
-    print(f"no living node is named {hostname}", flush=True)
+    print(f"no living node is named {name}", flush=True)
     return False
 
 
