@@ -86,9 +86,9 @@ class NotFound(SimulatorError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        near = get_close_matches(name, self.known, n=3)
-        if near:
-            remedy = "did you mean " + " or ".join(near) + "?"
+        self.near = get_close_matches(name, self.known, n=3)
+        if self.near:
+            remedy = "did you mean " + " or ".join(self.near) + "?"
         elif self.known:
             remedy = "there is " + ", ".join(self.known)
         else:

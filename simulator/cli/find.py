@@ -29,10 +29,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Every cluster that was found, where was looked, and why not elsewhere."""
+    """Every cluster that was found, and why was not looked elsewhere."""
 
     found: Sequence[Found]
-    backends: Sequence[Backend]
     not_looked: Sequence[str]
 
 
@@ -46,7 +45,7 @@ def search(backend: str = "auto") -> Search:
     """
     usable = select.usable(backend)
     found = [Found(b, record) for b in usable.backends for record in b.clusters()]
-    return Search(sorted(found, key=lambda f: f.name), usable.backends, usable.silent)
+    return Search(sorted(found, key=lambda f: f.name), usable.silent)
 
 
 def find(name: str | None, backend: str = "auto") -> Found:

@@ -10,7 +10,7 @@ import typer.main
 
 from simulator.cli import output
 from simulator.cli.app import app
-from simulator.errors import SimulatorError
+from simulator.errors import CannotRun, SimulatorError
 
 COULD_NOT_RUN = 4
 #: What typer exits with on Ctrl-C outside of a command that handles it itself.
@@ -35,6 +35,12 @@ def main(args: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough of it; what is buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not error.filename:
+            output.show_crash(error)
+        else:  # a file of the user's, or a full disk: no defect of ours
+            output.show_error(CannotRun(str(error.filename), why=error.strerror or ""))
+        return COULD_NOT_RUN
     except Exception as error:  # noqa: BLE001 - whatever it is, it is ours, and never exit code 1
         output.show_crash(error)
         return COULD_NOT_RUN

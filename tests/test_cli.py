@@ -1,0 +1,631 @@
+"""The command line: help, wrong input, exit codes, and what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from cli import SHORT, Command, another, runner_of, use_backends
+from fakes import fake
+
+from simulator.backends.base import Check, Completed
+from simulator.backends.fake import FakeBackend
+from simulator.cli.app import app
+from simulator.errors import CannotRun
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return fake()
+
+
+@pytest.fixture
+def command(
+    backend: FakeBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
+    monkeypatch.setenv("RAY_SIM_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    use_backends(monkeypatch, backend)
+    return runner_of(capsys)
+
+
+# ---- help
+
+
+def all_commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from all_commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+COMMANDS = dict(all_commands(typer.main.get_command(app)))
+
+
+def test_the_commands_are_those_of_the_documentation() -> None:
+    assert list(COMMANDS) == [
+        "up", "down", "status", "kill", "restart", "pause", "resume", "logs", "exec", "clusters",
+        "experiments", "run", "check", "report", "runs", "doctor", "image build",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help(name: str) -> None:
+    command = COMMANDS[name]
+    assert len(command.help) > 20
+    for parameter in command.params:
+        assert parameter.help, f"{name} {parameter.name}"
+    assert f"python -m simulator {name}" in command.epilog
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """Every ``python -m simulator ...`` in a text, as words."""
+    found = re.findall(r"python -m simulator ([^`\n#|(]*)", text)
+    return [line.replace('"', "").replace("...", "").split() for line in found]
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [
+        *((name, command.epilog) for name, command in COMMANDS.items()),
+        *((str(p.relative_to(ROOT)), p.read_text(encoding="utf-8")) for p in documents()),
+    ],
+)
+def test_every_command_line_that_is_shown_exists(where: str, text: str) -> None:
+    for words in command_lines(text):
+        if not words or words[0].startswith("-"):
+            continue
+        name = " ".join(words[:2]) if words[0] == "image" else words[0]
+        assert name in COMMANDS, f"{where}: {words}"
+        options = {option for p in COMMANDS[name].params for option in p.opts} | {"--help"}
+        end = words.index("--") if "--" in words else len(words)
+        used = {word for word in words[:end] if word.startswith("--")}
+        assert used <= options, f"{where}: {words}"
+
+
+def test_every_make_target_that_is_shown_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = {
+        target
+        for path in documents()
+        for target in re.findall(r"(?:\$ |`)make ([a-z-]+)", path.read_text(encoding="utf-8"))
+    }
+    assert shown
+    assert shown <= targets
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for target in set(phony[1].split()) - {"ready"}:
+        assert re.search(rf"make {target} +\S", listed), target
+
+
+def test_the_help_of_an_experiment_lists_its_parameters(command: Command) -> None:
+    shown = command("run", "node_failure", "--help")
+    assert shown.code == 0
+    for words in ("max_retries", "true|false", "comes_back", "at least 0.05", "A worker dies"):
+        assert words in shown.out
+    assert "max_retries" not in command("run", "--help").out
+    before = command("run", "--seed", "7", "--help", "node_failure")
+    assert "max_retries" in before.out
+    wrong = command("run", "node_failur", "--help")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "did you mean node_failure?" in wrong.err
+
+
+def test_help_loads_none_of_what_commands_need() -> None:
+    program = (
+        "import sys; from simulator.cli import main; main(['--help']); "
+        "print(*sys.modules, sep='\\n', file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stderr.split())
+    assert "simulator.cli.clusters" in loaded
+    heavy = {"docker", "python_on_whales", "requests", "yaml", "jinja2", "ray", "simulator.runner"}
+    assert loaded & heavy == set()
+
+
+def test_the_program_runs_as_a_module_and_says_its_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "simulator", "--version"], cwd=ROOT, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)
+
+
+# ---- wrong input
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("run node_failur", "no experiment named 'node_failur': did you mean node_failure?"),
+        ("run ./nothing.py", "no experiment named './nothing.py': there is node_failure"),
+        ("run node_failure --param taks=5", "did you mean tasks"),
+        ("run node_failure --param tasks", "is not key=value"),
+        ("run node_failure --param tasks=many", "valid integer"),
+        ("run node_failure --param victim=worker-9", "no worker named 'worker-9': did you mean"),
+        ("run node_failure --topology defalt", "did you mean default?"),
+        ("run node_failure --workers 1", "has 1 workers; one dies and another must take over"),
+        ("run node_failure --set head.resource.CPU=2", "is not a known key"),
+        ("run node_failure --set head.resources.CPU=-1", "cannot offer less than 0"),
+        ("run node_failure --health fats", "did you mean fast?"),
+        ("run node_failure --backend dokcer", "is not known"),
+        ("run node_failure --reuse lab --name two", "contradict each other"),
+        ("run node_failure --repeat 0", "--repeat"),
+        ("run node_failure --reuse nothing", "there is no cluster"),
+        ("run", "Missing argument"),
+        ("runn", "Did you mean"),
+        ("run node_failure --sead 7", "No such option"),
+        ("up --topology cpu_onyl", "did you mean cpu_only?"),
+        ("up --workers -1", "--workers"),
+        ("status --name lab", "there is no cluster; start one with: python -m simulator up"),
+        ("status", "there is no cluster; start one with: python -m simulator up"),
+        ("kill worker-1", "there is no cluster"),
+        ("exec head", "Missing argument"),
+        ("down --all --name lab", "contradict each other"),
+        ("check latest", "there is no run yet"),
+        ("report nothing", "no run named 'nothing'"),
+        ("doctor --topology nowhere", "no topology named 'nowhere': there is cpu_only, default"),
+        ("image build --target tpu", "--target tpu: is not known"),
+    ],
+)
+def test_wrong_input_is_said_and_is_exit_code_2(command: Command, line: str, said: str) -> None:
+    done = command(*line.split())
+    assert done.code == 2
+    assert said in " ".join(done.err.split())
+    assert done.out == ""
+
+
+def test_all_problems_of_a_command_line_are_said_at_once(command: Command) -> None:
+    done = command(
+        "run", "node_failure", "--param", "taks=5", "--param", "at=-1", "--topology", "defalt",
+        "--health", "fats", "--backend", "dokcer",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "5 problems:" in done.err
+    for said in ("taks", "at", "defalt", "fats", "dokcer"):
+        assert said in done.err
+
+
+def test_all_problems_of_a_topology_file_are_said_at_once(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text(
+        """
+        head: {resources: {CPU: 1.5}, gpuz: auto}
+        worker_groups:
+          - {group_name: head, replicas: -1}
+          - {group_name: small, memory: 2x, replicas: 5, max_replicas: 2}
+        """
+    )
+    done = command("up", "--topology", str(path))
+    assert done.code == 2
+    for said in ("gpuz", "whole CPUs", "reserved", "replicas", '"2x"'):
+        assert said in done.err
+    assert command("clusters", "--json").data == []
+
+
+def test_a_node_that_does_not_exist_is_named_with_the_nearest(command: Command) -> None:
+    command("up")
+    for verb in ("kill", "pause", "restart", "resume", "logs"):
+        done = command(verb, "worker-11")
+        assert done.code == 2
+        assert "no node named 'worker-11': did you mean worker-1" in done.err
+    assert "no node named 'haed': did you mean head?" in command("exec", "haed", "--", "ls").err
+
+
+def test_several_clusters_must_be_told_apart(command: Command) -> None:
+    command("up", "--name", "one")
+    command("up", "--name", "two")
+    done = command("status")
+    assert done.code == 2
+    assert "there are 2 clusters: one (fake), two (fake)" in done.err
+    assert command("status", "--name", "two", "--json").data["cluster"] == "two"
+    assert "did you mean two?" in command("status", "--name", "twoo").err
+
+
+def test_a_name_on_two_backends_must_be_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = fake(), another("other", fake())
+    command = runner_of(capsys)
+    use_backends(monkeypatch, first)
+    command("up")
+    use_backends(monkeypatch, first, second)
+    taken = command("up", "--backend", "other")
+    assert taken.code == 2
+    assert "is taken by a cluster on the fake backend" in taken.err
+    use_backends(monkeypatch, second)
+    command("up")
+    use_backends(monkeypatch, first, second)
+    assert "say which with --backend" in command("status", "--name", "ray-sim").err
+    assert command("status", "--backend", "other", "--json").data["backend"] == "other"
+
+
+# ---- clusters by hand
+
+
+def test_a_cluster_by_hand(command: Command) -> None:
+    up = command("up", "--workers", "2", "--json")
+    assert up.code == 0
+    assert up.data["count"] == {"desired": 3, "running": 3, "alive": 3}
+    assert "Backend: fake, for this test" in up.err
+    assert "worker-2 joined after" in up.err
+
+    assert command("kill", "worker-1").code == 0
+    states = {n["name"]: n["state"] for n in command("status", "--json").data["nodes"]}
+    assert states == {"head": "alive", "worker-1": "exited", "worker-2": "alive"}
+    assert "3 desired, 2 running, 2 alive" in command("status").out
+
+    again = command("kill", "worker-1")
+    assert (again.code, again.out) == (2, "")
+    assert "start it with: restart worker-1" in again.err
+    assert command("restart", "worker-1").code == 0
+    assert command("pause", "worker-2").code == 0
+    assert command("status", "--json").data["nodes"][2]["state"] == "paused"
+    assert command("resume", "worker-2").code == 0
+
+    assert command("clusters", "--json").data[0]["cluster"] == "ray-sim"
+    assert "by hand" in command("clusters").out
+    assert command("down").code == 0
+    assert command("clusters", "--json").data == []
+    assert command("down").code == 0
+    assert command("down", "--all").code == 0
+    assert "nothing to do" in command("down", "--name", "ray-sim").err
+
+
+def test_status_says_that_a_gpu_is_simulated(command: Command) -> None:
+    command("up")
+    assert "GPU simulated" in command("status").out
+    assert "0/1 simulated" in command("status").out
+    nodes = command("status", "--json").data["nodes"]
+    assert {n["name"]: n["gpu"] for n in nodes}["head"] == "simulated"
+    assert {n["name"]: n["gpu"] for n in nodes}["worker-1"] == "none"
+
+
+def test_up_again_starts_what_exited(command: Command) -> None:
+    command("up")
+    command("kill", "worker-3")
+    again = command("up", "--json")
+    assert again.data["count"]["alive"] == 4
+    assert "ray-sim: start worker-3" in again.err
+    other = command("up", "--workers", "5")
+    assert other.code == 2
+    assert "take it down first" in other.err
+
+
+def test_a_cluster_whose_nodes_do_not_join_is_taken_down_again(
+    command: Command, backend: FakeBackend
+) -> None:
+    backend.never_joins("worker-2", times=3)
+    done = command("up", "--timeout", "5")
+    assert done.code == 4
+    assert done.out == ""
+    assert "missing worker-2" in done.err
+    assert "--start-parallelism 1" in done.err
+    assert backend.clusters() == []
+
+
+def test_a_cluster_that_was_up_stays_when_a_node_does_not_come_back(
+    command: Command, backend: FakeBackend
+) -> None:
+    command("up")
+    command("kill", "worker-2")
+    backend.never_joins("worker-2", times=3)
+    assert command("up", "--timeout", "5").code == 4
+    assert [c.name for c in backend.clusters()] == ["ray-sim"]
+
+
+def test_a_machine_that_cannot_run_it_is_said_before_anything_starts(
+    command: Command, backend: FakeBackend
+) -> None:
+    backend.checks = [Check("problem", "memory", "1 GB of 4 GB", "use fewer workers")]
+    for line in (["up"], ["run", "node_failure"]):
+        done = command(*line)
+        assert done.code == 4
+        assert "memory: 1 GB of 4 GB; use fewer workers" in done.err
+        assert backend.clusters() == []
+    assert not (Path("runs")).exists()
+
+
+def test_one_cluster_that_cannot_be_removed_does_not_keep_the_others(
+    command: Command, backend: FakeBackend
+) -> None:
+    command("up", "--name", "one")
+    command("up", "--name", "two")
+    backend.fail_next("remove", CannotRun("the engine is busy"))
+    done = command("down", "--all")
+    assert done.code == 4
+    assert "the engine is busy" in done.err
+    assert [c.name for c in backend.clusters()] == ["one"]
+
+
+def test_logs_and_exec_give_the_node_s_own_words(command: Command, backend: FakeBackend) -> None:
+    command("up")
+    logs = command("logs", "worker-1")
+    assert logs.code == 0
+    assert logs.out.strip()
+    last = command("logs", "worker-1", "--tail", "1").out
+    assert last == logs.out.splitlines()[-1] + "\n"
+    backend.answers["ray status -v"] = Completed(3, "three\n")
+    done = command("exec", "head", "--", "ray", "status", "-v")
+    assert (done.code, done.out) == (3, "three\n")
+
+
+# ---- experiments
+
+
+def test_experiments_are_listed_with_their_claims(command: Command) -> None:
+    assert "no task is lost and no result is wrong" in command("experiments").out
+    rows = command("experiments", "--json").data
+    (row,) = [row for row in rows if row["name"] == "node_failure"]
+    assert {p["name"] for p in row["params"]} >= {"tasks", "max_retries", "victim"}
+
+
+def test_a_run_prints_one_object_and_nothing_else(command: Command, backend: FakeBackend) -> None:
+    done = command("run", "node_failure", "--seed", "7", "--json", *SHORT)
+    assert done.code == 0
+    assert list(done.data) == [
+        "experiment", "backend", "status", "verdict", "seed", "run_dir", "report", "topology",
+        "ray_version", "health", "gpu", "findings", "recovery", "params",
+    ]  # fmt: skip
+    assert done.data["verdict"] == "valid"
+    assert done.data["seed"] == 7
+    assert done.data["gpu"] == "simulated"
+    assert done.data["health"] == "fast"
+    assert {frozenset(f) for f in done.data["findings"]} == {
+        frozenset({"check", "verdict", "summary"})
+    }
+    assert all(name.endswith("_s") for name in done.data["recovery"])
+    assert Path(done.data["report"]).is_file()
+    assert backend.clusters() == []
+
+
+def test_a_run_ends_with_the_report_and_its_path(command: Command) -> None:
+    done = command("run", "node_failure", "--seed", "7", *SHORT)
+    assert done.code == 0
+    assert "VALID" in done.out
+    assert "report.html" in done.out
+    for words in ("Backend: fake", "fault: kill", "healed worker", "taking the cluster down"):
+        assert words in done.err
+        assert words not in done.out
+
+
+def test_the_replay_command_gives_the_same_plan(command: Command) -> None:
+    first = command("run", "node_failure", "--json", "--workers", "4", *SHORT).data
+    spec = json.loads((Path(first["run_dir"]) / "spec.json").read_text())
+    words = shlex.split(spec["command"])
+    assert words[:5] == ["python", "-m", "simulator", "run", "node_failure"]
+    assert words[words.index("--seed") + 1] == str(first["seed"])
+    again = command(*words[3:], "--json").data
+    replayed = json.loads((Path(again["run_dir"]) / "spec.json").read_text())
+    same = ("seed", "params", "topology", "schedule", "health", "backend", "command")
+    assert {k: replayed[k] for k in same} == {k: spec[k] for k in same}
+
+
+def test_lost_tasks_are_invalid_and_exit_code_1(command: Command, backend: FakeBackend) -> None:
+    backend.lose_task("t-20")
+    done = command("run", "node_failure", "--json", *SHORT)
+    assert done.code == 1
+    assert done.data["verdict"] == "invalid"
+
+
+def test_a_fault_that_hit_no_work_is_unknown_and_exit_code_3(command: Command) -> None:
+    done = command("run", "node_failure", "--json", "-p", "tasks=4", "-p", "at=60")
+    assert done.code == 3
+    assert done.data["verdict"] == "unknown"
+
+
+def test_a_run_that_could_not_run_is_exit_code_4(command: Command, backend: FakeBackend) -> None:
+    backend.never_joins("worker-1", times=3)
+    done = command("run", "node_failure", "--json", *SHORT)
+    assert done.code == 4
+    assert done.data["status"] == "aborted"
+    assert "missing worker-1" in done.err
+    assert backend.clusters() == []
+
+
+def test_repeats_print_runs_and_their_distribution(command: Command, tmp_path: Path) -> None:
+    junit = tmp_path / "runs.xml"
+    done = command(
+        "run",
+        "node_failure",
+        "--repeat",
+        "2",
+        "--seed",
+        "7",
+        "--json",
+        "--junit",
+        str(junit),
+        *SHORT,
+    )
+    assert done.code == 0
+    assert list(done.data) == ["runs", "summary"]
+    assert [r["seed"] for r in done.data["runs"]] == [7, 8]
+    assert done.data["summary"]["verdicts"] == {"valid": 2, "unknown": 0, "invalid": 0}
+    assert "run 2 of 2: valid, completed, seed 8" in done.err
+    assert junit.read_text().count("<testsuite ") == 2
+    commands = [
+        json.loads((Path(r["run_dir"]) / "spec.json").read_text())["command"]
+        for r in done.data["runs"]
+    ]
+    assert [c.split("--seed ")[1] for c in commands] == ["7", "8"]
+
+
+def test_repeats_show_a_table(command: Command) -> None:
+    done = command("run", "node_failure", "--repeat", "2", "--seed", "7", *SHORT)
+    assert "2 runs: 2 valid" in done.out
+    assert done.out.count("report.html") == 2
+
+
+def test_a_kept_cluster_stays_and_can_be_run_on(command: Command, backend: FakeBackend) -> None:
+    kept = command("run", "node_failure", "--keep", "--name", "lab", "--json", *SHORT)
+    assert kept.code == 0
+    assert "python -m simulator down --name lab" in kept.err
+    assert [c.name for c in backend.clusters()] == ["lab"]
+    taken = command("run", "node_failure", "--name", "lab", *SHORT)
+    assert taken.code == 2
+    assert "--reuse lab" in taken.err
+    names = "\n".join(
+        [
+            "RAY_health_check_initial_delay_ms=1000",
+            "RAY_health_check_period_ms=500",
+            "RAY_health_check_timeout_ms=1000",
+            "RAY_health_check_failure_threshold=3",
+            "RAY_ray_syncer_message_refresh_interval_ms=500",
+        ]
+    )
+    backend.answers["env"] = Completed(0, names)
+    reused = command("run", "node_failure", "--reuse", "lab", "--json", *SHORT)
+    assert reused.code == 0
+    assert reused.data["health"] == "fast"
+    assert [c.name for c in backend.clusters()] == ["lab"]
+    other = command("run", "node_failure", "--reuse", "lab", "--health", "ray", *SHORT)
+    assert other.code == 2
+    assert "was started with --health fast" in other.err
+
+
+def test_a_run_on_a_borrowed_cluster_reports_its_failure_detection(command: Command) -> None:
+    command("up")
+    done = command("run", "node_failure", "--reuse", "ray-sim", "--json", *SHORT)
+    assert done.data["health"] == "ray"
+
+
+# ---- runs
+
+
+@pytest.fixture
+def one_run(command: Command) -> Path:
+    return Path(command("run", "node_failure", "--seed", "7", "--json", *SHORT).data["run_dir"])
+
+
+def test_a_run_is_judged_again_from_its_directory(command: Command, one_run: Path) -> None:
+    before = json.loads((one_run / "result.json").read_text())
+    (one_run / "result.json").unlink()
+    done = command("check", "latest", "--json")
+    assert done.code == 0
+    assert json.loads((one_run / "result.json").read_text()) == before
+    assert "VALID" in command("check", one_run.name).out
+    assert command("check", str(one_run), "--json").data["run_dir"] == str(one_run)
+
+
+def test_a_history_that_is_cut_off_is_judged_up_to_there(command: Command, one_run: Path) -> None:
+    lines = (one_run / "history.jsonl").read_text().splitlines()
+    cut = len(lines) * 2 // 3
+    (one_run / "history.jsonl").write_text("\n".join([*lines[:cut], lines[cut][:20]]))
+    done = command("check", "latest")
+    assert done.code == 4  # without its end it is an interrupted run
+    assert f"line {cut + 1} of history.jsonl is cut off" in " ".join(done.out.split())
+    assert command("check", "latest", "--json").data["verdict"] != "valid"
+
+
+def test_a_directory_that_is_no_run_says_what_is_missing(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for verb in ("check", "report"):
+        done = command(verb, str(tmp_path / "folder"))
+        assert (done.code, done.out) == (2, "")
+        assert "is not a run directory: it has no spec.json and no history.jsonl" in done.err
+
+
+def test_report_prints_its_path_and_nothing_else(
+    command: Command, one_run: Path, tmp_path: Path
+) -> None:
+    (one_run / "report.html").unlink()
+    done = command("report", "--junit", str(tmp_path / "x.xml"))
+    assert done.code == 0
+    assert done.out == f"{one_run / 'report.html'}\n"
+    assert (one_run / "report.html").is_file()
+    assert "<testsuite " in (tmp_path / "x.xml").read_text()
+
+
+def test_runs_are_listed_damaged_ones_too(command: Command, one_run: Path) -> None:
+    broken = one_run.parent / "20200101-000000-1"
+    broken.mkdir()
+    (broken / "spec.json").write_text("{")
+    rows = command("runs", "--json").data
+    assert [(r["run_id"], r["verdict"]) for r in rows] == [
+        (broken.name, None), (one_run.name, "valid")
+    ]  # fmt: skip
+    shown = command("runs").out
+    assert f"node_failure/{one_run.name}" in shown
+    assert "not judged" in shown
+
+
+# ---- this machine, and what nobody foresaw
+
+
+def test_the_doctor_names_each_problem_and_its_remedy(
+    command: Command, backend: FakeBackend
+) -> None:
+    assert command("doctor").code == 0
+    backend.checks = [
+        Check("ok", "engine", "answers"),
+        Check("problem", "memory", "1 GB of 4 GB", "use fewer workers"),
+    ]
+    done = command("doctor")
+    assert done.code == 4
+    assert "cannot be used" in done.out
+    assert "use fewer workers" in done.out
+    assert command("doctor", "--json").data["able"] is False
+
+
+def test_an_error_of_ours_is_exit_code_4_and_says_how_to_report_it(
+    command: Command, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "clusters", lambda: 1 / 0)
+    done = command("clusters")
+    assert done.code == 4
+    assert "ZeroDivisionError" in done.err
+    assert "report it" in done.err
+    assert "Traceback" not in done.err
+    (file,) = re.findall(r"stack trace is in (\S+);", done.err)
+    assert "Traceback" in Path(file).read_text()
+    Path(file).unlink()
+    monkeypatch.setenv("RAY_SIM_DEBUG", "1")
+    assert "Traceback" in command("clusters").err
+
+
+def test_a_file_that_cannot_be_written_is_no_defect(command: Command, one_run: Path) -> None:
+    done = command("report", "--junit", "/nowhere/x.xml")
+    assert done.code == 4
+    assert "/nowhere/x.xml" in done.err
+    assert "defect" not in done.err
+
+
+def test_an_interrupted_command_is_exit_code_4(
+    command: Command, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backend, "clusters", interrupted)
+    assert command("clusters").code == 4
