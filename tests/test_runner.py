@@ -40,7 +40,8 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
         return path / "report.html"
 
     monkeypatch.setattr("simulator.runner.write_html", page)
-    return Lab(tmp_path)
+    (tmp_path / "runs").mkdir()
+    return Lab(tmp_path / "runs")
 
 
 class Scheduled(Experiment):
@@ -711,17 +712,22 @@ def test_ctrl_c_twice_stops_at_once_and_says_how_to_clean_up(tmp_path: Path) -> 
 
 
 def killed_run(lab: Lab) -> RunDir:
-    """A run whose orchestrator was killed in the middle of its recovery."""
+    """A run whose orchestrator was killed in the middle of its recovery.
+
+    It is the directory as it was at that moment: the thread that reads the observer's lines does not die with
+    an exception as it would with its process.
+    """
+    left = lab.root.parent / "killed"
 
     def kill(history: History) -> None:
         if history.first("fault.effect") and len(history.of("task.start")) > 40:
+            shutil.copytree(lab.root, left, symlinks=True)
             raise Killed
 
     lab.on_tick = kill
     with pytest.raises(Killed):
         lab.run(keep=True)
-    lab.on_tick = lambda history: None
-    return lab.latest()
+    return Store(left).find("latest")
 
 
 def test_a_killed_orchestrator_leaves_every_start_that_was_written(lab: Lab) -> None:

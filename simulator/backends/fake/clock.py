@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 #: How long the clock waits for a reader, real seconds; one that takes longer is not waited for again.
-PATIENCE = 5.0
+PATIENCE = 30.0
 
 #: How long the clock waits for a thread to end that read a stream to its end, real seconds.
 LAST_STEPS = 0.1
 
 #: How long the clock waits for somebody to begin reading a new stream, real seconds.
-FIRST_READER = 0.5
+FIRST_READER = 2.0
 
 
 @dataclass(eq=False)
