@@ -11,11 +11,12 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,15 +39,23 @@ from simulator.backends.base import (
 from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import RunView, Verdict
 from simulator.checkers.judge import judge
-from simulator.cluster import HEALTH, Cluster, StartEvent, salvage, steady_problems
+from simulator.checkers.registry import CHECKERS
+from simulator.cluster import (
+    HEALTH,
+    START_ATTEMPTS,
+    Cluster,
+    StartEvent,
+    salvage,
+    steady_problems,
+)
 from simulator.errors import BadInput, CannotRun, Interrupted, NotFound, Problem, SimulatorError
-from simulator.experiment import Experiment, params_data
+from simulator.experiment import Experiment, load_experiment, params_data
 from simulator.history import History, Op, Recorder
 from simulator.report import write_html
 from simulator.schedule import After, Never, PlannedFault, WhenDeclaredDead, resolve, survivors
-from simulator.store import REPORT, SCHEMA, RunDir, Store
+from simulator.store import EXPERIMENT, REPORT, SCHEMA, RunDir, Store
 from simulator.topology import Topology
-from simulator.waiting import Clock, Deadline, WaitTimeout
+from simulator.waiting import Clock, Deadline, WaitTimeout, within
 from simulator.workload import Workload
 
 LEDGER_CONTROL = "control.json"
@@ -54,7 +63,8 @@ LEDGER_WORKLOAD = "workload.json"
 OBSERVER = "observer"
 
 #: Deadlines of the parts that always run, seconds; draining also gets what the planned work takes.
-HEAL_S, COLLECT_S, DRAIN_S, GATE_S, START_S = 150.0, 60.0, 120.0, 60.0, 60.0
+HEAL_S, COLLECT_S, DOWN_S = 150.0, 120.0, 120.0
+DRAIN_S, GATE_S, START_S = 120.0, 60.0, 60.0
 
 #: How long a fault waits for its target to be in the middle of a task, seconds.
 BUSY_S = 10.0
@@ -244,7 +254,7 @@ class Runner:
                     planned = self._plan(one) if i else planned
                     results.append(self._one(one, planned, gpu, lease, interrupts))
                     self.listener.result(results[-1])
-                    if results[-1]["status"] != "completed":
+                    if results[-1]["status"] != "completed" or interrupts.count:
                         break
             finally:
                 interrupts.cleaning = True
@@ -325,6 +335,9 @@ class Runner:
         cluster = Cluster(self.backend, lease.name)
         spec = self._spec(request, planned, gpu, lease.name, run_id)
         run.write_spec(spec)
+        if Path(request.source).is_file():
+            # Its checks must be at hand when the run is judged again, wherever the original is then.
+            shutil.copyfile(request.source, run.path / EXPERIMENT)
         recorder = Recorder(run.history_path, wall=self.clock.wall, mono=self.clock.mono)
         live = _Live(cluster, recorder, run_id, faults=[_Fault(p) for p in planned])
         recorder.record("run.start", schema=SCHEMA, run_id=run_id, experiment=spec["experiment"])
@@ -355,7 +368,7 @@ class Runner:
         """Take the cluster down; what keeps it from going is said, and noted in the last result."""
         self.listener.phase("down")
         try:
-            Cluster(self.backend, name).down()
+            within(DOWN_S, f"taking {name} down", Cluster(self.backend, name).down)
         except Exception as error:  # noqa: BLE001 - the results must reach the caller all the same
             text = f"{name} could not be taken down: {error}"
             self.listener.say(f"{text}\nTry again: python -m simulator down --name {name}")
@@ -802,7 +815,8 @@ class Runner:
         live.recorder.record(
             "fault.heal", node=planned.node, how=planned.step.fault.undo, data=facts
         )
-        how = planned.step.fault.heal(live.cluster, planned.node, HEAL_S)
+        each = HEAL_S / START_ATTEMPTS  # of the attempts that a start gets
+        how = planned.step.fault.heal(live.cluster, planned.node, each)
         fault.healed = True
         self._map_nodes(live)
         live.recorder.record("fault.healed", node=planned.node, verified=True, how=how, data=facts)
@@ -896,8 +910,12 @@ class Runner:
             self._guard(
                 live,
                 "collecting",
-                lambda: problems.extend(
-                    salvage(self.backend, cluster.name, run.path, siblings=False)
+                lambda: within(
+                    COLLECT_S,
+                    "collecting ledger and logs",
+                    lambda: problems.extend(
+                        salvage(self.backend, cluster.name, run.path, siblings=False)
+                    ),
                 ),
             )
             for problem in problems:
@@ -1036,6 +1054,7 @@ def judge_run(
         status = str(end.data["status"]) if end else "interrupted"
     if error is None:
         error = previous.get("error")
+    _know_checks(run, spec)
     judgement = judge(RunView(history, spec))
     last = history.ops[-1].received if history.ops else spec["started"]
     result: dict[str, Any] = {
@@ -1081,6 +1100,15 @@ def judge_run(
         result["error"] = "\nnote: ".join(t for t in (error, text) if t)
         run.write_result(result)
     return result
+
+
+def _know_checks(run: RunDir, spec: Mapping[str, Any]) -> None:
+    """Load the run's own experiment, if it names checks that only its file has."""
+    if set(spec.get("checks", ())) <= CHECKERS.keys() or not (run.path / EXPERIMENT).is_file():
+        return
+    # What goes wrong here shows in the findings: a check that is not known is unknown.
+    with suppress(SimulatorError):
+        load_experiment(str(run.path / EXPERIMENT))
 
 
 #: The exit code of a result; of several, the first of these that is present counts.

@@ -18,6 +18,7 @@ from simulator.errors import BadInput, NotFound, Problem
 from simulator.history import History, Op, read_history
 
 SPEC, HISTORY, RESULT, REPORT = "spec.json", "history.jsonl", "result.json", "report.html"
+EXPERIMENT = "experiment.py"
 SCHEMA = 1
 
 

@@ -6,6 +6,7 @@ its time takes a moment of ours, and no test depends on how busy the machine is.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -46,6 +47,31 @@ class WaitTimeout(CannotRun):
     def __init__(self, name: str, seconds: float, last: str = "") -> None:
         self.name, self.seconds, self.last = name, seconds, last
         super().__init__(f"{name} did not happen within {seconds:g} s", why=last)
+
+
+def within(seconds: float, what: str, action: Callable[[], None]) -> None:
+    """Do something that may hang, and leave it behind when it takes longer than real `seconds`.
+
+    Raises
+    ------
+    WaitTimeout
+        It goes on in a thread that nobody waits for; what it raises then, nobody hears.
+    """
+    raised: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            raised.append(error)
+
+    thread = threading.Thread(target=act, daemon=True, name=what)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise WaitTimeout(what, seconds, "it hangs, and was left behind")
+    if raised:
+        raise raised[0]
 
 
 class Deadline:

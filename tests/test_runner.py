@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from simulator.backends.base import Capability, Check
 from simulator.backends.fake import Behaviour
 from simulator.cluster import Cluster, salvage
 from simulator.errors import BadInput, CannotRun, NotFound
-from simulator.experiment import PHASES, Experiment
+from simulator.experiment import PHASES, Experiment, load_experiment
 from simulator.experiment import Params as BaseParams
 from simulator.faults import Kill, Pause, Restart, Stop
 from simulator.history import History
@@ -638,6 +639,13 @@ def test_repeated_runs_share_a_cluster_and_have_seeds_of_their_own(lab: Lab) -> 
         assert [p for p in ledger.iterdir() if p.is_dir()] == []
 
 
+def test_ctrl_c_while_cleaning_up_ends_the_repeating(lab: Lab) -> None:
+    lab.on_phase["heal"] = lambda: signal.raise_signal(signal.SIGINT)
+    results = lab.runner().repeat(lab.request(), 3)
+    assert [r["status"] for r in results] == ["completed"]
+    assert lab.backend.clusters() == []
+
+
 def test_repeating_stops_when_a_run_could_not_run(lab: Lab) -> None:
     lab.on_phase["gate"] = lambda: (
         lab.backend.crash("c", "worker-1") if lab.phases.count("gate") == 2 else None
@@ -791,6 +799,71 @@ def test_a_run_can_be_judged_again_from_its_directory_alone(lab: Lab) -> None:
     assert run_view(run.path).params["tasks"] == 60
 
 
+OWN = """
+from simulator import Experiment, Finding, TaskStream, Verdict
+from simulator.checkers.registry import register
+
+class Own(Experiment):
+    name = "own"
+    claim = "It has a check of its own."
+    checks = ("no_task_lost", "own_check_of_this_test")
+
+    def workload(self, params):
+        return TaskStream(tasks=10)
+
+    def schedule(self, params, topology):
+        return []
+
+register("own_check_of_this_test", lambda view: Finding("own_check_of_this_test", Verdict.VALID, "so it is"))
+"""
+
+JUDGE = """
+import sys
+from pathlib import Path
+from simulator.runner import judge_run
+from simulator.store import RunDir
+print(judge_run(RunDir(Path(sys.argv[1])))["findings"])
+"""
+
+
+def test_a_check_of_ones_own_judges_again_in_another_process_without_the_file(
+    lab: Lab, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    lab.experiment = load_experiment(str(path))
+    request = RunRequest(
+        experiment=lab.experiment,
+        params=lab.experiment.parse_params([]),
+        topology=topology(),
+        source=str(path),
+    )
+    result = lab.runner().run(request)
+    assert result["verdict"] == "valid"
+    path.unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", JUDGE, result["run_dir"]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == str(result["findings"])
+
+
+def test_what_hangs_while_collecting_is_left_behind(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr("simulator.runner.COLLECT_S", 0.05)
+    lab.backend.before("fetch_ledger", lambda: (release.wait(30), None)[1])
+    result = lab.run()
+    release.set()
+    assert "collecting ledger and logs did not happen within 0.05 s" in result["error"]
+    assert result["verdict"] == "valid"
+    assert lab.backend.clusters() == []
+
+
 def test_a_history_cut_in_mid_line_is_judged_up_to_there(lab: Lab) -> None:
     run = RunDir(Path(lab.run()["run_dir"]))
     text = run.history_path.read_text()
@@ -815,8 +888,6 @@ def test_the_exit_code_of_a_run_that_could_not_run_is_4() -> None:
 
 
 def test_nothing_of_a_run_is_left_running(lab: Lab) -> None:
-    import threading
-
     before = set(threading.enumerate())
     lab.run()
     assert set(threading.enumerate()) == before
