@@ -1,0 +1,173 @@
+"""The command line on real Ray: a cluster by hand, an orchestrator that is killed, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulator.backends.select import choose
+from simulator.history import read_history
+from simulator.report import load_run
+from simulator.waiting import wait_until
+
+BACKENDS = [
+    pytest.param("process", marks=pytest.mark.real_process),
+    pytest.param("docker", marks=pytest.mark.real_docker),
+]
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Command lines about one cluster, each a process of its own as a person's are."""
+
+    backend: str
+    cluster: str
+    runs: Path
+
+    def words(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "simulator", *arguments]
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**os.environ, "RAY_SIM_RUNS": str(self.runs)}
+
+    def __call__(self, verb: str, *arguments: str, code: int = 0) -> str:
+        """Run one about this cluster; returns what it printed on standard output."""
+        done = subprocess.run(
+            self.words(verb, "--name", self.cluster, *arguments),
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    def status(self) -> dict[str, str]:
+        nodes = json.loads(self("status", "--json"))["nodes"]
+        return {node["name"]: node["state"] for node in nodes}
+
+    @property
+    def exists(self) -> bool:
+        return any(c.name == self.cluster for c in choose(self.backend).backend.clusters())
+
+    @contextmanager
+    def running(self, *params: str) -> Iterator[subprocess.Popen[str]]:
+        """An experiment with two workers, in a session of its own."""
+        words = self.words(
+            "run", "node_failure", "--backend", self.backend, "--name", self.cluster,
+            "--workers", "2", "--seed", "7", "--json", *params,
+        )  # fmt: skip
+        process = subprocess.Popen(
+            words,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def wait_for(self, kind: str, process: subprocess.Popen[str]) -> Path:
+        """The directory of the run once its history has an operation of this kind."""
+
+        def found() -> Path | None:
+            assert process.poll() is None, process.communicate()
+            for path in self.runs.glob("node_failure/*-7/history.jsonl"):
+                if read_history(path).first(kind):
+                    return path.parent
+            return None
+
+        return wait_until(found, name=kind, timeout=180, interval=0.3)
+
+
+@pytest.fixture(params=BACKENDS)
+def shell(request: pytest.FixtureRequest, made_cluster: str, tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell(request.param, made_cluster, tmp_path / "runs")
+    yield shell
+    shell("down")
+    assert not shell.exists
+
+
+def test_a_cluster_by_hand(shell: Shell) -> None:
+    up = json.loads(shell("up", "--backend", shell.backend, "--workers", "2", "--json"))
+    assert up["count"] == {"desired": 3, "running": 3, "alive": 3}
+    assert up["backend"] == shell.backend
+
+    shell("kill", "worker-1")
+    assert shell.status() == {"head": "alive", "worker-1": "exited", "worker-2": "alive"}
+    shell("restart", "worker-1")
+    assert set(shell.status().values()) == {"alive"}
+
+    shell("pause", "worker-2")
+    assert shell.status()["worker-2"] == "paused"
+    shell("resume", "worker-2")
+    assert shell.status()["worker-2"] == "alive"
+
+    program = "import ray; ray.init('auto', log_to_driver=False); print(len(ray.nodes()) > 2)"
+    assert "True" in shell("exec", "head", "--", "python", "-c", program)
+    shell("exec", "worker-1", "--", "sh", "-c", "exit 7", code=7)
+    assert "supervisor: ready" in shell("logs", "worker-1")
+    assert len(shell("logs", "head", "--tail", "2").splitlines()) == 2
+    shell("down")
+    assert not shell.exists
+
+
+def test_after_its_orchestrator_was_killed_a_run_keeps_every_start(shell: Shell) -> None:
+    with shell.running() as process:
+        run = shell.wait_for("fault.effect", process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert shell.exists
+    shell("down")
+    assert not shell.exists
+    result: dict[str, Any] = json.loads((run / "result.json").read_text())
+    assert result["status"] == "interrupted"
+    assert result["verdict"] != "valid"
+    written = {
+        json.loads(line)["data"]["exec"]
+        for path in (run / "ledger").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+        if '"task.start"' in line
+    }
+    assert written
+    assert {op.data["exec"] for op in load_run(run).history.of("task.start")} == written
+    reported = subprocess.run(
+        shell.words("report", str(run)), env=shell.env, capture_output=True, text=True, check=True
+    )
+    assert reported.stdout == f"{run / 'report.html'}\n"
+    assert "interrupted" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize("shell", [BACKENDS[0]], indirect=True)
+def test_one_interrupt_heals_collects_takes_down_and_reports(
+    shell: Shell, sent: signal.Signals
+) -> None:
+    with shell.running("--param", "at=3") as process:
+        shell.wait_for("fault.effect", process)
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=180)
+    assert process.returncode == 4
+    assert "once more stops at once" in err
+    result = json.loads(out)
+    assert result["status"] == "interrupted"
+    assert not shell.exists
+    history = load_run(Path(result["run_dir"])).history
+    healed = history.last("fault.healed")
+    assert healed is not None
+    assert healed.data["verified"]
