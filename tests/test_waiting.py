@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from simulator.backends.base import clock_of
 from simulator.backends.fake import FakeBackend, FakeClock
-from simulator.waiting import Deadline, RealClock, WaitTimeout, wait_until
+from simulator.waiting import Deadline, RealClock, WaitTimeout, wait_until, within
 
 
 def wait(condition, clock: FakeClock, **more):  # type: ignore[no-untyped-def]
@@ -76,3 +78,18 @@ def test_the_real_clock_goes_forward() -> None:
     clock.sleep(0.001)
     assert clock.mono() > mono
     assert clock.wall() >= wall - 1
+
+
+def test_what_hangs_is_left_behind_and_named() -> None:
+    release = threading.Event()
+    with pytest.raises(WaitTimeout, match=r"cleaning did not happen within 0\.01 s: it hangs"):
+        within(0.01, "cleaning", lambda: (release.wait(60), None)[1])
+    release.set()
+
+
+def test_what_ends_in_time_is_done_and_its_error_raised() -> None:
+    done: list[int] = []
+    within(60, "it", lambda: done.append(1))
+    assert done == [1]
+    with pytest.raises(KeyError, match="x"):
+        within(60, "it", lambda: {}["x"])
