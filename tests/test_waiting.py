@@ -92,4 +92,4 @@ def test_what_ends_in_time_is_done_and_its_error_raised() -> None:
     within(60, "it", lambda: done.append(1))
     assert done == [1]
     with pytest.raises(KeyError, match="x"):
-        within(60, "it", lambda: {}["x"])
+        within(60, "it", lambda: dict[str, None]().__getitem__("x"))
