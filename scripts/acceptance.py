@@ -1,0 +1,272 @@
+"""The long repeats: what must hold before a release, on this machine, with figures to keep.
+
+Interrupted, it goes on where it was: finished parts are skipped, and of a repeat only the runs that
+are missing are made. Results are for one commit; they are written to
+``benchmarks/results/acceptance-<commit>.json`` with the machine and the versions after every part.
+
+    make acceptance                     # all parts
+    make acceptance ARGS="--only up16"  # one of them
+    make acceptance ARGS=--fresh        # all anew
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from simulator import __version__  # noqa: E402 - the checkout, whatever else is installed
+from simulator.backends.base import LABEL_CLUSTER  # noqa: E402
+from simulator.history import read_history  # noqa: E402
+from simulator.report import load_run, summarise  # noqa: E402
+from simulator.store import Store  # noqa: E402
+from simulator.waiting import wait_until  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+REPEATS = 10
+FIRST_SEED = 1000
+
+
+class Failed(Exception):
+    """A part did not hold; the text says what was seen."""
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"acceptance: {text}\n")
+    sys.stderr.flush()
+
+
+def simulator(*arguments: str, runs: Path | None = None) -> tuple[int, str]:
+    """One command line; its exit code and what it printed on standard output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "simulator", *arguments],
+        cwd=ROOT,
+        env=_env(runs),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def _env(runs: Path | None) -> dict[str, str]:
+    return {**os.environ, **({} if runs is None else {"RAY_SIM_RUNS": str(runs)})}
+
+
+def docker(*arguments: str) -> str:
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def labelled(cluster: str) -> list[str]:
+    """Every container, network and volume that carries a cluster's label."""
+    only = ("--filter", f"label={LABEL_CLUSTER}={cluster}", "--quiet")
+    found = [docker("ps", "--all", *only), docker("network", "ls", *only)]
+    return [line for text in [*found, docker("volume", "ls", *only)] for line in text.split()]
+
+
+# ---- the parts
+
+
+def ten_runs(work: Path, backend: str) -> dict[str, Any]:
+    """Ten runs of the main job, all valid, every phase of the recovery seen in each."""
+    runs = work / f"runs-{backend}"
+    finished = {r["seed"]: r for r in _finished(runs)}
+    wanted = range(FIRST_SEED, FIRST_SEED + REPEATS)
+    # A repeat uses seed, seed + 1, ...: what is missing is made in blocks without a gap.
+    for block in _blocks([seed for seed in wanted if seed not in finished]):
+        say(f"{len(finished)} of {REPEATS} runs are there; making {len(block)}")
+        simulator(
+            "run", "node_failure", "--backend", backend, "--seed", str(block[0]),
+            "--repeat", str(len(block)), "--json", runs=runs,
+        )  # fmt: skip
+        finished = {r["seed"]: r for r in _finished(runs)}
+    missing = [seed for seed in wanted if seed not in finished]
+    if missing:
+        raise Failed(f"no completed run for seeds {missing}")
+    results = [finished[seed] for seed in wanted]
+    bad = [f"seed {r['seed']}: {r['verdict']}" for r in results if r["verdict"] != "valid"]
+    bad += [
+        f"seed {r['seed']}: {phase} not seen"
+        for r in results
+        for phase, seconds in r["recovery"].items()
+        if seconds is None
+    ]
+    summary = summarise(results)
+    if bad:
+        raise Failed("; ".join(bad))
+    return {"seeds": summary["seeds"], "verdicts": summary["verdicts"], "phases": summary["phases"]}
+
+
+def _finished(runs: Path) -> Iterator[dict[str, Any]]:
+    for run in Store(runs).list():
+        result = run.result()
+        if result is not None and result["status"] == "completed":
+            yield result
+
+
+def _blocks(seeds: Sequence[int]) -> Iterator[list[int]]:
+    block: list[int] = []
+    for seed in seeds:
+        if block and seed != block[-1] + 1:
+            yield block
+            block = []
+        block.append(seed)
+    if block:
+        yield block
+
+
+def up16(work: Path) -> dict[str, Any]:  # noqa: ARG001 - parts are called alike
+    """Sixteen workers come up on this machine, and nothing is left of them afterwards."""
+    name = "acceptance-16"
+    began = time.monotonic()
+    try:
+        code, out = simulator(
+            "up", "--backend", "docker", "--name", name, "--workers", "16", "--json"
+        )
+        seconds = time.monotonic() - began
+        if code:
+            raise Failed(f"up ended with {code}")
+        count = json.loads(out)["count"]
+    finally:
+        simulator("down", "--name", name)
+    left = labelled(name)
+    if count["alive"] != 17 or left:
+        raise Failed(f"{count}; left behind: {left}")
+    return {"count": count, "seconds": round(seconds, 1)}
+
+
+def kill9(work: Path) -> dict[str, Any]:
+    """The orchestrator is killed in mid-run; ``down`` saves what was written and leaves nothing."""
+    name, runs = "acceptance-kill9", work / "runs-kill9"
+    before = {r.path for r in Store(runs).list()}
+    words = [sys.executable, "-m", "simulator", "run", "node_failure", "--backend", "docker"]
+    process = subprocess.Popen(
+        [*words, "--name", name], cwd=ROOT, env=_env(runs), start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def in_effect() -> Path | None:
+        if process.poll() is not None:
+            raise Failed(f"the run ended with {process.returncode} before its fault")
+        for run in Store(runs).list():
+            if run.path not in before and read_history(run.history_path).first("fault.effect"):
+                return run.path
+        return None
+
+    try:
+        run = wait_until(in_effect, name="the fault", timeout=300, interval=0.5)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        others = json.loads(simulator("clusters", "--json")[1])
+        alone = all(c["cluster"] == name for c in others)
+        # `down --all` is meant; another cluster of this machine's user is not ours to remove.
+        simulator("down", *(["--all"] if alone else ["--name", name]), runs=runs)
+    left = labelled(name)
+    result = json.loads((run / "result.json").read_text())
+    written = {
+        json.loads(line)["data"]["exec"]
+        for path in (run / "ledger").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+        if '"task.start"' in line
+    }
+    told = {op.data["exec"] for op in load_run(run).history.of("task.start")}
+    if left or result["status"] != "interrupted" or not written or told != written:
+        raise Failed(
+            f"left behind: {left}; status {result['status']}; {len(written)} STARTs were written, "
+            f"{len(told)} are told"
+        )
+    return {"command": "down --all" if alone else "down --name", "starts": len(written)}
+
+
+PARTS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
+    "node_failure-docker": lambda work: ten_runs(work, "docker"),
+    "node_failure-process": lambda work: ten_runs(work, "process"),
+    "up16": up16,
+    "kill9": kill9,
+}
+
+
+# ---- keeping the results
+
+
+def commit() -> str:
+    """The commit that is checked out; a tree with changes is not that commit."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    name = git("rev-parse", "--short", "HEAD") or __version__
+    return f"{name}-changed" if git("status", "--porcelain", "--untracked-files=no") else name
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "docker": docker("version", "--format", "{{.Server.Version}}").strip(),
+        "compose": docker("compose", "version", "--short").strip(),
+        "simulator": __version__,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", choices=list(PARTS), help="this part only")
+    parser.add_argument("--fresh", action="store_true", help="do finished parts again")
+    chosen = parser.parse_args()
+    name = commit()
+    path = RESULTS / f"acceptance-{name}.json"
+    work = ROOT / "build" / "acceptance" / name / (time.strftime("%s") if chosen.fresh else "first")
+    if path.is_file() and not chosen.fresh:
+        data = json.loads(path.read_text())
+        work = ROOT / data["work"]
+    else:
+        data = {"commit": name, "work": str(work.relative_to(ROOT)), "parts": {}}
+    data["machine"] = machine()
+    work.mkdir(parents=True, exist_ok=True)
+    for part in [chosen.only] if chosen.only else PARTS:
+        if data["parts"].get(part, {}).get("holds"):
+            say(f"{part} holds already")
+            continue
+        say(f"{part}: {(PARTS[part].__doc__ or ten_runs.__doc__ or '').strip()}")
+        began = time.monotonic()
+        try:
+            entry = {"holds": True, **PARTS[part](work)}
+        except Failed as error:
+            entry = {"holds": False, "why": str(error)}
+        entry.update(
+            part_seconds=round(time.monotonic() - began, 1),
+            ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            load=round(os.getloadavg()[1], 1),
+        )
+        data["parts"][part] = entry
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        say(f"{part}: {'holds' if entry['holds'] else 'DOES NOT HOLD: ' + str(entry['why'])}")
+    say(f"results: {path.relative_to(ROOT)}")
+    return 0 if all(entry["holds"] for entry in data["parts"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
