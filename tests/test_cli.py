@@ -317,7 +317,7 @@ def test_up_again_starts_what_exited(command: Command) -> None:
     command("kill", "worker-3")
     again = command("up", "--json")
     assert again.data["count"]["alive"] == 4
-    assert "ray-sim: start worker-3" in again.err
+    assert "ray-sim: starting worker-3" in again.err
     other = command("up", "--workers", "5")
     assert other.code == 2
     assert "take it down first" in other.err

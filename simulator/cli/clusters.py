@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from simulator.backends.base import ClusterSpec
     from simulator.cli.screen import Screen
-    from simulator.cluster import Cluster
+    from simulator.cluster import Cluster, Plan
 
 JoinTimeout = Annotated[
     float,
@@ -113,7 +113,6 @@ def _bring_up(
     cluster: Cluster, spec: ClusterSpec, screen: Screen, timeout: float, parallelism: int | None
 ) -> None:
     """Start it; whatever goes wrong, nothing that this command made is left half-started."""
-    from simulator.cluster import Plan
     from simulator.runner import Interrupts
 
     made = False
@@ -121,7 +120,7 @@ def _bring_up(
     def on_plan(plan: Plan) -> None:
         nonlocal made
         made = "head" in plan.create
-        screen.say(f"{cluster.name}: {plan}")
+        screen.say(f"{cluster.name}: {_in_short(plan)}")
 
     interrupts = Interrupts(
         lambda: output.say(
@@ -145,6 +144,14 @@ def _bring_up(
                 screen.say("taking down what was started")
                 cluster.down()
             raise
+
+
+def _in_short(plan: Plan) -> str:
+    """A plan as a sentence; of many nodes the first and the last are named."""
+    names = plan.start
+    if len(names) <= 6:
+        return f"starting {', '.join(names)}" if names else "all nodes run already"
+    return f"starting {len(names)} nodes, {names[0]}, {names[1]} ... {names[-1]}"
 
 
 def down(

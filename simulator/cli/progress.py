@@ -70,6 +70,10 @@ class Starting:
         return ""
 
     @property
+    def joined(self) -> int:
+        return sum(n.verb == "joined" for n in self.nodes.values())
+
+    @property
     def busy(self) -> bool:
         return any(n.verb != "joined" for n in self.nodes.values())
 

@@ -152,6 +152,8 @@ class Screen:
             text = Text(f"  {self._building}", "dim", no_wrap=True, overflow="ellipsis")
             parts.append(text)
         if self._starting.busy and self._phase in ("", "create"):
+            if self._starting.joined:
+                head.append(f"  {self._starting.joined} joined", "green")
             parts.append(self._starting.render(self._clock()))
         if self._run.nodes:
             parts.append(self._run.render(width, self._wall()))
