@@ -121,6 +121,12 @@ def test_a_task_that_failed_for_good_is_named() -> None:
     assert "1 failed for good" in " ".join(rendered(progress.render(80, 0.0)))
 
 
+def test_work_beyond_its_plan_is_said_to_be_that() -> None:
+    progress = RunProgress()
+    progress.feed(history(LOAD, *[("driver.result", None, {})] * 172))
+    assert progress.done_words == "172 done, beyond the 160 planned"
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_block_fits_the_window(width: int) -> None:
     names = [{"name": f"worker-{i}"} for i in range(1, 17)]
@@ -195,7 +201,7 @@ def test_a_log_file_gets_the_state_of_the_work_now_and_then() -> None:
     screen.tick(seen)
     clock.now += LOG_EVERY_S
     screen.tick(seen)
-    assert text_of(shown).count("1 tasks done of 160 planned") == 1
+    assert text_of(shown).count("tasks: 1 done of 160 planned") == 1
 
 
 def test_the_lines_of_an_image_build_only_pass_by_on_a_terminal() -> None:

@@ -218,6 +218,13 @@ class RunProgress:
             table.add_row("  fault", Text(f"{fault.fault} {fault.node}, {ago}, {fault.state}"))
         return table
 
+    @property
+    def done_words(self) -> str:
+        """How far the work is; it goes on beyond its plan while the cluster recovers."""
+        if self.results <= self.planned:
+            return f"{self.results} done of {self.planned} planned"
+        return f"{self.results} done, beyond the {self.planned} planned"
+
     def _tasks(self, width: int) -> Text:
         done = self.results + self.failures
         text = Text()
@@ -225,7 +232,7 @@ class RunProgress:
         share = min(1.0, done / self.planned) if self.planned else 0.0
         text.append("━" * round(share * cells), "cyan")
         text.append("─" * (cells - round(share * cells)), "bright_black")
-        text.append(f"  {self.results} done of {self.planned} planned")
+        text.append(f"  {self.done_words}")
         running = self.submitted - done
         if running > 0:
             text.append(f", {running} in flight", "dim")

@@ -115,8 +115,7 @@ class Screen:
         now = self._clock()
         if not self.console.is_terminal and now - self._last_log >= LOG_EVERY_S:
             self._last_log = now
-            run = self._run
-            self._line(f"  {run.results} tasks done of {run.planned} planned", "")
+            self._line(f"  tasks: {self._run.done_words}", "")
 
     def result(self, result: Mapping[str, Any]) -> None:
         """A run of several is over."""
