@@ -15,10 +15,15 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from simulator.backends.base import LABEL_CLUSTER, ClusterSpec
 from simulator.backends.docker import DockerBackend, engine_answers
 from simulator.backends.process.table import MARKER
+
+# Timing never decides a test; a machine that starts sixteen nodes meanwhile is slow.
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
 
 REQUIRE = os.environ.get("SIMULATOR_REQUIRE_DOCKER") == "1"
 
