@@ -19,33 +19,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from simulator.assets import asset_path
+from simulator.checkers import anatomy, registry
 from simulator.errors import BadInput, NotFound, Problem
 from simulator.schedule import Step
 from simulator.topology import Topology
 from simulator.workload import Workload
 
-#: The phases of recovery in their usual order; docs/reference/anatomy.md defines them.
-PHASES = (
-    "effect",
-    "first_failure",
-    "first_retry",
-    "actor_alive",
-    "declared_dead",
-    "objects_rebuilt",
-    "throughput",
-    "rejoined",
-    "full_throughput",
-)
+#: Names of the phases of recovery in their usual order; docs/reference/anatomy.md defines them.
+PHASES = tuple(anatomy.PHASES)
 
-ALL_CHECKS = (
-    "no_task_lost",
-    "results_right",
-    "executions_explained",
-    "fault_hit_work",
-    "recovers",
-    "healed",
-    "evidence",
-)
+#: Names of the checks that come with the package, in the order in which they are shown.
+ALL_CHECKS = registry.BUILT_IN
 
 
 class Params(BaseModel):
@@ -81,7 +65,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def schedule(self, params: Any, topology: Topology) -> Sequence[Step]:
-        """Which faults hit whom, when, and when each is undone."""
+        """Which faults hit whom, when (seconds after the load began), and when each is undone."""
 
     def mandatory_phases(self, params: Any) -> Sequence[str]:
         """The phases of recovery without which the verdict is unknown."""
@@ -96,7 +80,13 @@ class Experiment(ABC):
         return ()
 
     def parse_params(self, settings: Sequence[str]) -> Any:
-        """Parameters from ``key=value`` settings; `BadInput` lists every problem."""
+        """Parameters from ``key=value`` settings such as ``tasks=500``; values are read as YAML.
+
+        Raises
+        ------
+        BadInput
+            Lists every problem: what is not ``key=value``, unknown names, values that do not fit.
+        """
         values: dict[str, Any] = {}
         problems: list[Problem] = []
         known = self.Params.model_fields
@@ -182,4 +172,5 @@ def load_experiment(name_or_path: str) -> Experiment:
 
 
 def params_data(params: BaseModel) -> Mapping[str, Any]:
+    """Parameters as plain data, for the spec and for JSON."""
     return params.model_dump(mode="json")

@@ -26,6 +26,9 @@ CHECKERS: dict[str, Checker] = {
     "evidence": check_evidence,
 }
 
+#: The names of those that come with the package; `register` adds to `CHECKERS` only.
+BUILT_IN = tuple(CHECKERS)
+
 
 def register(name: str, checker: Checker) -> None:
     """Add a check of one's own, so that experiments can name it.
