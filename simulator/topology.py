@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,7 +45,7 @@ class Gpus(str, Enum):
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as Docker writes it: ``"512m"``, ``"2g"``."""
+    """Bytes of a size as Docker writes it: ``"512m"``, ``"2g"``; ValueError if it is not one."""
     match = _SIZE.match(text.lower())
     if not match:
         raise ValueError(f'is "{text}"; use a number and k, m or g, such as 512m or 2g')
@@ -185,7 +186,13 @@ class Topology(BaseModel):
         return sum(n.resources.get(resource, 0.0) for n in self.nodes())
 
     def with_workers(self, count: int) -> Topology:
-        """The same, with `count` replicas in its first worker group."""
+        """The same, with `count` replicas in its first worker group.
+
+        Raises
+        ------
+        BadInput
+            There is no worker group, or its limits do not allow so many.
+        """
         if not self.worker_groups:
             raise BadInput(
                 Problem("--workers", f"topology {self.name} has no worker group", "use another one")
@@ -201,16 +208,28 @@ def topology_problems(error: ValidationError, where: str) -> list[Problem]:
         path = ""
         for part in item["loc"]:
             path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-        text = item["msg"].removeprefix("Value error, ")
+        text, remedy = item["msg"].removeprefix("Value error, "), ""
         if item["type"] == "extra_forbidden":
             text = "is not a known key"
+            remedy = _nearest_keys(item["loc"])
         elif item["type"] == "missing":
             text = "is missing"
         elif "input" in item and not isinstance(item["input"], (dict, list)):
             if not text.startswith("is "):
                 text = f"is {item['input']!r}: {text[0].lower()}{text[1:]}"
-        problems.append(Problem(f"{where}: {path}" if path else where, text))
+        problems.append(Problem(f"{where}: {path}" if path else where, text, remedy))
     return problems
+
+
+def _nearest_keys(path: Sequence[int | str]) -> str:
+    """What a key that is not known may have been meant to be."""
+    model: type[BaseModel] = Topology
+    if len(path) > 1:
+        model = Head if path[0] == "head" else WorkerGroup
+    near = get_close_matches(str(path[-1]), model.model_fields, n=2)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return "known: " + ", ".join(model.model_fields)
 
 
 def parse_topology(data: Any, where: str) -> Topology:
@@ -246,6 +265,8 @@ def load_topology(name_or_path: str) -> Topology:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(Problem(str(path), "is not YAML", str(error).replace("\n", " "))) from None
+    except OSError as error:
+        raise BadInput(Problem(str(path), f"cannot be read: {error.strerror}")) from None
     if isinstance(data, dict):
         data.setdefault("name", path.stem)
     return parse_topology(data, str(path))
@@ -255,6 +276,11 @@ def override(topology: Topology, settings: Iterable[str]) -> Topology:
     """Apply ``key=value`` settings such as ``worker_groups.worker.replicas=5``.
 
     A group is named by its ``group_name`` or its position; the value is read as YAML.
+
+    Raises
+    ------
+    BadInput
+        Lists every setting that does not fit, or every problem of the topology that results.
     """
     data = topology.model_dump(mode="json")
     problems: list[Problem] = []
@@ -282,7 +308,7 @@ def _assign(data: Any, path: list[str], value: Any, where: str) -> Problem | Non
     for depth, part in enumerate(path):
         last = depth == len(path) - 1
         if isinstance(here, list):
-            names = [g["group_name"] for g in here]
+            names = [str(g.get("group_name")) if isinstance(g, dict) else "" for g in here]
             position = names.index(part) if part in names else None
             if position is None and part.isdigit() and int(part) < len(here):
                 position = int(part)

@@ -200,3 +200,19 @@ def test_a_resource_of_ones_own_can_be_added() -> None:
 @pytest.mark.parametrize(("text", "size"), [("512m", 512 * 2**20), ("2g", 2 * 2**30), ("1K", 1024)])
 def test_sizes_are_read_as_docker_writes_them(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        ({"heads": {}}, "did you mean head?"),
+        ({"worker_groups": [{"group_name": "w", "replica": 2}]}, "did you mean replicas"),
+        ({"head": {"colour": "red"}}, "known: resources, labels, memory, gpus"),
+    ],
+)
+def test_a_key_that_is_not_known_comes_with_the_nearest(
+    data: dict[str, object], remedy: str
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        parse_topology(data, "t")
+    assert caught.value.problems[0].remedy.startswith(remedy)
