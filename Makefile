@@ -70,7 +70,7 @@ clean: ## Remove caches and build outputs; clusters, runs and .venv stay
 
 # Without an engine, nodes are processes of this machine and need a Ray here.
 ready: $(VENV)/.core
-	@if [ "$$($(BIN)/python -c 'from simulator.backends.select import choose; print(choose("$(BACKEND)").backend.name)')" = process ]; \
+	@if [ "$$($(BIN)/python -c 'from simulator.backends.select import choose; print(choose("$(BACKEND)").backend.name)' 2>/dev/null)" = process ]; \
 	then $(MAKE) --no-print-directory $(VENV)/.local; fi
 
 $(BIN)/python:
