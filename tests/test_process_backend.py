@@ -1,44 +1,113 @@
-"""The process backend without Ray: directories, addresses, markers, and real processes that carry them."""
+"""The process backend without Ray: directories, addresses, marks, and real processes that carry them.
+
+Where a node is started, ``ray start`` is a stand-in (`fake_ray`): supervisor, signals and logs are real.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_ray import LINUX, FakeRay, until
 
-from simulator.backends.base import ClusterSpec
+from simulator.backends.base import (
+    KILL,
+    PAUSE,
+    Backend,
+    CanKill,
+    CanPause,
+    ClusterSpec,
+    EngineEvent,
+    NodeRecord,
+)
 from simulator.backends.process import ProcessBackend
-from simulator.backends.process.table import MARKER, belongs, kill_all, living, run_state
-from simulator.errors import CannotRun, NotFound
+from simulator.backends.process import checks as machine
+from simulator.backends.process.backend import _short_tmp
+from simulator.backends.process.network import free_network, free_port
+from simulator.backends.process.table import MARKER, alive, kill_all, living, look
+from simulator.errors import BadInput, CannotRun, NotFound
 from simulator.topology import Topology, load_topology, override
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
+pytestmark = pytest.mark.skipif(not LINUX, reason="processes are read from /proc")
 
 
 @pytest.fixture
-def backend(tmp_path: Path) -> ProcessBackend:
-    return ProcessBackend(tmp_path / "state")
+def backend(tmp_path: Path) -> Iterator[ProcessBackend]:
+    backend = ProcessBackend(tmp_path / "state")
+    yield backend
+    for cluster in backend.clusters():
+        backend.remove(cluster.name)
+    assert living(backend.root, below=True) == []
 
 
-def spec(name: str, topology: Topology | None = None) -> ClusterSpec:
-    return ClusterSpec(name, topology or load_topology("default"), "simulated")
+@pytest.fixture
+def ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    """Nodes that start from here on start a stand-in."""
+    ray = FakeRay(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ray.path))
+    return ray
+
+
+def spec(name: str, topology: Topology | None = None, **more: Any) -> ClusterSpec:
+    return ClusterSpec(name, topology or load_topology("default"), "simulated", **more)
+
+
+def node(backend: ProcessBackend, name: str) -> NodeRecord:
+    return next(n for n in backend.cluster("one").nodes if n.name == name)
+
+
+def started(backend: ProcessBackend, *names: str) -> None:
+    """Have a cluster "one" with these nodes running."""
+    backend.create(spec("one"))
+    for name in names:
+        backend.start("one", name)
+    for name in names:
+        until((backend.root / "one" / name / "home" / "ready").exists, f"{name} is ready")
 
 
 def sleeper(owner: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["sleep", "60"], env={**os.environ, MARKER: str(owner)})
+    return subprocess.Popen(["sleep", "600"], env={**os.environ, MARKER: str(owner)})
 
 
-def test_a_created_cluster_is_found_by_everybody(backend: ProcessBackend) -> None:
-    backend.create(spec("one"))
+def pids(owner: Path, *, below: bool = False) -> list[int]:
+    return [process.pid for process in living(owner, below=below)]
+
+
+def state(pid: int) -> str:
+    process = look(pid)
+    return process.state if process else ""
+
+
+def test_it_has_the_capabilities_that_it_names(backend: ProcessBackend) -> None:
+    typed: Backend = backend
+    assert isinstance(typed, CanKill)
+    assert isinstance(typed, CanPause)
+    assert (KILL.protocol, PAUSE.protocol) == (CanKill, CanPause)
+
+
+# ---- clusters
+
+
+def test_a_created_cluster_is_found_by_everybody(backend: ProcessBackend, tmp_path: Path) -> None:
+    backend.create(spec("one", run_dir=tmp_path / "run"))
     (record,) = ProcessBackend(backend.root).clusters()
     assert [n.name for n in record.nodes] == ["head", "worker-1", "worker-2", "worker-3"]
     assert {n.state for n in record.nodes} == {"created"}
-    assert record.gpu == "simulated"
+    assert (record.gpu, record.backend, record.run_dir) == (
+        "simulated",
+        "process",
+        tmp_path / "run",
+    )
     backend.remove("one")
     assert backend.clusters() == []
 
@@ -48,7 +117,28 @@ def test_nodes_and_clusters_have_addresses_of_their_own(backend: ProcessBackend)
         backend.create(spec(name))
     addresses = [n.address for c in backend.clusters() for n in c.nodes]
     assert len(set(addresses)) == 12
+    assert len({a.rpartition(".")[0] for a in addresses}) == 3
     assert all(a.startswith("127.") and not a.startswith("127.0.") for a in addresses)
+
+
+def test_a_network_in_use_is_not_taken() -> None:
+    first = free_network("seed", set())
+    assert free_network("seed", set()) == first
+    assert free_network("seed", {first}) != first
+    with socket.socket() as foreign:
+        foreign.bind((f"{first}.77", 0))
+        foreign.listen()
+        assert free_network("seed", set()) != first
+
+
+def test_a_port_in_use_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as foreign:
+        foreign.bind(("127.0.0.1", 0))
+        taken = foreign.getsockname()[1]
+        ports = range(taken, taken + 1)
+        monkeypatch.setattr("simulator.backends.process.network._PORTS", ports)
+        with pytest.raises(CannotRun, match="no port is free"):
+            free_port("127.77.0.1")
 
 
 def test_creating_again_changes_nothing(backend: ProcessBackend) -> None:
@@ -58,23 +148,81 @@ def test_creating_again_changes_nothing(backend: ProcessBackend) -> None:
     assert backend.endpoint("one") == before
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        spec("one", load_topology("default").with_workers(5)),
+        spec("one", override(load_topology("default"), ["head.resources.CPU=3"])),
+        spec("one", env={"RAY_health_check_period_ms": "1"}),
+    ],
+)
+def test_a_name_with_another_definition_is_refused(
+    backend: ProcessBackend, other: ClusterSpec
+) -> None:
+    backend.create(spec("one"))
+    with pytest.raises(BadInput, match="defined otherwise"):
+        backend.create(other)
+
+
+def test_a_creation_that_was_cut_short_is_done_again(backend: ProcessBackend) -> None:
+    half = backend.root / "one" / "worker-1"
+    half.mkdir(parents=True)
+    assert backend.clusters() == []
+    backend.create(spec("one"))
+    assert node(backend, "worker-1").state == "created"
+
+
+@pytest.mark.parametrize("name", ["", "..", ".", "../state", "a/b", "-x"])
+def test_a_name_that_is_a_path_is_refused_and_removes_nothing(
+    backend: ProcessBackend, name: str
+) -> None:
+    backend.create(spec("one"))
+    with pytest.raises(BadInput):
+        backend.create(spec(name))
+    with pytest.raises(NotFound):
+        backend.cluster(name)
+    backend.remove(name)
+    assert backend.cluster("one").name == "one"
+
+
 def test_the_token_is_for_the_user_alone(backend: ProcessBackend) -> None:
     backend.create(spec("one"))
     path = backend.root / "one" / "token"
     assert path.stat().st_mode & 0o077 == 0
-    assert len(backend.endpoint("one").token) >= 32
-    assert backend.endpoint("one").token not in repr(backend.endpoint("one"))
+    assert path.parent.stat().st_mode & 0o077 == 0
+    endpoint = backend.endpoint("one")
+    assert len(endpoint.token) >= 32
+    assert endpoint.token not in repr(endpoint)
+    assert endpoint.token not in (backend.root / "one" / "cluster.json").read_text()
 
 
-def test_sockets_get_a_short_path(backend: ProcessBackend) -> None:
-    facts_tmp = Path("/tmp")
-    backend.create(spec("a-cluster-with-a-very-long-name-indeed"))
-    facts = backend._facts("a-cluster-with-a-very-long-name-indeed")
-    socket = (
-        f"{facts['tmp']}/worker-16/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+@pytest.mark.parametrize(
+    "group", ["worker", "a-group-of-just-twenty", "the-longest-name-of-all-32-chars"]
+)
+def test_sockets_get_a_short_path(tmp_path: Path, group: str) -> None:
+    backend = ProcessBackend(tmp_path / ("long" * 30))
+    groups = [{"group_name": group, "replicas": 2}]
+    backend.create(
+        spec("a-name-as-long-as-they-come", Topology.model_validate({"worker_groups": groups}))
     )
-    assert len(socket) < 107
-    assert Path(facts["tmp"]).parent == facts_tmp
+    facts = backend._facts("a-name-as-long-as-they-come")
+    folders = [backend._tmp(facts, name) for name in facts["nodes"]]
+    session = "session_2026-01-01_00-00-00_000000_1234567"
+    assert max(len(str(f / session / "sockets" / "plasma_store")) for f in folders) <= 107
+    assert len(set(folders)) == 3
+
+
+def test_a_temporary_folder_of_somebody_else_is_refused(
+    backend: ProcessBackend, ray: FakeRay, tmp_path: Path
+) -> None:
+    backend.create(spec("one"))
+    trap = _short_tmp(backend.root / "one")
+    trap.symlink_to(tmp_path)
+    try:
+        with pytest.raises(CannotRun, match="is not ours"):
+            backend.start("one", "head")
+    finally:
+        trap.unlink()
 
 
 def test_unknown_names_are_told_with_the_nearest(backend: ProcessBackend) -> None:
@@ -85,79 +233,391 @@ def test_unknown_names_are_told_with_the_nearest(backend: ProcessBackend) -> Non
         backend.cluster("onne")
 
 
-def test_resources_and_labels_reach_ray_start(backend: ProcessBackend) -> None:
+def test_resources_labels_and_memory_reach_ray_start(backend: ProcessBackend) -> None:
     topology = override(
         load_topology("default"),
-        ["worker_groups.worker.resources.licence=2", "worker_groups.worker.labels.zone=a"],
+        [
+            "worker_groups.worker.resources.licence=2",
+            "worker_groups.worker.labels.zone=a",
+            "worker_groups.worker.memory=2g",
+        ],
     )
     backend.create(spec("one", topology))
     arguments = backend._facts("one")["nodes"]["worker-1"]["arguments"]
-    assert "--num-cpus=1" in arguments
-    assert "--num-gpus=0" in arguments
-    assert '--resources={"licence": 2.0}' in arguments
-    assert "--labels=zone=a" in arguments
+    assert set(arguments) == {
+        "--num-cpus=1",
+        "--num-gpus=0",
+        '--resources={"licence":2.0}',
+        "--labels=zone=a",
+        f"--memory={2 * 1024**3}",
+    }
 
 
 def test_the_users_own_ray_settings_do_not_reach_the_nodes(
     backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
-    backend.create(spec("one"))
-    environment = backend._environment(backend._facts("one"), "one", "worker-1")
+    monkeypatch.setenv("no_proxy", "intern")
+    backend.create(spec("one", env={"RAY_health_check_period_ms": "500"}))
+    environment = backend._environment(backend._facts("one"), "worker-1")
     assert "RAY_ADDRESS" not in environment
     assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_health_check_period_ms"] == "500"
+    assert environment["no_proxy"] == "intern,127.0.0.0/8"
 
 
-def test_only_processes_that_carry_the_marker_are_killed(tmp_path: Path) -> None:
-    mine, other = tmp_path / "one" / "worker-1", tmp_path / "one" / "worker-11"
-    victim, bystander = sleeper(mine), sleeper(other)
-    try:
-        assert living(mine) == [victim.pid]
-        assert sorted(living(tmp_path / "one", below=True)) == sorted([victim.pid, bystander.pid])
-        assert kill_all(mine)
-        assert victim.wait(timeout=5) == -signal.SIGKILL
-        assert bystander.poll() is None
-        assert belongs(bystander.pid, other)
-        assert not belongs(bystander.pid, mine)
-    finally:
-        bystander.kill()
-        bystander.wait()
-    assert run_state(bystander.pid) == ""
+def test_the_heads_fixed_metrics_ports_are_moved_out_of_the_way(backend: ProcessBackend) -> None:
+    backend.create(spec("one"))
+    environment = backend._environment(backend._facts("one"), "head")
+    ports = {environment["AUTOSCALER_METRIC_PORT"], environment["DASHBOARD_METRIC_PORT"]}
+    assert len(ports) == 2
+    assert not ports & {"44217", "44227"}
 
 
 def test_removing_a_cluster_takes_its_orphans_too(backend: ProcessBackend) -> None:
     backend.create(spec("one"))
     orphan = sleeper(backend.root / "one" / "worker-2")
-    backend.remove("one")
-    assert orphan.wait(timeout=5) == -signal.SIGKILL
-    assert not (backend.root / "one").exists()
-    backend.remove("one")
-
-
-def test_a_node_is_paused_when_all_of_it_is(backend: ProcessBackend) -> None:
-    backend.create(spec("one"))
-    home = backend.root / "one" / "worker-1"
-    processes = [sleeper(home), sleeper(home)]
-    (home / "pid1").write_text(str(processes[0].pid))
+    neighbour = sleeper(backend.root / "one-more" / "worker-2")
     try:
-        assert backend.cluster("one").nodes[1].state == "running"
-        backend.pause("one", "worker-1")
-        assert {run_state(p.pid) for p in processes} == {"T"}
-        assert backend.cluster("one").nodes[1].state == "paused"
-        backend.resume("one", "worker-1")
-        assert backend.cluster("one").nodes[1].state == "running"
-        backend.kill("one", "worker-1")
-        record = backend.cluster("one").nodes[1]
-        assert (record.state, record.exit_code) == ("exited", 137)
-    finally:
         backend.remove("one")
+        assert orphan.wait(timeout=5) == -signal.SIGKILL
+        assert neighbour.poll() is None
+        assert not (backend.root / "one").exists()
+        backend.remove("one")
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+
+
+# ---- marks
+
+
+def test_only_processes_that_carry_the_mark_are_killed(tmp_path: Path) -> None:
+    mine, other = tmp_path / "one" / "worker-1", tmp_path / "one" / "worker-11"
+    victim, bystander = sleeper(mine), sleeper(other)
+    try:
+        assert pids(mine) == [victim.pid]
+        assert pids(tmp_path / "one", below=True) == [victim.pid, bystander.pid]
+        assert kill_all(mine)
+        assert victim.wait(timeout=5) == -signal.SIGKILL
+        assert bystander.poll() is None
+        assert alive(bystander.pid, other)
+        assert not alive(bystander.pid, mine)
+    finally:
+        bystander.kill()
+        bystander.wait()
+    assert look(bystander.pid) is None
+
+
+def test_a_process_that_lost_its_mark_is_known_by_its_parent(tmp_path: Path) -> None:
+    owner = tmp_path / "one" / "worker-1"
+    script = f"env -u {MARKER} sleep 600 & echo $!; wait"
+    parent = subprocess.Popen(
+        ["sh", "-c", script], env={**os.environ, MARKER: str(owner)}, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    until(lambda: not alive(child, owner), "the loss of the mark")
+    assert set(pids(owner)) == {parent.pid, child}
+    assert kill_all(owner)
+    parent.communicate()
+    assert look(child) is None
+
+
+def test_who_takes_a_cluster_down_from_inside_lives_to_finish_it(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; "
+        "from simulator.backends.process.table import kill_all, living; "
+        "other = Path(sys.argv[1]); print(len(living(other)), kill_all(other))"
+    )
+    owner = tmp_path / "one" / "head"
+    other = sleeper(owner)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(owner)],
+        env={**os.environ, MARKER: str(owner)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["1", "True"]
+    assert other.wait(timeout=5) == -signal.SIGKILL
 
 
 def test_a_pid_that_was_given_to_somebody_else_is_not_the_node(backend: ProcessBackend) -> None:
     backend.create(spec("one"))
+    (backend.root / "one" / "worker-1" / "pid1").write_text(str(os.getpid()))
+    assert node(backend, "worker-1").state == "exited"
+
+
+# ---- nodes
+
+
+def test_a_node_runs_its_supervisor_with_what_is_its_own(
+    backend: ProcessBackend, ray: FakeRay
+) -> None:
+    started(backend, "head", "worker-1")
+    head, worker = node(backend, "head"), node(backend, "worker-1")
+    assert (head.state, worker.state, node(backend, "worker-2").state) == (
+        "running",
+        "running",
+        "created",
+    )
+    marker = json.loads((backend.root / "one" / "worker-1" / "home" / "node.json").read_text())
+    assert (marker["node"], marker["start_of_node"]) == ("worker-1", 1)
+    words = backend.logs("one", "worker-1").split()
+    assert f"--node-ip-address={worker.address}" in words
+    port = backend._facts("one")["gcs_port"]
+    assert f"--address={head.address}:{port}" in words
+    assert f"--port={port}" in backend.logs("one", "head").split()
+    assert "ready after" in backend.logs("one", "worker-1", tail=1)
+    assert pids(backend.root / "one" / "worker-1") != []
+
+
+def test_starting_a_running_node_changes_nothing(backend: ProcessBackend, ray: FakeRay) -> None:
+    started(backend, "worker-1")
+    before = pids(backend.root / "one" / "worker-1")
+    backend.start("one", "worker-1")
+    assert set(pids(backend.root / "one" / "worker-1")) & set(before) == set(before)
+
+
+def test_a_killed_node_is_gone_at_once_and_starts_again(
+    backend: ProcessBackend, ray: FakeRay
+) -> None:
+    started(backend, "worker-1", "worker-2")
+    backend.kill("one", "worker-1")
+    record = node(backend, "worker-1")
+    assert (record.state, record.exit_code) == ("exited", 137)
+    assert pids(backend.root / "one" / "worker-1", below=True) == []
+    assert node(backend, "worker-2").state == "running"
+    with pytest.raises(CannotRun, match="it is exited"):
+        backend.kill("one", "worker-1")
+    started(backend, "worker-1")
+    marker = json.loads((backend.root / "one" / "worker-1" / "home" / "node.json").read_text())
+    assert marker["start_of_node"] == 2
+    assert node(backend, "worker-1").exit_code is None
+
+
+def test_a_stopped_node_says_why_it_ended(backend: ProcessBackend, ray: FakeRay) -> None:
+    started(backend, "worker-1")
+    backend.stop("one", "worker-1", 30)
+    record = node(backend, "worker-1")
+    assert (record.state, record.exit_code) == ("exited", 0)
+    backend.stop("one", "worker-1", 30)
+    assert node(backend, "worker-1").exit_code == 0
+
+
+def test_a_node_that_does_not_stop_is_killed_after_its_grace(
+    backend: ProcessBackend, ray: FakeRay
+) -> None:
+    started(backend, "worker-1")
+    backend.pause("one", "worker-1")  # so that it cannot hear
+    backend.stop("one", "worker-1", 0.1)
+    record = node(backend, "worker-1")
+    assert (record.state, record.exit_code) == ("exited", 137)
+
+
+def test_a_node_without_its_supervisor_still_runs_and_can_be_killed(
+    backend: ProcessBackend, ray: FakeRay
+) -> None:
+    started(backend, "worker-1")
     home = backend.root / "one" / "worker-1"
-    (home / "pid1").write_text(str(os.getpid()))
-    assert backend.cluster("one").nodes[1].state == "exited"
+    os.kill(int((home / "pid1").read_text()), signal.SIGKILL)
+    until(lambda: len(pids(home)) == len(ray.pids("raylet")), "the supervisor's end")
+    assert node(backend, "worker-1").state == "running"
+    backend.start("one", "worker-1")
+    assert len(ray.pids("raylet")) <= 1  # the old one was ended first
+    backend.kill("one", "worker-1")
+    assert ray.pids("raylet") == []
+
+
+def test_a_node_is_paused_when_all_of_it_is(backend: ProcessBackend, ray: FakeRay) -> None:
+    started(backend, "worker-1")
+    home = backend.root / "one" / "worker-1"
+    backend.pause("one", "worker-1")
+    assert {state(pid) for pid in pids(home)} == {"T"}
+    assert node(backend, "worker-1").state == "paused"
+    with pytest.raises(CannotRun, match="it is paused"):
+        backend.pause("one", "worker-1")
+    with pytest.raises(CannotRun, match="resume worker-1"):
+        backend.execute("one", "worker-1", ["true"])
+    backend.resume("one", "worker-1")
+    assert "T" not in {state(pid) for pid in pids(home)}
+    assert node(backend, "worker-1").state == "running"
+
+
+def test_everything_that_happens_to_a_node_is_reported(
+    backend: ProcessBackend, ray: FakeRay
+) -> None:
+    backend.create(spec("one"))
+    events: list[EngineEvent] = []
+    watch = backend.watch("one", events.append)
+
+    def seen(*verbs: str) -> None:
+        until(lambda: len(events) >= len(verbs), f"{verbs[-1]}")
+        assert [event.verb for event in events] == list(verbs)
+
+    try:
+        started(backend, "worker-1")
+        seen("start")
+        backend.pause("one", "worker-1")
+        seen("start", "pause")
+        backend.resume("one", "worker-1")
+        seen("start", "pause", "unpause")
+        backend.kill("one", "worker-1")
+        backend.start("one", "worker-1")
+        seen("start", "pause", "unpause", "die", "start")
+        until((backend.root / "one" / "worker-1" / "home" / "ready").exists)
+        (raylet,) = ray.pids("raylet")
+        os.kill(raylet, signal.SIGKILL)
+        seen("start", "pause", "unpause", "die", "start", "die")
+    finally:
+        watch.close()
+    assert {event.node for event in events} == {"worker-1"}
+    assert [event.exit_code for event in events] == [None, None, None, 137, None, 11]
+    assert [event.wall for event in events] == sorted(event.wall for event in events)
+    watch.close()
+
+
+def test_a_closed_watch_reports_nothing_more(backend: ProcessBackend, ray: FakeRay) -> None:
+    started(backend, "worker-1")
+    events: list[EngineEvent] = []
+    before = threading.active_count()
+    watch = backend.watch("one", events.append)
+    assert threading.active_count() == before + 1
+    watch.close()
+    assert threading.active_count() == before
+    backend.kill("one", "worker-1")
+    assert events == []
+
+
+def test_logs_go_on_while_the_node_lives(backend: ProcessBackend, ray: FakeRay) -> None:
+    started(backend, "worker-1")
+    lines = backend.follow_logs("one", "worker-1", tail=1)
+    assert "ready after" in next(lines)
+    backend.stop("one", "worker-1", 30)
+    rest = list(lines)
+    assert "asked to stop" in rest[0]
+    assert "stopped as asked" in rest[-1]
+    assert backend.logs("one", "worker-1", tail=0) == ""
+    assert list(backend.follow_logs("one", "worker-2")) == []
+
+
+def test_rays_logs_are_copied_from_the_living_and_the_dead(
+    backend: ProcessBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.create(spec("one"))
+    monkeypatch.setattr("simulator.backends.process.backend._LOG_LIMIT", 4)
+    tmp = _short_tmp(backend.root / "one") / "head"
+    for session, text in (("session_2026-01-01", "old"), ("session_2026-02-02", "long and new")):
+        (tmp / session / "logs" / "deep").mkdir(parents=True)
+        (tmp / session / "logs" / "deep" / "raylet.out").write_text(text)
+    (tmp / "session_latest").symlink_to("session_2026-02-02")
+    backend.node_logs("one", "head", tmp_path / "logs")
+    assert (tmp_path / "logs" / "deep" / "raylet.out").read_text() == " new"
+    earlier = tmp_path / "logs" / "earlier" / "session_2026-01-01" / "deep" / "raylet.out"
+    assert earlier.read_text() == "old"
+
+
+def test_a_command_in_a_node_finds_the_cluster_and_ends_with_the_node(
+    backend: ProcessBackend, ray: FakeRay
+) -> None:
+    started(backend, "worker-1")
+    facts = backend._facts("one")
+    done = backend.execute(
+        "one", "worker-1", ["sh", "-c", "echo $RAY_ADDRESS $RAY_SIM_NODE $X"], env={"X": "y"}
+    )
+    assert (done.code, done.output) == (0, f"{facts['head']}:{facts['gcs_port']} worker-1 y\n")
+    assert backend.execute("one", "worker-1", ["no-such-program"]).code == 127
+    assert backend.execute("one", "worker-1", ["sh", "-c", "exit 7"]).code == 7
+    codes: list[int] = []
+    thread = threading.Thread(
+        target=lambda: codes.append(backend.execute("one", "worker-1", ["sleep", "600"]).code)
+    )
+    thread.start()
+    executed = backend.root / "one" / "worker-1" / "executed"
+    until(lambda: living(executed), "the command")
+    backend.kill("one", "worker-1")
+    thread.join(timeout=30)
+    assert codes == [137]
+    with pytest.raises(CannotRun, match="it is exited"):
+        backend.execute("one", "worker-1", ["true"])
+
+
+def test_a_command_is_no_sign_of_a_nodes_life(backend: ProcessBackend, ray: FakeRay) -> None:
+    started(backend, "worker-1")
+    backend.kill("one", "worker-1")
+    left = sleeper(backend.root / "one" / "worker-1" / "executed")
+    assert node(backend, "worker-1").state == "exited"
+    backend.remove("one")
+    assert left.wait(timeout=5) == -signal.SIGKILL
+
+
+# ---- programs and the ledger
+
+
+def test_what_a_program_printed_can_be_read_again(backend: ProcessBackend) -> None:
+    backend.create(spec("one"))
+    program = backend.run_program("one", "observer", ["this"], {})
+    lines = list(program.lines())
+    assert any("Beautiful is better" in text for text in lines)
+    again = ProcessBackend(backend.root).program("one", "observer")
+    assert again is not None
+    assert list(again.lines()) == lines
+    assert again.stop(timeout=10) == 0
+    again.remove()
+    again.remove()
+    assert backend.program("one", "observer") is None
+
+
+def test_a_program_that_failed_says_so(backend: ProcessBackend) -> None:
+    backend.create(spec("one"))
+    program = backend.run_program("one", "observer", ["no_such_module"], {})
+    assert list(program.lines()) == []
+    assert program.stop(timeout=10) == 1
+
+
+def test_a_program_is_told_to_end_and_then_made_to(
+    backend: ProcessBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "polite.py").write_text(
+        "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *a: sys.exit(5))\n"
+        "print('up', flush=True)\nwhile True: signal.pause()\n"
+    )
+    (tmp_path / "rude.py").write_text(
+        "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('up', flush=True)\nwhile True: signal.pause()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    backend.create(spec("one"))
+    for name, timeout, code in (("polite", 30.0, 5), ("rude", 0.1, None)):
+        program = backend.run_program("one", name, [name], {})
+        assert next(program.lines()) == "up"
+        with pytest.raises(CannotRun, match="already"):
+            backend.run_program("one", name, [name], {})
+        assert program.stop(timeout) == code
+        assert living(backend.root / "one" / "programs" / name) == []
+
+
+def test_ledger_files_are_written_whole_and_fetched(
+    backend: ProcessBackend, tmp_path: Path
+) -> None:
+    backend.create(spec("one"))
+    backend.put_ledger_file("one", "r1/control.json", b'{"go_on": true}')
+    backend.fetch_ledger("one", "", tmp_path / "copy")
+    assert (tmp_path / "copy" / "r1" / "control.json").read_bytes() == b'{"go_on": true}'
+    assert [p.name for p in (tmp_path / "copy" / "r1").iterdir()] == ["control.json"]
+    backend.fetch_ledger("one", "no-such-run", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+# ---- this machine
+
+
+def nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = folder / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: Some Model (UUID: GPU-1)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
 def test_a_real_gpu_that_is_not_there_is_refused(
@@ -174,13 +634,39 @@ def test_a_real_gpu_that_is_not_there_is_refused(
 def test_a_gpu_that_nvidia_smi_shows_is_real(
     backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'GPU 0: Some Model (UUID: GPU-1)'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    nvidia_smi(tmp_path, monkeypatch)
     assert backend.gpu_kind(load_topology("default")) == "real"
     simulated = override(load_topology("default"), ["head.gpus=simulated"])
     assert backend.gpu_kind(simulated) == "simulated"
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_gpu", "head", "worker"),
+    [
+        ("real", True, "0", ""),  # the user's own choice among the real ones
+        ("simulated", True, "-1", ""),  # one that is declared and does not exist
+        ("simulated", False, None, ""),
+        ("none", True, "-1", ""),
+    ],
+)
+def test_real_gpus_are_seen_by_the_head_alone_and_only_if_asked_for(
+    backend: ProcessBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    kind: Any,
+    has_gpu: bool,
+    head: str | None,
+    worker: str,
+) -> None:
+    if has_gpu:
+        nvidia_smi(tmp_path, monkeypatch)
+    else:
+        monkeypatch.setattr("simulator.backends.process.backend.has_gpu", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    backend.create(ClusterSpec("one", load_topology("default"), kind))
+    facts = backend._facts("one")
+    assert backend._environment(facts, "head").get("CUDA_VISIBLE_DEVICES") == head
+    assert backend._environment(facts, "worker-1").get("CUDA_VISIBLE_DEVICES") == worker
 
 
 def test_too_little_memory_is_a_problem(backend: ProcessBackend) -> None:
@@ -190,36 +676,44 @@ def test_too_little_memory_is_a_problem(backend: ProcessBackend) -> None:
     assert problems[0].remedy
 
 
-def test_ledger_files_are_written_whole_and_fetched(
-    backend: ProcessBackend, tmp_path: Path
+def test_another_system_is_refused_with_the_reason(
+    backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend.create(spec("one"))
-    backend.put_ledger_file("one", "r1/control.json", b'{"go_on": true}')
-    backend.fetch_ledger("one", "", tmp_path / "copy")
-    assert (tmp_path / "copy" / "r1" / "control.json").read_bytes() == b'{"go_on": true}'
+    (check,) = machine.checks(None, platform="darwin")
+    assert (check.level, check.remedy) == ("problem", "use Docker: --backend docker")
+    monkeypatch.setattr(ProcessBackend, "check", lambda self, topology=None: [check])
+    with pytest.raises(CannotRun, match="darwin has neither /proc"):
+        backend.prepare(spec("one"), print)
 
 
-def test_what_a_program_printed_can_be_read_again(backend: ProcessBackend) -> None:
-    backend.create(spec("one"))
-    program = backend.run_program("one", "observer", ["this"], {})
-    lines = list(program.lines())
-    assert any("Beautiful is better" in text for text in lines)
-    again = ProcessBackend(backend.root).program("one", "observer")
-    assert again is not None
-    assert list(again.lines()) == lines
-    again.remove()
-    assert backend.program("one", "observer") is None
-    backend.remove("one")
+@pytest.mark.parametrize(
+    ("installed", "level"),
+    [
+        ({}, "problem"),
+        ({"ray": "2.60.0"}, "problem"),
+        ({"ray": "2.60.0", "aiohttp": "3", "grpcio": "1"}, "ok"),
+        ({"ray": "2.60.3", "aiohttp": "3", "grpcio": "1"}, "ok"),
+        ({"ray": "2.48.0", "aiohttp": "3", "grpcio": "1"}, "warning"),
+    ],
+)
+def test_the_ray_that_is_there_is_judged(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], level: str
+) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    (check,) = [c for c in machine.checks(None) if c.name == "Ray"]
+    assert check.level == level
+    assert (level == "ok") == (not check.remedy)
 
 
-def test_a_program_that_goes_on_is_stopped(backend: ProcessBackend) -> None:
-    backend.create(spec("one"))
-    program = backend.run_program("one", "observer", ["http.server", "0"], {})
-    home = backend.root / "one" / "programs" / "observer"
-    end = time.monotonic() + 10
-    while not living(home):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    program.stop(timeout=10)
-    assert living(home) == []
-    backend.remove("one")
+def test_an_image_is_not_needed_and_that_is_said(backend: ProcessBackend) -> None:
+    said: list[str] = []
+    try:
+        backend.prepare(spec("one", image="some/image"), said.append)
+    except CannotRun:
+        pytest.skip("no Ray is installed here")
+    assert said == ["processes need no image; --image is ignored"]

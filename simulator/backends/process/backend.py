@@ -221,7 +221,8 @@ class ProcessBackend:
                 return
             if not kill_all(home):  # a supervisor that was killed alone leaves its raylet behind
                 raise CannotRun(f"some processes of {node}'s earlier start do not die")
-            (home / "home" / "exit_code").unlink(missing_ok=True)
+            for stale in ("exit_code", "ready"):
+                (home / "home" / stale).unlink(missing_ok=True)
             spec = facts["nodes"][node]
             launch(
                 home,
@@ -295,9 +296,9 @@ class ProcessBackend:
         yield from follow(path, lambda: noted_pid(home, home) is not None, skip)
 
     def node_logs(self, cluster: str, node: str, into: Path) -> None:
-        self._node(cluster, node)
+        facts, _ = self._node(cluster, node)
         # A head that was restarted has a session for each start; the last one is what is asked for.
-        sessions = sorted((_short_tmp(self.root / cluster) / node).glob("session_2*/logs"))
+        sessions = sorted(self._tmp(facts, node).glob("session_2*/logs"))
         for session in sessions[-1:]:
             _copy_logs(session, into)
         for session in sessions[:-1]:
@@ -447,6 +448,11 @@ class ProcessBackend:
             resources=spec["resources"],
         )
 
+    def _tmp(self, facts: Mapping[str, Any], node: str) -> Path:
+        """The node's folder for Ray, by its name if that leaves room for the sockets."""
+        name = node if len(node) <= 20 else facts["nodes"][node]["address"].rpartition(".")[2]
+        return _short_tmp(self.root / facts["name"]) / name
+
     def _end(self, home: Path) -> None:
         """SIGKILL all that is left of a node, what a person executes there included."""
         if not kill_all(home):
@@ -456,7 +462,8 @@ class ProcessBackend:
     def _own_arguments(self, facts: Mapping[str, Any], node: str) -> list[str]:
         """What is this node's alone, as arguments of ``ray start``."""
         address, role = facts["nodes"][node]["address"], facts["nodes"][node]["role"]
-        tmp = _make_short_tmp(self.root / facts["name"]) / node
+        _make_short_tmp(self.root / facts["name"])
+        tmp = self._tmp(facts, node)
         tmp.mkdir(exist_ok=True)
         arguments = [
             f"--temp-dir={tmp}",
