@@ -1,0 +1,108 @@
+"""Writes docs/reference/cli.md from the commands themselves, so that no option is told twice.
+
+    python scripts/cli_reference.py
+
+A test fails when the page is older than the commands.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "reference" / "cli.md"
+sys.path.insert(0, str(ROOT))
+
+HEAD = """\
+# The command line
+
+Written by `scripts/cli_reference.py` from the commands themselves; each one's `--help` says the same, and
+`run EXPERIMENT --help` also lists the experiment's parameters. `ray-sim` is the same as
+`python -m simulator`.
+
+## Exit codes
+
+| code | means |
+|---|---|
+| 0 | valid, or done |
+| 1 | invalid: what was promised did not hold |
+| 2 | wrong usage: a name, option or file that is not right; every problem is listed |
+| 3 | unknown: nothing can be said, and why |
+| 4 | could not run: the machine, the engine or the image cannot do it, or it was interrupted |
+
+`exec` ends with the command's own code. Of a repeat, the exit code is the first that occurred of 4, 1, 3, 0.
+An unhandled error of ours is 4, never 1.
+
+## Streams
+
+Data goes to standard output, progress and errors to standard error; with `--json` standard output is one JSON
+document. Colours are for terminals only.
+
+## Environment
+
+| variable | means |
+|---|---|
+| `RAY_SIM_RUNS` | where runs are kept; `./runs` by default |
+| `RAY_SIM_STATE_DIR` | where the process backend keeps nodes' folders; below the user's state folder by default |
+| `RAY_SIM_BASE_IMAGE` | base image that `image build` starts from, instead of an official slim Python |
+| `RAY_SIM_DEBUG` | set to 1, an unhandled error shows its stack trace |
+| `DOCKER_HOST`, `DOCKER_CONTEXT` | which engine, as for `docker` itself |
+
+## Commands
+"""
+
+
+def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by its full name, in the order of ``--help``."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{before}{name} ")
+        else:
+            yield before + name, command
+
+
+def page() -> str:
+    """The whole page."""
+    from typer.main import get_command
+
+    from simulator.cli.app import app
+
+    return HEAD + "".join(_command(name, command) for name, command in commands(get_command(app)))
+
+
+def _command(name: str, command: Any) -> str:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option"]
+    usage = " ".join([name, *(_argument(p) for p in arguments)])
+    lines = [f"\n### `{usage}`\n", f"{command.help.strip()}\n"]
+    rows = [(_argument(p), p.help) for p in arguments] + [(_option(p), p.help) for p in options]
+    if rows:
+        lines += ["| | |", "|---|---|"]
+        lines += [f"| `{_cell(what)}` | {_cell(text or '')} |" for what, text in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _argument(parameter: Any) -> str:
+    words = parameter.metavar or parameter.name.upper()
+    return words if parameter.required else f"[{words}]"
+
+
+def _option(parameter: Any) -> str:
+    names = ", ".join([*parameter.opts, *parameter.secondary_opts])
+    if parameter.is_flag:
+        return names
+    value = f"{names} {parameter.metavar or parameter.type.name.upper()}"
+    shown = parameter.default
+    hidden = parameter.show_default is False or shown in (None, "", (), []) or callable(shown)
+    return value if hidden else f"{value}, default {shown}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

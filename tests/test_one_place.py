@@ -1,0 +1,107 @@
+"""What must stand in several places stands there alike, and the pages that list things list them all."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+from simulator.backends.docker import image
+from simulator.backends.process import checks
+from simulator.checkers import anatomy, registry
+from simulator.experiment import ALL_CHECKS, PHASES
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import cli_reference  # noqa: E402 - a script of this checkout
+
+
+def text(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_every_pin_of_ray_is_the_same() -> None:
+    pins = {
+        "the process backend": checks.RAY_VERSION,
+        "compose.yaml": re.findall(r"/node:([\d.]+)-cpu", text("compose.yaml"))[0],
+        "docker/gpu.yaml": re.findall(r"/node:([\d.]+)-gpu", text("docker/gpu.yaml"))[0],
+        "docker/Dockerfile, by hand": re.findall(r"/node:([\d.]+)-cpu", text("docker/Dockerfile"))[0],
+        "docker/stock-layout": re.findall(r"/node:([\d.]+)-cpu", text("docker/stock-layout/Dockerfile"))[0],
+        "README.md": re.findall(r"rayproject/ray:([\d.]+)-", text("README.md"))[0],
+    }  # fmt: skip
+    assert pins == dict.fromkeys(pins, image.RAY_VERSION)
+
+
+def test_every_stage_of_the_dockerfile_pins_the_same_torch() -> None:
+    assert set(re.findall(r"ARG TORCH_VERSION=(\S+)", text("docker/Dockerfile"))) == {
+        image.TORCH_VERSION
+    }
+
+
+def test_the_range_of_pythons_is_the_same_everywhere() -> None:
+    low, high = re.findall(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', text("pyproject.toml"))[0]
+    said = f"(3, {low}) <= sys.version_info[:2] <= (3, {int(high) - 1})"
+    assert said in text("Makefile")
+    assert said in text("simulator/doctor.py")
+    minors = set(
+        re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', text("pyproject.toml"))
+    )
+    assert minors == {str(minor) for minor in range(int(low), int(high))}
+
+
+def test_an_experiment_names_the_phases_and_checks_that_there_are() -> None:
+    assert list(PHASES) == list(anatomy.PHASES)
+    assert set(ALL_CHECKS) == set(registry.BUILT_IN)
+    assert set(re.findall(r"^\| `(\w+)` \|", text("docs/reference/checks.md"), re.MULTILINE)) == {
+        *ALL_CHECKS
+    }
+
+
+def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
+    assert cli_reference.PAGE.read_text(encoding="utf-8") == cli_reference.page(), (
+        "run: python scripts/cli_reference.py"
+    )
+
+
+def test_every_room_of_the_house_is_on_the_plan() -> None:
+    parts = (ROOT / "simulator").iterdir()
+    rooms = {p.stem for p in parts if p.name[0] not in "_." and p.suffix in ("", ".py")}
+    plan = re.findall(r"^## The rooms\n(.*?)^## ", text("docs/architecture.md"), re.M | re.S)[0]
+    assert not {room for room in rooms if not re.search(rf"\b{room}\b", plan)}
+    assert rooms >= {"cli", "cluster", "innode"}
+
+
+def test_every_decision_is_listed_and_numbered_as_it_is_named() -> None:
+    notes = sorted(p for p in (ROOT / "docs/decisions").glob("*.md") if p.name != "README.md")
+    listed = re.findall(r"\]\((\d+-[^)]+\.md)\)", text("docs/decisions/README.md"))
+    assert listed == [p.name for p in notes]
+    for number, note in enumerate(notes, 1):
+        assert note.name.startswith(f"{number:04d}-")
+        assert note.read_text(encoding="utf-8").startswith(f"# {number}. ")
+
+
+def test_compose_by_hand_names_the_settings_of_fast() -> None:
+    from simulator.cluster import HEALTH
+
+    values = ", ".join(list(HEALTH["fast"].values())[:-1]) + f" and {list(HEALTH['fast'].values())[-1]}"  # fmt: skip
+    assert f"`--health fast` is {values}" in " ".join(
+        text("compose.yaml").replace("#", " ").split()
+    )
+
+
+def test_every_relative_link_of_the_docs_leads_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_of_topologies_shows_one_that_is_valid() -> None:
+    from simulator.topology import parse_topology
+
+    shown = re.findall(r"```yaml\n(.*?)```", text("docs/reference/topology.md"), re.DOTALL)
+    assert shown
+    for example in shown:
+        parse_topology(yaml.safe_load(example), "docs/reference/topology.md")
