@@ -67,7 +67,12 @@ def _env(runs: Path | None) -> dict[str, str]:
 
 
 def docker(*arguments: str) -> str:
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True)
+    try:
+        done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True)
+    except OSError as error:
+        raise Failed(f"docker cannot be called: {error.strerror}") from None
+    except subprocess.CalledProcessError as error:
+        raise Failed(f"docker {arguments[0]}: {error.stderr.strip()[-300:]}") from None
     return done.stdout
 
 
@@ -108,7 +113,8 @@ def ten_runs(work: Path, backend: str) -> dict[str, Any]:
     summary = summarise(results)
     if bad:
         raise Failed("; ".join(bad))
-    return {"seeds": summary["seeds"], "verdicts": summary["verdicts"], "phases": summary["phases"]}
+    kept = {name: summary[name] for name in ("seeds", "verdicts", "phases")}
+    return {"ray": sorted({r["ray_version"] for r in results}), **kept}
 
 
 def _finished(runs: Path) -> Iterator[dict[str, Any]]:
@@ -224,10 +230,17 @@ def machine() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "docker": docker("version", "--format", "{{.Server.Version}}").strip(),
-        "compose": docker("compose", "version", "--short").strip(),
+        "docker": _version_of("version", "--format", "{{.Server.Version}}"),
+        "compose": _version_of("compose", "version", "--short"),
         "simulator": __version__,
     }
+
+
+def _version_of(*arguments: str) -> str | None:
+    try:
+        return docker(*arguments).strip()
+    except Failed:
+        return None
 
 
 def main() -> int:
@@ -237,7 +250,13 @@ def main() -> int:
     chosen = parser.parse_args()
     name = commit()
     path = RESULTS / f"acceptance-{name}.json"
-    work = ROOT / "build" / "acceptance" / name / (time.strftime("%s") if chosen.fresh else "first")
+    work = (
+        ROOT
+        / "build"
+        / "acceptance"
+        / name
+        / (time.strftime("%Y%m%d-%H%M%S") if chosen.fresh else "first")
+    )
     if path.is_file() and not chosen.fresh:
         data = json.loads(path.read_text())
         work = ROOT / data["work"]
