@@ -1014,6 +1014,7 @@ class Runner:
                 "simulator": __version__,
                 "python": platform.python_version(),
                 "ray": None,
+                "engine": self.backend.version(),
                 "platform": platform.platform(),
             },
             "host": {

@@ -171,6 +171,7 @@ def test_the_spec_says_what_was_asked_and_how_to_replay_it(lab: Lab) -> None:
     assert spec["command"].endswith("--seed 5")
     assert spec["params"]["tasks"] == 60
     assert spec["versions"]["ray"] == "simulated"
+    assert spec["versions"]["engine"] == "simulated"
     assert spec["gpu"] == "simulated"
     assert [s["fault"] for s in spec["schedule"]] == ["kill"]
 

@@ -157,6 +157,9 @@ class Backend(Protocol):
 
     name: str
 
+    def version(self) -> str:
+        """What nodes run on, for a run's records: ``Docker 26.1.5``, ``processes on Linux 6.1``."""
+
     def check(self, topology: Topology | None = None) -> list[Check]:
         """Can this machine do it? The engine, its version, memory and cores for `topology`."""
 

@@ -154,6 +154,9 @@ class DockerBackend:
 
     # -- what this machine can do ------------------------------------------------------------------
 
+    def version(self) -> str:
+        return f"Docker {self._info().get('ServerVersion', '?')}"
+
     def check(self, topology: Topology | None = None) -> list[Check]:
         """The engine, Compose, image, memory and cores; never raises for what is missing."""
         return checks(topology)

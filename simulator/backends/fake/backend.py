@@ -192,6 +192,10 @@ class FakeBackend:
 
     # -- Backend -------------------------------------------------------------------------------------
 
+    def version(self) -> str:
+        self._called("version")
+        return "simulated"
+
     def check(self, topology: Topology | None = None) -> list[Check]:  # noqa: ARG002 - any fits
         self._called("check")
         return list(self.checks)

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -83,6 +84,11 @@ class ProcessBackend:
         self.root = (root or state_root()).resolve()
 
     # -- this machine ------------------------------------------------------------------------------
+
+    def version(self) -> str:
+        # The distribution's own build of the kernel is in the run's platform already.
+        release = ".".join(platform.release().split(".")[:2])
+        return f"processes on {platform.system()} {release}"
 
     def check(self, topology: Topology | None = None) -> list[Check]:
         return checks(topology)
