@@ -30,7 +30,7 @@ from simulator.backends.base import (
     clock_of,
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
-from simulator.rayapi import RayApi, RayNode, RayUnreachable, Usage
+from simulator.rayapi import RayApi, RayNode, Usage
 from simulator.waiting import Deadline, T, wait_until
 
 State = Literal["alive", "starting", "paused", "exited", "dead"]
@@ -168,7 +168,7 @@ class _Starting:
 
 
 def default_parallelism() -> int:
-    """How many nodes may start at a time on this machine (measured: docs/decisions)."""
+    """How many nodes may start at a time here (docs/decisions/0007: a start is bound by CPU)."""
     return max(2, (os.cpu_count() or 2) + 1)
 
 
@@ -204,6 +204,7 @@ class Cluster:
     # -- looking ---------------------------------------------------------------------------------
 
     def record(self) -> ClusterRecord:
+        """What the engine has of it now; `NotFound` if there is no such cluster."""
         return self.backend.cluster(self.name)
 
     def node(self, name: str) -> NodeRecord:
@@ -214,6 +215,11 @@ class Cluster:
         return nodes[name]
 
     def status(self) -> ClusterStatus:
+        """The cluster seen once: what the engine has, and what Ray says if it answers.
+
+        That Ray does not answer is part of the status (``ray["answers"]``, ``ray["why"]``), not an
+        error; `NotFound` if there is no such cluster.
+        """
         record = self.record()
         ray: dict[str, Any] = {"answers": False, "version": None, "why": ""}
         known: list[RayNode] = []
@@ -294,8 +300,21 @@ class Cluster:
     ) -> None:
         """Start nodes, the head first, and wait until the GCS counts each of them alive.
 
-        `timeout` is for one node's joining, seconds; each gets `START_ATTEMPTS` attempts. One
-        that fails does not keep the others from joining.
+        One that fails does not keep the others from joining.
+
+        Parameters
+        ----------
+        timeout
+            For one attempt of one node to join, seconds; each node gets `START_ATTEMPTS`.
+        parallelism
+            How many may be starting at a time; `default_parallelism` if None.
+
+        Raises
+        ------
+        NodeStartFailed
+            Some nodes did not join; names them and shows the last lines of the first.
+        CannotRun
+            The head is not running, so that nothing can join.
         """
         head = [n for n in names if n == "head"]
         for batch in (head, [n for n in names if n != "head"]):
@@ -309,18 +328,38 @@ class Cluster:
     # -- one node --------------------------------------------------------------------------------
 
     def kill(self, node: str) -> None:
+        """SIGKILL to the whole node, running or paused.
+
+        Raises
+        ------
+        NotFound, BadInput
+            There is no such node; it does not run.
+        CannotRun
+            The backend cannot kill.
+        """
         self._need_running(node)
         if not isinstance(self.backend, CanKill):
             raise CannotRun(f"the {self.backend.name} backend cannot kill nodes")
         self.backend.kill(self.name, node)
 
     def pause(self, node: str) -> None:
-        self._need_running(node)
+        """Freeze a running node; raises as `kill` does, and `BadInput` if it is paused already."""
+        if self._need_running(node).state == "paused":
+            raise BadInput(Problem(node, "is paused already", f"thaw it with: resume {node}"))
         if not isinstance(self.backend, CanPause):
             raise CannotRun(f"the {self.backend.name} backend cannot pause nodes")
         self.backend.pause(self.name, node)
 
     def resume(self, node: str) -> None:
+        """Thaw a paused node; one that Ray gave up meanwhile then exits by itself.
+
+        Raises
+        ------
+        NotFound, BadInput
+            There is no such node; it is not paused.
+        CannotRun
+            The backend cannot pause and resume.
+        """
         record = self.node(node)
         if not isinstance(self.backend, CanPause):
             raise CannotRun(f"the {self.backend.name} backend cannot resume nodes")
@@ -336,7 +375,22 @@ class Cluster:
         timeout: float = 120.0,
         progress: Callable[[StartEvent], None] = lambda event: None,
     ) -> None:
-        """Stop a node if it runs, start it, and wait until it has joined as a new Ray node."""
+        """Stop a node if it runs, start it, and wait until it has joined as a new Ray node.
+
+        Parameters
+        ----------
+        grace
+            Seconds between SIGTERM and SIGKILL.
+        timeout
+            For one attempt to join, seconds.
+
+        Raises
+        ------
+        NotFound, BadInput
+            There is no such node; it is paused.
+        NodeStartFailed
+            It did not join.
+        """
         record = self.node(node)
         if record.state == "paused":
             raise BadInput(Problem(node, "is paused", f"resume or kill it first: resume {node}"))
@@ -344,10 +398,11 @@ class Cluster:
             self.backend.stop(self.name, node, grace)
         self.start_nodes([node], timeout=timeout, progress=progress)
 
-    def _need_running(self, node: str) -> None:
+    def _need_running(self, node: str) -> NodeRecord:
         record = self.node(node)
         if record.state not in ("running", "paused"):
             raise BadInput(Problem(node, f"is {record.state}", f"start it with: restart {node}"))
+        return record
 
 
 class _Starter:
@@ -490,7 +545,13 @@ def _node_status(record: NodeRecord, known: Sequence[RayNode], usage: Usage) -> 
 
 
 def wait_alive(cluster: Cluster, names: Sequence[str], timeout: float) -> None:
-    """Wait until these named nodes, not just as many, are alive in the GCS."""
+    """Wait until these named nodes, not just as many, are alive in the GCS.
+
+    Raises
+    ------
+    NodeStartFailed
+        Some are not after `timeout` seconds; says of each what it is instead.
+    """
     deadline = Deadline(timeout, clock=cluster.clock.mono)
     while True:
         status = cluster.status()
@@ -594,18 +655,3 @@ def salvage(backend: Backend, name: str, into: Path, *, siblings: bool = True) -
         attempt(f"{node.name}'s log", pid1_log)
         attempt(f"{node.name}'s Ray logs", ray_logs)
     return problems
-
-
-__all__ = [
-    "HEALTH",
-    "Cluster",
-    "ClusterStatus",
-    "NodeStatus",
-    "Plan",
-    "RayUnreachable",
-    "StartEvent",
-    "plan",
-    "salvage",
-    "steady_problems",
-    "wait_alive",
-]

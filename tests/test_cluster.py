@@ -365,6 +365,10 @@ def test_what_does_not_fit_a_nodes_state_is_refused_with_a_remedy(backend: FakeB
     with pytest.raises(BadInput, match="worker-1: is running, not paused"):
         cluster.resume("worker-1")
     cluster.pause("worker-1")
+    with pytest.raises(
+        BadInput, match="worker-1: is paused already; thaw it with: resume worker-1"
+    ):
+        cluster.pause("worker-1")
     with pytest.raises(BadInput, match="worker-1: is paused; resume or kill it first"):
         cluster.restart("worker-1")
     cluster.kill("worker-1")
