@@ -41,6 +41,21 @@ An unhandled error of ours is 4, never 1.
 Data goes to standard output, progress and errors to standard error; with `--json` standard output is one JSON
 document. Colours are for terminals only.
 
+## JSON
+
+| command | prints |
+|---|---|
+| `up`, `status` | `cluster, backend, gpu, count: {desired, running, alive}, ray: {answers, version, why, resources}, nodes: [..]` |
+| | each node: `name, role, group, state, desired, running, alive, address, hostname, ray_node_id, resources, used, gpu, exit_code` |
+| `run` | `experiment, backend, status, verdict, seed, run_dir, report, topology, ray_version, health, gpu, findings, recovery, params` of the [result](result.md) |
+| `run --repeat N` | `runs`: one such object each; `summary`: verdicts, seeds, and the distribution of each phase |
+| `check` | the [result](result.md), judged again |
+| `clusters`, `experiments`, `runs` | a list |
+| `doctor` | every check with its level and remedy |
+
+A node's `state` is *alive* (running, and alive in the GCS), *starting* (running, not in the GCS yet), *dead*
+(running, but the GCS gave it up), *paused* or *exited* (so says the engine). `gpu` is real, simulated or none.
+
 ## Environment
 
 | variable | means |
