@@ -71,7 +71,7 @@ clean: ## Remove caches and build outputs; clusters, runs and .venv stay
 # Without an engine, nodes are processes of this machine and need a Ray here.
 ready: $(VENV)/.core
 	@if [ "$$($(BIN)/python -c 'from simulator.backends.select import choose; print(choose("$(BACKEND)").backend.name)' 2>/dev/null)" = process ]; \
-	then $(MAKE) --no-print-directory $(VENV)/.local; fi
+	then $(MAKE) --no-print-directory $(VENV)/.ray; fi
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
@@ -84,12 +84,12 @@ $(VENV)/.core: $(BIN)/python pyproject.toml
 	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.local: $(BIN)/python pyproject.toml
+$(VENV)/.ray: $(BIN)/python pyproject.toml
 	@echo "installing Ray into $(VENV) (a minute or two)" >&2
-	@$(PIP) -e '.[local]'
+	@$(PIP) -e '.[ray]'
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml
 	@echo "installing Ray and the tools of development into $(VENV) (a minute or two)" >&2
 	@$(PIP) -e '.[local,dev]'
-	@touch $@ $(VENV)/.local $(VENV)/.core
+	@touch $@ $(VENV)/.ray $(VENV)/.core
