@@ -67,7 +67,7 @@ A node's `state` is *alive* (running, and alive in the GCS), *starting* (running
 | `DOCKER_HOST`, `DOCKER_CONTEXT` | which engine, as for `docker` itself |
 
 ## Commands
-"""
+"""  # noqa: E501 - a row of a table is one line
 
 
 def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:

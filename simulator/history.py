@@ -25,6 +25,7 @@ from pathlib import Path
 from sys import intern
 from typing import IO, Any
 
+#: Version of what a run's files hold. Readers take every version up to theirs.
 SCHEMA = 1
 
 SOURCES = ("orchestrator", "engine", "observer", "ledger", "driver", "ray")
@@ -138,9 +139,11 @@ class History:
         ]
 
     def first(self, *kinds: str) -> Op | None:
+        """The first operation of these kinds, as `of` takes them; None if there is none."""
         return next(iter(self.of(*kinds)), None)
 
     def last(self, *kinds: str) -> Op | None:
+        """The last operation of these kinds, as `of` takes them; None if there is none."""
         found = self.of(*kinds)
         return found[-1] if found else None
 

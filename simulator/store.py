@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from simulator.errors import BadInput, NotFound, Problem
+from simulator.history import SCHEMA as SCHEMA  # one version for all files of a run
 from simulator.history import History, Op, read_history
 
 SPEC, HISTORY, RESULT, REPORT = "spec.json", "history.jsonl", "result.json", "report.html"
 EXPERIMENT = "experiment.py"
-SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,27 @@ class RunDir:
         _write_json(self.path / RESULT, result)
 
     def spec(self) -> dict[str, Any]:
-        return _read_json(self.path / SPEC)
+        """What was asked for.
+
+        Raises
+        ------
+        BadInput
+            It is not JSON, or a later version of the simulator wrote it.
+        """
+        spec = _read_json(self.path / SPEC)
+        schema = spec.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise BadInput(
+                Problem(
+                    str(self.path),
+                    f"was recorded with schema {schema}; this version reads up to {SCHEMA}",
+                    "update the simulator to judge it",
+                )
+            )
+        return spec
 
     def result(self) -> dict[str, Any] | None:
+        """What it meant when it was last judged; None if it never was. BadInput if not JSON."""
         return _read_json(self.path / RESULT) if (self.path / RESULT).is_file() else None
 
     def history(self) -> History:

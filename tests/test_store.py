@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simulator.errors import BadInput, NotFound
-from simulator.history import Op, Recorder
+from simulator.history import SCHEMA, Op, Recorder
 from simulator.store import RunDir, Store, default_root
 
 
@@ -107,6 +107,15 @@ def test_a_spec_that_is_not_json_is_said(store: Store) -> None:
         run.spec()
     (run.path / "spec.json").write_text("[]")
     with pytest.raises(BadInput, match="is not an object"):
+        run.spec()
+
+
+def test_a_run_of_a_later_version_is_refused_with_a_remedy(store: Store) -> None:
+    run = made(store)
+    run.write_spec({"schema": SCHEMA})
+    assert run.spec()["schema"] == SCHEMA
+    run.write_spec({"schema": SCHEMA + 1})
+    with pytest.raises(BadInput, match=r"recorded with schema 2; .* up to 1; update the simulator"):
         run.spec()
 
 
