@@ -92,6 +92,17 @@ def test_compose_by_hand_names_the_settings_of_fast() -> None:
     )
 
 
+def test_the_wheel_carries_every_file_that_the_package_looks_for() -> None:
+    section = re.findall(r"wheel\.force-include\]\n(.*?)\n\n", text("pyproject.toml"), re.DOTALL)[0]
+    carried = dict(re.findall(r'"(\S+)" = "(\S+)"', section))
+    sources = [p.read_text(encoding="utf-8") for p in (ROOT / "simulator").rglob("*.py")]
+    wanted = {name for code in sources for name in re.findall(r'asset_path\("([^"]+)"\)', code)}
+    assert wanted >= {"compose.yaml", "docker", "experiments", "topologies"}
+    assert carried == {name: f"simulator/_data/{name}" for name in wanted}
+    assert (ROOT / "simulator/py.typed").is_file()
+    assert (ROOT / "simulator/report/assets/uplot/LICENSE").is_file()
+
+
 def test_every_relative_link_of_the_docs_leads_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):

@@ -76,6 +76,7 @@ from simulator.compose import (
     LEDGER_VOLUME,
     NETWORK,
     TOKEN_TARGET,
+    TOKEN_VOLUME,
     ClusterNetwork,
     definition,
     expand,
@@ -721,7 +722,7 @@ class _Holder:
         if LEDGER_VOLUME not in volumes:
             backend.cluster(cluster)  # raises NotFound if there is nothing at all
             raise CannotRun(f"cluster {cluster} has no ledger", why="its volume was removed")
-        targets = {LEDGER_VOLUME: LEDGER_TARGET, "token": TOKEN_TARGET}
+        targets = {LEDGER_VOLUME: LEDGER_TARGET, TOKEN_VOLUME: TOKEN_TARGET}
         with asking(f"the volumes of {cluster} were to be read"):
             images = [i["Id"] for i in backend._api.images(name=DEFAULT_IMAGE)]
             images = images or [i["Id"] for i in backend._api.images()]
