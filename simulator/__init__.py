@@ -8,7 +8,38 @@ pydantic is not installed, so importing the package itself must cost nothing.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_HOMES`
+    from simulator.backends.fake import FakeBackend as FakeBackend
+    from simulator.checkers.base import Finding as Finding
+    from simulator.checkers.base import RunView as RunView
+    from simulator.checkers.base import Verdict as Verdict
+    from simulator.cluster import Cluster as Cluster
+    from simulator.errors import SimulatorError as SimulatorError
+    from simulator.experiment import Experiment as Experiment
+    from simulator.experiment import Params as Params
+    from simulator.experiment import load_experiment as load_experiment
+    from simulator.faults import Fault as Fault
+    from simulator.faults import Kill as Kill
+    from simulator.faults import Pause as Pause
+    from simulator.faults import Restart as Restart
+    from simulator.faults import Stop as Stop
+    from simulator.history import History as History
+    from simulator.history import Op as Op
+    from simulator.runner import Runner as Runner
+    from simulator.runner import RunRequest as RunRequest
+    from simulator.schedule import After as After
+    from simulator.schedule import Named as Named
+    from simulator.schedule import Never as Never
+    from simulator.schedule import RandomWorker as RandomWorker
+    from simulator.schedule import Step as Step
+    from simulator.schedule import WhenDeclaredDead as WhenDeclaredDead
+    from simulator.store import Store as Store
+    from simulator.topology import Topology as Topology
+    from simulator.topology import WorkerGroup as WorkerGroup
+    from simulator.topology import load_topology as load_topology
+    from simulator.workload import TaskStream as TaskStream
 
 __version__ = "0.1.0"
 

@@ -9,6 +9,9 @@ The tree::
     ├── NotFound                  exit 2   a cluster, node or run by that name does not exist
     └── Interrupted               exit 4   the user pressed Ctrl-C
 
+Where they belong, modules have a `CannotRun` of their own: `simulator.waiting.WaitTimeout` and
+`simulator.rayapi.RayUnreachable`.
+
 An error says *what* happened, *why*, and what to do *next*; its data are fields first and a
 sentence second, so that a caller can act on it and a person can read it.
 """

@@ -43,7 +43,7 @@ class Fault(ABC):
 
     @abstractmethod
     def inject(self, cluster: Cluster, node: str) -> None:
-        """Break it; returns when the engine took the order."""
+        """Break it; returns when the engine took the order, raises `CannotRun` if it did not."""
 
     @abstractmethod
     def holds(self, cluster: Cluster, node: str) -> bool:
@@ -53,7 +53,17 @@ class Fault(ABC):
         """Undo it, idempotently; returns how, for the history.
 
         A node that Ray already gave up comes back as a new one: whatever state the node is in,
-        at the end it is alive in the GCS, or `NodeStartFailed` says why not.
+        at the end it is alive in the GCS.
+
+        Parameters
+        ----------
+        timeout
+            For one attempt of the node to join, seconds.
+
+        Raises
+        ------
+        NodeStartFailed
+            It did not join.
         """
         how = ""
         if cluster.node(node).state == "paused":

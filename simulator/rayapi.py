@@ -76,7 +76,7 @@ class FailedAttempts:
 
 
 class RayApi:
-    """One cluster's HTTP API.
+    """One cluster's HTTP API; every method raises `RayUnreachable` when no good answer comes.
 
     Parameters
     ----------
@@ -94,6 +94,7 @@ class RayApi:
         self._session.trust_env = False  # a proxy of the user's has no business on loopback
 
     def version(self) -> str:
+        """Ray's own version, such as ``2.60.0``."""
         return str(self._call("GET", "/api/version")["ray_version"])
 
     def nodes(self) -> list[RayNode]:
@@ -128,19 +129,31 @@ class RayApi:
     def submit(
         self, entrypoint: str, job_id: str, *, resources: Mapping[str, float] | None = None
     ) -> None:
+        """Start a job.
+
+        Parameters
+        ----------
+        entrypoint
+            Its command line, run on the head unless `resources` move it.
+        resources
+            Custom resources that the entry point's node must have, by name.
+        """
         body: dict[str, Any] = {"entrypoint": entrypoint, "submission_id": job_id}
         if resources:
             body["entrypoint_resources"] = dict(resources)
         self._call("POST", "/api/jobs/", json=body, timeout=30)
 
     def job(self, job_id: str) -> Job:
+        """How a submitted job stands."""
         row = self._call("GET", f"/api/jobs/{job_id}")
         return Job(job_id, row["status"], row.get("message") or "")
 
     def job_logs(self, job_id: str) -> str:
+        """What a job's driver printed so far."""
         return str(self._call("GET", f"/api/jobs/{job_id}/logs").get("logs", ""))
 
     def stop_job(self, job_id: str) -> None:
+        """Ask Ray to stop a job; returns before it has."""
         self._call("POST", f"/api/jobs/{job_id}/stop")
 
     def actors_left(self, ray_namespace: str) -> list[str]:

@@ -129,7 +129,13 @@ class PlannedFault:
 
 
 def resolve(steps: Sequence[Step], topology: Topology, rng: Random) -> list[PlannedFault]:
-    """Draw every target, in the order of time."""
+    """Draw every target, in the order of time.
+
+    Raises
+    ------
+    NotFound, BadInput
+        A named node does not exist; there is no worker to draw from.
+    """
     ordered = sorted(steps, key=lambda step: step.at)
     return [
         PlannedFault(f"f{i}", step, step.target.resolve(topology, rng))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+import simulator
 from simulator.backends.docker import image
 from simulator.backends.process import checks
 from simulator.checkers import anatomy, registry
@@ -90,6 +91,11 @@ def test_compose_by_hand_names_the_settings_of_fast() -> None:
     assert f"`--health fast` is {values}" in " ".join(
         text("compose.yaml").replace("#", " ").split()
     )
+
+
+def test_a_type_checker_sees_the_public_names_where_they_live() -> None:
+    seen = re.findall(r"^    from (\S+) import (\w+) as \2$", text("simulator/__init__.py"), re.M)
+    assert {name: home for home, name in seen} == simulator._HOMES
 
 
 def test_the_wheel_carries_every_file_that_the_package_looks_for() -> None:
