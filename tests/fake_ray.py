@@ -62,16 +62,18 @@ class FakeRay:
 
     def pids(self, name: str) -> list[int]:
         """The living processes of one of its programs."""
-        found = []
+        parents = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
                     command = (entry / "cmdline").read_bytes().split(b"\0")
+                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 except OSError:
                     continue
                 if str(self._scripts / name).encode() in command:
-                    found.append(int(entry.name))
-        return found
+                    parents[int(entry.name)] = parent
+        # A shell's child looks like the shell until it becomes what the shell wants of it.
+        return [pid for pid, parent in parents.items() if parent not in parents]
 
 
 def until(condition: Callable[[], object], what: str = "it", seconds: float = 30.0) -> None:

@@ -202,15 +202,15 @@ class Supervisor:
             return START_FAILED
         self.wait(lambda: bool(self.asked) or starter in self.ended)
         if self.asked:
+            # The raylet may be there, and work on it, before `ray start` says so.
             say("asked to stop while starting")
-            self.end_all(OTHERS_GRACE_S)
-            return STOPPED
-        status = self.ended.pop(starter)
-        for pid, name in descendants().items():
-            if name == "raylet":
-                self.raylet = pid
-            elif name == "gcs_server":
-                self.gcs = pid
+            if starter not in self.ended:
+                send(starter, signal.SIGKILL)
+            self.wait(lambda: starter in self.ended)
+            self._find_core()
+            return self._shut_down()
+        status = self.ended[starter]
+        self._find_core()
         if status or not self.raylet:
             why = words(status) if status else "it left no raylet behind"
             say(f"ray start failed: {why}")
@@ -218,10 +218,18 @@ class Supervisor:
             last_words(logs, began_wall, names)
             self.end_all(0.0)
             return START_FAILED
-        self.watched = {self.raylet, self.gcs}
         write_whole("ready", f"{time.time()}\n")
         say(f"ready after {time.monotonic() - began:.1f} s; the raylet is process {self.raylet}")
         return None
+
+    def _find_core(self) -> None:
+        """Find the processes whose end is the node's end, and watch no others."""
+        for pid, name in descendants().items():
+            if name == "raylet":
+                self.raylet = pid
+            elif name == "gcs_server":
+                self.gcs = pid
+        self.watched, self.ended = {self.raylet, self.gcs}, {}
 
     def _watch(self) -> int:
         self.wait(lambda: bool(self.asked or self.ended))
@@ -236,11 +244,14 @@ class Supervisor:
             say(f"the GCS ended with {words(self.ended[self.gcs])}")
             self.end_all(0.5)
             return GCS_DIED
+        return self._shut_down()
+
+    def _shut_down(self) -> int:
         how = os.environ.get("RAY_SIM_ON_TERM", "now")
         say(f"asked to stop: {how}")
-        if how == "drain":
+        if how == "drain" and self.raylet:
             self._drain(float(os.environ.get("RAY_SIM_DRAIN_S", "30")))
-        if self.raylet not in self.ended:
+        if self.raylet and self.raylet not in self.ended:
             send(self.raylet, signal.SIGTERM)
             self.wait(lambda: self.raylet in self.ended, RAYLET_GRACE_S)
         self.end_all(OTHERS_GRACE_S)
