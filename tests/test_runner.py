@@ -40,7 +40,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
         (path / "report.html").write_text("a report", encoding="utf-8")
         return path / "report.html"
 
-    monkeypatch.setattr("simulator.runner.write_html", page)
+    monkeypatch.setattr("simulator.runner.judging.write_html", page)
     (tmp_path / "runs").mkdir()
     return Lab(tmp_path / "runs")
 
@@ -148,8 +148,8 @@ def test_two_runs_with_the_same_seed_make_the_same_plan_and_the_same_history(
 def test_every_kind_of_operation_is_in_the_reference(lab: Lab) -> None:
     root = Path(__file__).parent.parent
     reference = (root / "docs/reference/history.md").read_text()
-    source = (root / "simulator/runner.py").read_text()
-    written = set(re.findall(r'(?:record|_receive)\(\s*(?:live, )?"([a-z_.]+)"', source))
+    source = "\n".join(path.read_text() for path in (root / "simulator/runner").glob("*.py"))
+    written = set(re.findall(r'(?:record|_receive)\(\s*"([a-z_.]+)"', source))
     seen = {op.kind for op in lab.history(lab.run())}
     assert len(written) > 10
     assert {kind for kind in written | seen if f"`{kind}`" not in reference} == set()
@@ -509,7 +509,7 @@ def test_a_report_that_breaks_does_not_cost_the_verdict(
     def broken(path: Path) -> None:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("simulator.runner.write_html", broken)
+    monkeypatch.setattr("simulator.runner.judging.write_html", broken)
     result = lab.run()
     assert result["verdict"] == "valid"
     assert "the report could not be written: RuntimeError: no ink" in result["error"]
@@ -856,7 +856,7 @@ def test_what_hangs_while_collecting_is_left_behind(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    monkeypatch.setattr("simulator.runner.COLLECT_S", 0.05)
+    monkeypatch.setattr("simulator.runner.runner.COLLECT_S", 0.05)
     lab.backend.before("fetch_ledger", lambda: (release.wait(30), None)[1])
     result = lab.run()
     release.set()

@@ -1,0 +1,108 @@
+"""Turns a run's directory into its result: verdict, phases, metrics, report, exit code.
+
+Nothing here needs a cluster, or the process that ran it: a run whose orchestrator was killed is judged
+by the next command that finds it, and an old one again whenever a check has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from simulator.checkers.base import RunView, Verdict
+from simulator.checkers.judge import judge
+from simulator.checkers.registry import CHECKERS
+from simulator.errors import SimulatorError
+from simulator.experiment import load_experiment
+from simulator.report import write_html
+from simulator.store import EXPERIMENT, REPORT, SCHEMA, RunDir
+
+#: The exit code of a result; of several, the first of these that is present counts.
+EXIT_ORDER = (4, 1, 3, 0)
+
+
+def judge_run(
+    run: RunDir, *, status: str | None = None, error: str | None = None
+) -> dict[str, Any]:
+    """Judge a run from its directory alone, write ``result.json`` and the report, return the result.
+
+    `status` and `error` are taken from the history where they are not given; a history without a
+    ``run.end`` is of a run that was interrupted from outside.
+    """
+    spec, history = run.spec(), run.history()
+    previous = run.result() or {}
+    end = history.last("run.end")
+    if status is None:
+        status = str(end.data["status"]) if end else "interrupted"
+    if error is None:
+        error = previous.get("error")
+    _know_checks(run, spec)
+    judgement = judge(RunView(history, spec))
+    last = history.ops[-1].received if history.ops else spec["started"]
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run_id": spec["run_id"],
+        "experiment": spec["experiment"],
+        "backend": spec["backend"],
+        "status": status,
+        "verdict": judgement.verdict.value,
+        "seed": spec["seed"],
+        "run_dir": str(run.path),
+        "report": str(run.path / REPORT),
+        "topology": spec["topology"]["name"],
+        "ray_version": spec["versions"]["ray"],
+        "health": spec["health"],
+        "gpu": spec["gpu"],
+        "findings": [f.to_data() for f in judgement.findings],
+        "phases": [
+            {
+                "name": p.name,
+                "title": p.title,
+                "seconds": p.seconds,
+                "uncertainty": p.uncertainty,
+                "cites": list(p.cites),
+                "mandatory": p.mandatory,
+                "note": p.note,
+            }
+            for p in judgement.phases
+        ],
+        "recovery": {f"{p.name}_s": p.seconds for p in judgement.phases},
+        "metrics": dict(judgement.metrics),
+        "params": spec["params"],
+        "error": error,
+        "started": spec["started"],
+        "ended": last,
+        "truncated": history.truncated,
+    }
+    run.write_result(result)
+    try:
+        write_html(run.path)
+    except Exception as problem:  # noqa: BLE001 - a broken report must not cost the verdict
+        text = f"the report could not be written: {type(problem).__name__}: {problem}"
+        result["error"] = "\nnote: ".join(t for t in (error, text) if t)
+        run.write_result(result)
+    return result
+
+
+def _know_checks(run: RunDir, spec: Mapping[str, Any]) -> None:
+    """Load the run's own experiment, if it names checks that only its file has."""
+    if set(spec.get("checks", ())) <= CHECKERS.keys() or not (run.path / EXPERIMENT).is_file():
+        return
+    # What goes wrong here shows in the findings: a check that is not known is unknown.
+    with suppress(SimulatorError):
+        load_experiment(str(run.path / EXPERIMENT))
+
+
+def exit_code(result: Mapping[str, Any]) -> int:
+    """0 valid, 1 invalid, 3 unknown, 4 could not run."""
+    if result["status"] in ("failed", "aborted", "interrupted"):
+        return 4
+    return {Verdict.VALID.value: 0, Verdict.INVALID.value: 1}.get(str(result["verdict"]), 3)
+
+
+def run_view(path: Path) -> RunView:
+    """What a checker may look at, from a run's directory."""
+    run = RunDir(path)
+    return RunView(run.history(), run.spec())

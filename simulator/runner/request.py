@@ -1,0 +1,125 @@
+"""What is asked of a run, and how that is written down before anything starts.
+
+A run that was asked for is a value: `RunRequest` holds all that the runner was told, and `build_spec`
+turns it into what ``spec.json`` holds, so that a verdict can be given again, and the run repeated,
+from its directory alone. Who wants to hear how it goes (`Listener`) is no part of that value.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from simulator import __version__
+from simulator.backends.base import GpuKind
+from simulator.cluster import StartEvent
+from simulator.experiment import Experiment, params_data
+from simulator.history import History
+from simulator.schedule import PlannedFault
+from simulator.store import SCHEMA
+from simulator.topology import Topology
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What is to be run.
+
+    Attributes
+    ----------
+    seed
+        Fixes every draw; None draws a fresh one, which the run records.
+    reuse
+        Name of a cluster that is up already and stays up.
+    keep
+        Leave the cluster up at the end.
+    command
+        The command line that replays it; ``{seed}`` in it stands for the run's own seed.
+    """
+
+    experiment: Experiment
+    params: Any
+    topology: Topology
+    source: str
+    seed: int | None = None
+    health: str = "fast"
+    name: str | None = None
+    reuse: str | None = None
+    keep: bool = False
+    image: str | None = None
+    command: str = ""
+    start_parallelism: int | None = None
+
+
+@dataclass
+class Listener:
+    """Who wants to know how a run goes; every method may be left as it is."""
+
+    say: Callable[[str], None] = lambda text: None
+    phase: Callable[[str], None] = lambda phase: None
+    start: Callable[[StartEvent], None] = lambda event: None
+    tick: Callable[[History], None] = lambda history: None
+    result: Callable[[Mapping[str, Any]], None] = lambda result: None
+
+
+def build_spec(
+    request: RunRequest,
+    planned: Sequence[PlannedFault],
+    *,
+    run_id: str,
+    cluster: str,
+    backend: str,
+    engine: str,
+    gpu: GpuKind,
+    started: float,
+) -> dict[str, Any]:
+    """What ``spec.json`` holds (docs/reference/result.md); Ray's version is not known yet.
+
+    Parameters
+    ----------
+    planned
+        The request's schedule, with its targets drawn.
+    backend, engine
+        The backend's name, and what its nodes run on.
+    started
+        Wall clock, seconds.
+    """
+    slots = request.topology.total("CPU")
+    cores = os.cpu_count() or 1
+    return {
+        "schema": SCHEMA,
+        "run_id": run_id,
+        "experiment": request.experiment.name,
+        "source": request.source,
+        "claim": request.experiment.claim,
+        "backend": backend,
+        "cluster": cluster,
+        "seed": request.seed,
+        "params": dict(params_data(request.params)),
+        "topology": request.topology.model_dump(mode="json"),
+        "health": request.health,
+        "gpu": gpu,
+        "mandatory_phases": list(request.experiment.mandatory_phases(request.params)),
+        "recovery_timeout_s": request.experiment.recovery_timeout(request.params),
+        "checks": list(request.experiment.checks),
+        "schedule": [p.to_data() for p in planned],
+        "command": request.command.replace("{seed}", str(request.seed)),
+        "versions": {
+            "simulator": __version__,
+            "python": platform.python_version(),
+            "ray": None,
+            "engine": engine,
+            "platform": platform.platform(),
+        },
+        "host": {
+            "cores": cores,
+            "memory_bytes": psutil.virtual_memory().total,
+            "slots": slots,
+            "oversubscription": round(slots / cores, 2),
+        },
+        "started": started,
+    }
