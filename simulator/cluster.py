@@ -10,7 +10,6 @@ machine carries, each is watched until the GCS counts it alive, and one that fai
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -167,9 +166,9 @@ class _Starting:
     known: frozenset[str] = field(default_factory=frozenset)
 
 
-def default_parallelism() -> int:
+def default_parallelism(cores: int) -> int:
     """How many nodes may start at a time here (docs/decisions/0007: a start is bound by CPU)."""
-    return max(2, (os.cpu_count() or 2) + 1)
+    return max(2, cores + 1)
 
 
 class Cluster:
@@ -420,7 +419,7 @@ class _Starter:
         self.waiting = [(name, 1) for name in names]
         self.wanted = len(names)
         self.timeout = timeout
-        self.parallelism = parallelism or default_parallelism()
+        self.parallelism = parallelism or default_parallelism(cluster.backend.cores())
         self.progress = progress
         self.starting: dict[str, _Starting] = {}
         self.failed: dict[str, list[str]] = {}

@@ -208,7 +208,7 @@ def test_gpus_are_simulated_or_none_and_never_real(backend: FakeBackend) -> None
     assert backend.gpu_kind(Topology()) == "none"
     head = Head(resources={"CPU": 1, "GPU": 1})
     assert backend.gpu_kind(Topology(head=head)) == "simulated"
-    with pytest.raises(CannotRun, match="no real GPU"):
+    with pytest.raises(CannotRun, match="wants a real GPU"):
         backend.gpu_kind(Topology(head=head.model_copy(update={"gpus": Gpus.REAL})))
 
 

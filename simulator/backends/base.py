@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from simulator.errors import Problem
-from simulator.topology import Role, Topology
+from simulator.errors import CannotRun, Problem
+from simulator.topology import Gpus, Role, Topology
 from simulator.waiting import Clock, RealClock
 
 NodeState = Literal["created", "running", "paused", "exited"]
@@ -163,6 +163,9 @@ class Backend(Protocol):
     def check(self, topology: Topology | None = None) -> list[Check]:
         """Can this machine do it? The engine, its version, memory and cores for `topology`."""
 
+    def cores(self) -> int:
+        """How many cores the nodes share: of the engine's machine, which may not be this one."""
+
     def gpu_kind(self, topology: Topology) -> GpuKind:
         """What the head's declared GPUs would be here; raises `CannotRun` for gpus: real."""
 
@@ -283,3 +286,49 @@ class Capability:
 
 KILL = Capability("kill", CanKill, "can kill a whole node with SIGKILL")
 PAUSE = Capability("pause", CanPause, "can freeze and thaw a node")
+
+
+def resolve_gpus(
+    topology: Topology, has_device: Callable[[], bool], why_not: str, remedy: str
+) -> GpuKind:
+    """What the declared GPUs would be: the one rule of all backends.
+
+    Only the head can have a device. A cluster in which some GPUs are real and others are not would
+    be reported as one or the other, and a simulated GPU is never called real.
+
+    Parameters
+    ----------
+    has_device
+        Whether the machine has one that can be passed; asked only if it matters.
+    why_not, remedy
+        Said when a real one is wanted and there is none.
+
+    Raises
+    ------
+    CannotRun
+        The topology wants real ones and that cannot be.
+    """
+    if not topology.total("GPU"):
+        return "none"
+    wanted = topology.head.gpus
+    workers_declare = any(g.gpus_declared and g.replicas for g in topology.worker_groups)
+    if wanted is Gpus.SIMULATED:
+        return "simulated"
+    if wanted is Gpus.REAL and (workers_declare or not topology.head.gpus_declared):
+        raise CannotRun(
+            "the topology wants real GPUs",
+            why="only the head can have real ones, and "
+            + ("a worker group declares GPUs too" if workers_declare else "it declares none"),
+            remedy="Declare GPUs on the head only, or set head.gpus=simulated",
+        )
+    if workers_declare or not topology.head.gpus_declared:
+        return "simulated"
+    if has_device():
+        return "real"
+    if wanted is Gpus.REAL:
+        raise CannotRun(
+            "the topology wants a real GPU",
+            why=why_not,
+            remedy=f"{remedy}, or set head.gpus=auto to simulate one",
+        )
+    return "simulated"

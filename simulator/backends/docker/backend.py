@@ -158,6 +158,9 @@ class DockerBackend:
     def version(self) -> str:
         return f"Docker {self._info().get('ServerVersion', '?')}"
 
+    def cores(self) -> int:
+        return int(self._info().get("NCPU") or 1)
+
     def check(self, topology: Topology | None = None) -> list[Check]:
         """The engine, Compose, image, memory and cores; never raises for what is missing."""
         return checks(topology)
@@ -471,7 +474,7 @@ class DockerBackend:
                 spec,
                 network=network,
                 mount_innode=mount,
-                cores=float(info.get("NCPU") or 1),
+                cores=float(self.cores()),
                 cdi=has_nvidia(self._connection, info) == "cdi",
             )
             try:

@@ -13,11 +13,11 @@ from typing import Any
 import docker
 from python_on_whales import DockerClient
 
-from simulator.backends.base import Check, GpuKind
+from simulator.backends.base import Check, GpuKind, resolve_gpus
 from simulator.backends.docker.engine import Connection, asking, connect, find_connection
 from simulator.backends.docker.image import DEFAULT_IMAGE, image_is_current
 from simulator.errors import CannotRun
-from simulator.topology import Gpus, Topology, parse_size
+from simulator.topology import Topology, parse_size
 
 _OLDEST_API = (1, 41)  # Engine 20.10
 _OLDEST_COMPOSE = (2, 20)
@@ -73,32 +73,13 @@ def resolve_gpu(connection: Connection, info: Mapping[str, Any], topology: Topol
     CannotRun
         The topology wants real ones and there are none.
     """
-    if not topology.total("GPU"):
-        return "none"
-    wanted = topology.head.gpus
-    # Only the head can have a device. A cluster in which some GPUs are real and others are not
-    # would be reported as one or the other, and a simulated GPU is never called real.
-    workers_declare = any(g.gpus_declared and g.replicas for g in topology.worker_groups)
-    if wanted is Gpus.SIMULATED or (wanted is Gpus.AUTO and workers_declare):
-        return "simulated"
-    if not topology.head.gpus_declared:
-        return "simulated"
-    if wanted is Gpus.REAL and workers_declare:
-        raise CannotRun(
-            "the topology wants real GPUs",
-            why="only the head can have real ones, and a worker group declares GPUs too",
-            remedy="Declare GPUs on the head only, or set head.gpus=simulated",
-        )
-    if has_nvidia(connection, info):
-        return "real"
-    if wanted is Gpus.REAL:
-        raise CannotRun(
-            "the topology wants a real GPU",
-            why="the Docker engine cannot pass one: it has neither the NVIDIA runtime with a "
-            "device nor a CDI device nvidia.com/gpu",
-            remedy="Install the NVIDIA driver and container toolkit, or set head.gpus=auto",
-        )
-    return "simulated"
+    return resolve_gpus(
+        topology,
+        lambda: has_nvidia(connection, info) is not None,
+        "the Docker engine cannot pass one: it has neither the NVIDIA runtime with a device nor a "
+        "CDI device nvidia.com/gpu",
+        "Install the NVIDIA driver and container toolkit",
+    )
 
 
 def _device_files() -> bool:

@@ -24,6 +24,7 @@ from simulator.backends.base import (
     EngineEvent,
     GpuKind,
     Program,
+    resolve_gpus,
 )
 from simulator.backends.fake.clock import FakeClock
 from simulator.backends.fake.observer import FakeObserver
@@ -31,7 +32,7 @@ from simulator.backends.fake.ray import BUILT_IN, FakeRay, JobFactory
 from simulator.backends.fake.script import Behaviour, FailedStart, LostLine, Script
 from simulator.backends.fake.world import FakeNode, World
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
-from simulator.topology import Gpus, Topology
+from simulator.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +201,15 @@ class FakeBackend:
         self._called("check")
         return list(self.checks)
 
+    def cores(self) -> int:
+        self._called("cores")
+        return 2
+
     def gpu_kind(self, topology: Topology) -> GpuKind:
         self._called("gpu_kind")
-        if not topology.head.gpus_declared:
-            return "none"
-        if topology.head.gpus is Gpus.REAL:
-            raise CannotRun("there is no real GPU in a simulated cluster", remedy="gpus: simulated")
-        return "simulated"
+        return resolve_gpus(
+            topology, lambda: False, "nodes in memory have none", "Use a backend with real nodes"
+        )
 
     def prepare(self, spec: ClusterSpec, say: Callable[[str], None]) -> ClusterSpec:  # noqa: ARG002
         self._called("prepare", spec.name)

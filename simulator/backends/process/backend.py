@@ -41,6 +41,7 @@ from simulator.backends.base import (
     GpuKind,
     NodeRecord,
     NodeState,
+    resolve_gpus,
 )
 from simulator.backends.process import network
 from simulator.backends.process.checks import checks, has_gpu
@@ -49,7 +50,7 @@ from simulator.backends.process.programs import ProcessProgram
 from simulator.backends.process.table import MARKER, kill_all, living, living_owners, look, send
 from simulator.backends.process.watch import ProcessWatch, exit_code
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
-from simulator.topology import Gpus, NodeSpec, Topology, parse_size
+from simulator.topology import NodeSpec, Topology, parse_size
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -93,18 +94,11 @@ class ProcessBackend:
     def check(self, topology: Topology | None = None) -> list[Check]:
         return checks(topology)
 
+    def cores(self) -> int:
+        return os.cpu_count() or 1
+
     def gpu_kind(self, topology: Topology) -> GpuKind:
-        if topology.total("GPU") == 0:
-            return "none"
-        wanted = topology.head.gpus
-        real = wanted is not Gpus.SIMULATED and topology.head.gpus_declared > 0 and has_gpu()
-        if wanted is Gpus.REAL and not real:
-            raise CannotRun(
-                "the topology asks for a real GPU",
-                why="nvidia-smi shows none, or the head declares none",
-                remedy="Use gpus: auto or gpus: simulated",
-            )
-        return "real" if real else "simulated"
+        return resolve_gpus(topology, has_gpu, "nvidia-smi shows none", "Install the NVIDIA driver")
 
     def prepare(self, spec: ClusterSpec, say: Callable[[str], None]) -> ClusterSpec:
         blocking = [c for c in self.check() if c.level == "problem"]

@@ -37,6 +37,12 @@ def checks(topology: Topology | None, platform: str = sys.platform) -> list[Chec
             "system",
             "Linux; nodes share its files, network and cores: no limits, no network faults",
         ),
+        Check(
+            "ok",
+            "ports",
+            "Ray opens most of its ports on all addresses of this machine; "
+            "they want the cluster's token, except for /metrics",
+        ),
         _ray(),
     ]
     if topology is not None:
