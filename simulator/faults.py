@@ -8,7 +8,6 @@ cannot be shown to have taken effect counts as not injected.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -188,11 +187,3 @@ class Pause(Fault):
 
     def holds(self, cluster: Cluster, node: str) -> bool:
         return cluster.node(node).state == "paused"
-
-
-FAULTS: dict[str, Callable[[], Fault]] = {
-    "kill": Kill,
-    "stop": Stop,
-    "restart": Restart,
-    "pause": Pause,
-}

@@ -248,6 +248,11 @@ class Recorder:
         with self._lock:
             return self.history.snapshot()
 
+    def since(self, index: int) -> list[Op]:
+        """The operations from this index on: cheap to ask again and again."""
+        with self._lock:
+            return self.history.ops[index:]
+
     def close(self) -> None:
         with self._lock:
             if self._file is not None:

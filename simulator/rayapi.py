@@ -156,20 +156,6 @@ class RayApi:
         """Ask Ray to stop a job; returns before it has."""
         self._call("POST", f"/api/jobs/{job_id}/stop")
 
-    def actors_left(self, ray_namespace: str) -> list[str]:
-        """Ids of living actors in a namespace."""
-        rows = self._state(
-            "actors",
-            {
-                "limit": "10000",
-                "detail": "1",
-                "filter_keys": "ray_namespace",
-                "filter_predicates": "=",
-                "filter_values": ray_namespace,
-            },
-        )["result"]
-        return [row["actor_id"] for row in rows if row["state"] not in ("DEAD",)]
-
     def failed_attempts(self, ray_job_id: str) -> FailedAttempts:
         """One row for each failed attempt of a job's tasks that Ray still remembers."""
         answer = self._state(

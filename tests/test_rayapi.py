@@ -168,12 +168,6 @@ def test_failed_attempts_come_with_the_count_of_those_that_ray_kept_back(
     assert dashboard.asked[0][2]["filter_values"] == ["FAILED", "01000000"]
 
 
-def test_only_living_actors_are_left(dashboard: Dashboard, ray: RayApi) -> None:
-    rows = [{"actor_id": "a", "state": "ALIVE"}, {"actor_id": "b", "state": "DEAD"}]
-    dashboard.answers["/api/v0/actors"] = (200, state(rows))
-    assert ray.actors_left("run-1") == ["a"]
-
-
 @pytest.mark.parametrize(
     ("answer", "said"),
     [

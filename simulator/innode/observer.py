@@ -128,11 +128,16 @@ class GcsWatch:
         self.nodes: dict[str, NodeInfo] = {}
         self.actors: dict[str, ActorInfo] = {}
         self.answers = False
-        self.done = threading.Event()
-        self._said = False
+        self.started, self.done = threading.Event(), threading.Event()
         self._hears = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
+
+    def start(self) -> None:
+        """Say that it watches from now on: the first question was answered, or was not."""
+        if not self.started.is_set():
+            self.out.say("observer.start", poll_s=POLL_S)
+            self.started.set()
 
     def wake(self) -> None:
         """Have it look now; from any thread."""
@@ -190,13 +195,15 @@ class GcsWatch:
         try:
             nodes, actors = await asyncio.gather(gcs.nodes(ANSWER_S), gcs.actors(ANSWER_S))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
-            if self.answers or not self._said:
+            if self.answers or not self.started.is_set():
+                self.start()
                 self.out.say("observer.blind", error=_short(error))
-            self.answers, self._said = False, True
+            self.answers = False
             return 0
-        if not self.answers and self._said:
+        if not self.answers and self.started.is_set():
             self.out.say("observer.seeing", error="")
-        self.answers = self._said = True
+        self.answers = True
+        self.start()
         return self._compare(nodes, actors)
 
     def _compare(self, nodes: list[NodeInfo], actors: list[ActorInfo]) -> int:
@@ -236,7 +243,6 @@ def _short(error: Exception) -> str:
 
 def observe(address: str, ledger: Path, out: Output, ending: threading.Event) -> None:
     """Watch both until `ending`; the heartbeat and the ledger do not wait for the GCS."""
-    out.say("observer.start", poll_s=POLL_S)
     watch = GcsWatch(out, ending)
 
     def ask() -> None:
@@ -247,6 +253,7 @@ def observe(address: str, ledger: Path, out: Output, ending: threading.Event) ->
             asyncio.run(main())
         except Exception as error:  # noqa: BLE001 - the ledger is still to be forwarded
             watch.answers = False
+            watch.start()
             out.say("observer.blind", error=_short(error))
             watch.done.set()
 
@@ -269,11 +276,15 @@ def observe(address: str, ledger: Path, out: Output, ending: threading.Event) ->
             beats, next_beat = beats + 1, time.monotonic() + BEAT_S
             out.say("observer.beat", n=beats, gcs=watch.answers)
 
+    # Loading Ray takes seconds on a crowded machine; that is no silence of the GCS.
+    while not (watch.started.wait(POLL_S) or ending.is_set()):
+        pass
     while not ending.wait(POLL_S):
         beat()
         forward()
     watch.wake()
     watch.done.wait(ANSWER_S + 1.0)
+    watch.start()
     forward()
     out.say("observer.end", files=tail.lines)
 

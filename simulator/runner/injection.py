@@ -105,23 +105,23 @@ class Injection:
         Gives up after `BUSY_S` seconds, or when the work is over: then the fault hits what it hits,
         and the checks say so.
         """
-        clock = self.live.clock
+        clock, recorder = self.live.clock, self.live.recorder
         deadline = Deadline(BUSY_S, clock=clock.mono)
         under_way: dict[str, Op] = {}
         looked = 0
         while not deadline.passed:
-            history = self.live.recorder.snapshot()
-            for op in history.ops[looked:]:
+            news = recorder.since(looked)
+            for op in news:
                 if op.kind == "driver.end":
                     return
                 if op.kind == "task.start" and op.node == node:
                     under_way[op.data["exec"]] = op
                 elif op.kind == "task.end":
                     under_way.pop(op.data["exec"], None)
-            looked = len(history)
+            looked += len(news)
             now = clock.wall()
             for op in under_way.values():
-                if now - history.at(op) < op.data["nominal_s"] / 2:
+                if now - recorder.history.at(op) < op.data["nominal_s"] / 2:
                     return
             clock.sleep(0.01)
 

@@ -141,17 +141,6 @@ class FakeRay:
         else:
             submitted.status, submitted.message = "STOPPED", "Job was intentionally stopped."
 
-    def actors_left(self, ray_namespace: str) -> list[str]:
-        world = self._ask("actors_left")
-        return [
-            actor.actor_id
-            for job in jobs_of(world).values()
-            if job.program is not None
-            and job.program.tasks.run_id == ray_namespace
-            and not job.program.tasks.over
-            for actor in job.program.tasks.actors
-        ]
-
     def failed_attempts(self, ray_job_id: str) -> FailedAttempts:
         world = self._ask("failed_attempts")
         for job in jobs_of(world).values():
