@@ -206,12 +206,13 @@ def test_what_is_there_at_the_start_is_told_once() -> None:
         await seen.settled()
 
     said = watched(story)
-    assert [(s["kind"], s["host"], s["data"]["state"]) for s in said] == [
+    assert [(s["kind"], s["host"], s["data"].get("state")) for s in said] == [
+        ("observer.start", None, None),
         ("ray.node", "head", "ALIVE"),
         ("ray.node", "worker-1", "ALIVE"),
         ("ray.actor", None, "PENDING_CREATION"),
     ]
-    assert said[2]["data"] == {
+    assert said[3]["data"] == {
         "actor_id": "cc" * 8,
         "name": "counter",
         "class": "Counter",
@@ -286,7 +287,7 @@ def test_silence_is_told_once_and_so_is_its_end() -> None:
         await seen.until(lambda: seen.script.subscriptions > before)
 
     said = watched(story)
-    blind, seeing, dead = said[3:]
+    blind, seeing, dead = said[4:]
     assert (blind["kind"], blind["data"]) == (
         "observer.blind",
         {"error": "TimeoutError: nobody there"},
@@ -300,7 +301,7 @@ def test_a_gcs_that_never_answered_is_not_seen_to_come_back() -> None:
         seen.script.silent = True
         await seen.until(lambda: seen.script.looks >= 3)
 
-    assert [s["kind"] for s in watched(story)] == ["observer.blind"]
+    assert [s["kind"] for s in watched(story)] == ["observer.start", "observer.blind"]
 
 
 def test_it_looks_once_more_at_the_end(never_asks_by_itself: None) -> None:
@@ -348,6 +349,7 @@ def test_it_forwards_the_ledger_while_there_is_no_gcs(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert len(said("task.end")) == 1  # the last look
+    assert '"kind":"observer.start"' in out.read_text().splitlines()[0]
     assert [s["data"]["poll_s"] for s in said("observer.start")] == [observer.POLL_S]
     assert len(said("observer.blind")) == 1
     beats = said("observer.beat")
