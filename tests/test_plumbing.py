@@ -19,7 +19,7 @@ from simulator.backends.process.table import MARKER
 
 def test_it():
     env = {**os.environ, MARKER: os.environ["RAY_SIM_STATE_DIR"] + "/lab/worker-1"}
-    child = subprocess.Popen([sys.executable, "-c", "input()"], env=env, stdin=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], env=env)
     print("left", child.pid)
     child.returncode = 0  # it is not waited for: that is the point
 """
