@@ -33,15 +33,20 @@ class NodeFailure(Experiment):
             0.5, ge=0.05, le=600, description="how long each holds its slot, seconds"
         )
         max_retries: int = Field(
-            3, ge=-1, description="Ray's max_retries of each task; -1 without end"
+            3, ge=-1, le=1_000_000, description="Ray's max_retries of each task; -1 without end"
         )
         victim: str = Field(
             "random", description="which worker dies: a name, or random (drawn with the seed)"
         )
-        at: float = Field(10.0, ge=0, description="when it dies, seconds after the load began")
+        at: float = Field(
+            10.0, ge=0, le=86_400, description="when it dies, seconds after the load began"
+        )
         comes_back: bool = Field(True, description="start it again once Ray has declared it dead")
         recovery_timeout: float = Field(
-            120.0, gt=0, description="the last phase must be over within this time, seconds"
+            120.0,
+            gt=0,
+            le=86_400,
+            description="the last phase must be over within this time, seconds",
         )
 
     def workload(self, params: Params) -> TaskStream:

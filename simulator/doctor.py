@@ -40,10 +40,11 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Everything that was looked at, and which backend would be taken."""
+    """Everything that was looked at, and which backend would be taken for `asked`."""
 
     sections: Sequence[Section]
     choice: str
+    asked: str = "auto"
 
     @property
     def able(self) -> bool:
@@ -66,7 +67,7 @@ def examine(topology: Topology, backend: str = "auto") -> Diagnosis:
         choice = select.choose(backend).why
     except SimulatorError as error:
         choice = f"none: {error}"
-    return Diagnosis(sections, choice)
+    return Diagnosis(sections, choice, backend)
 
 
 def _python() -> Check:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 import yaml
@@ -21,9 +24,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from simulator.assets import asset_path
 from simulator.checkers import anatomy, registry
 from simulator.errors import BadInput, NotFound, Problem
-from simulator.schedule import Step
+from simulator.schedule import Step, resolve
 from simulator.topology import Topology
 from simulator.workload import Workload
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 #: Names of the phases of recovery in their usual order; docs/reference/anatomy.md defines them.
 PHASES = tuple(anatomy.PHASES)
@@ -35,7 +40,9 @@ ALL_CHECKS = registry.BUILT_IN
 class Params(BaseModel):
     """Base of an experiment's parameters: unknown names are refused, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class Experiment(ABC):
@@ -132,6 +139,8 @@ def load_experiment(name_or_path: str) -> Experiment:
     """
     known = known_experiments()
     path = known.get(name_or_path, Path(name_or_path))
+    if path.is_dir():
+        raise BadInput(Problem(str(path), "is a directory", "name a Python file in it"))
     if not path.is_file():
         raise NotFound("experiment", name_or_path, known)
     module_name = f"_ray_sim_experiment_{path.stem}"
@@ -142,10 +151,8 @@ def load_experiment(name_or_path: str) -> Experiment:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise BadInput(
-            Problem(str(path), f"cannot be imported: {type(error).__name__}: {error}")
-        ) from error
+    except (Exception, SystemExit) as error:  # its exit code must not become ours
+        raise BadInput(Problem(str(path), f"cannot be imported: {_said(error, path)}")) from error
     found = [
         value
         for value in vars(module).values()
@@ -162,13 +169,62 @@ def load_experiment(name_or_path: str) -> Experiment:
                 "define exactly one subclass of simulator.Experiment",
             )
         )
-    experiment: Experiment = found[0]()
+    try:
+        experiment: Experiment = found[0]()
+    except (Exception, SystemExit) as error:
+        made = f"{found[0].__name__}() cannot be made: {_said(error, path)}"
+        raise BadInput(Problem(str(path), made)) from error
     missing = [a for a in ("name", "claim") if not getattr(experiment, a, "")]
     if missing:
         raise BadInput(
             [Problem(str(path), f"{found[0].__name__} has no {a}", "set it") for a in missing]
         )
+    if not (isinstance(experiment.name, str) and _NAME.fullmatch(experiment.name)):
+        raise BadInput(
+            Problem(
+                str(path),
+                f"{found[0].__name__}.name is {experiment.name!r}, and its runs' folder is named so",
+                "use up to 64 letters, digits, - and _",
+            )
+        )
     return experiment
+
+
+def plan_problems(experiment: Experiment, params: Any, topology: Topology) -> list[Problem]:
+    """Everything that keeps this experiment from running with these parameters on this topology.
+
+    What the experiment's own code raises is said as a problem of its file, before anything starts.
+    """
+    path = Path(inspect.getsourcefile(type(experiment)) or type(experiment).__name__)
+    problems: list[Problem] = []
+    parts: Mapping[str, Callable[[], object]] = {
+        "problems": lambda: problems.extend(experiment.problems(params, topology)),
+        "workload": lambda: experiment.workload(params),
+        # The seed changes which target is drawn, not whether there is one.
+        "schedule": lambda: resolve(experiment.schedule(params, topology), topology, Random(0)),
+        "mandatory_phases": lambda: list(experiment.mandatory_phases(params)),
+        "recovery_timeout": lambda: float(experiment.recovery_timeout(params)),
+    }
+    for name, part in parts.items():
+        try:
+            part()
+        except BadInput as error:
+            problems.extend(error.problems)
+        except NotFound as error:
+            problems.append(Problem(f"{path.name}: {name}", str(error)))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code, not ours
+            problems.append(Problem(f"{path.name}: {name}", f"raises {_said(error, path)}"))
+        if problems:
+            break  # what follows would fail for the same reason
+    return problems
+
+
+def _said(error: BaseException, path: Path) -> str:
+    """An error in a user's file, with the line of that file in which it arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def params_data(params: BaseModel) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 from typing import Any
 
@@ -104,6 +105,10 @@ class Step:
     target: Target
     heal: Heal = field(default_factory=WhenDeclaredDead)
     when_busy: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at < inf:  # NaN too
+            raise ValueError(f"a step at {self.at} seconds; it must be a number from 0 on")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,22 @@ from simulator.history import History, Op, read_history
 SPEC, HISTORY, RESULT, REPORT = "spec.json", "history.jsonl", "result.json", "report.html"
 EXPERIMENT = "experiment.py"
 
+#: What of the spec every judgement takes, and its type.
+_NEEDED: Mapping[str, type | tuple[type, ...]] = {
+    "run_id": str,
+    "experiment": str,
+    "backend": str,
+    "seed": int,
+    "topology": dict,
+    "versions": dict,
+    "health": str,
+    "gpu": str,
+    "params": dict,
+    "started": (int, float),
+    "mandatory_phases": list,
+    "checks": list,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
@@ -58,9 +74,29 @@ class RunDir:
             )
         return spec
 
+    def whole_spec(self) -> dict[str, Any]:
+        """The same, or `BadInput` if it lacks what a run cannot be judged without."""
+        spec = self.spec()
+        missing = [key for key, kind in _NEEDED.items() if not isinstance(spec.get(key), kind)]
+        if missing:
+            raise BadInput(
+                Problem(
+                    str(self.path / SPEC),
+                    f"lacks {', '.join(missing)}",
+                    "restore the file; without it a run cannot be judged",
+                )
+            )
+        return spec
+
     def result(self) -> dict[str, Any] | None:
-        """What it meant when it was last judged; None if it never was. BadInput if not JSON."""
-        return _read_json(self.path / RESULT) if (self.path / RESULT).is_file() else None
+        """What it meant when it was last judged; None if it never was, or if that is damaged.
+
+        A result can always be made again from the history, so a damaged one is worth no error.
+        """
+        try:
+            return _read_json(self.path / RESULT) if (self.path / RESULT).is_file() else None
+        except BadInput:
+            return None
 
     def history(self) -> History:
         """The history, together with ledger lines that were salvaged but never received."""
@@ -124,6 +160,7 @@ class Store:
         BadInput
             It is there but is not a run directory; says what is missing.
         """
+        name = name or "."
         for candidate in (Path(name), self.root / name, *self.root.glob(f"*/{name}")):
             if candidate.is_dir():
                 path = candidate.resolve()
@@ -138,7 +175,12 @@ class Store:
                     )
                 return RunDir(path)
         known = [f"{r.path.parent.name}/{r.path.name}" for r in self.list()]
-        raise NotFound("run", name, known[-5:], hint="there is no run yet; make one with: run")
+        raise NotFound(
+            "run",
+            name,
+            known[-5:],
+            hint="there is no run yet; make one with: python -m simulator run node_failure",
+        )
 
     def list(self) -> list[RunDir]:
         """All runs, oldest first."""

@@ -33,6 +33,8 @@ Role = Literal["head", "worker"]
 _NAME = re.compile(r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$")
 _RESERVED = frozenset({"head", "init", "observer", "driver"})
 _SIZE = re.compile(r"^(\d+)([kmg])$")
+#: Of one resource on one node, and of nodes in one group: more is a slip of the pen.
+_MOST, _MOST_REPLICAS = 1_000_000, 1000
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
 
 
@@ -68,6 +70,8 @@ class _Node(BaseModel):
         for name, amount in value.items():
             if amount < 0:
                 raise ValueError(f"{name} is {amount:g}; a node cannot offer less than 0")
+            if not amount <= _MOST:  # NaN too
+                raise ValueError(f"{name} is {amount:g}; a node cannot offer more than {_MOST}")
             if name in ("CPU", "GPU") and amount != int(amount):
                 raise ValueError(f"{name} is {amount:g}; Ray takes whole {name}s per node")
         return {"CPU": 0, **value}
@@ -98,7 +102,7 @@ class WorkerGroup(_Node):
     """Workers that are all alike."""
 
     group_name: str
-    replicas: NonNegativeInt = 1
+    replicas: Annotated[NonNegativeInt, Field(le=_MOST_REPLICAS)] = 1
     min_replicas: NonNegativeInt | None = None
     max_replicas: NonNegativeInt | None = None
 
@@ -259,6 +263,8 @@ def load_topology(name_or_path: str) -> Topology:
     """
     known = known_topologies()
     path = known.get(name_or_path, Path(name_or_path))
+    if path.is_dir():
+        raise BadInput(Problem(str(path), "is a directory", "name a YAML file in it"))
     if not path.is_file():
         raise NotFound("topology", name_or_path, known)
     try:
@@ -298,9 +304,13 @@ def override(topology: Topology, settings: Iterable[str]) -> Topology:
         problem = _assign(data, key.split("."), value, where)
         if problem:
             problems.append(problem)
+    try:
+        made = parse_topology(data, f"topology {topology.name} with --set")
+    except BadInput as error:
+        raise BadInput([*problems, *error.problems]) from None
     if problems:
         raise BadInput(problems)
-    return parse_topology(data, f"topology {topology.name} with --set")
+    return made
 
 
 def _assign(data: Any, path: list[str], value: Any, where: str) -> Problem | None:

@@ -178,6 +178,16 @@ def test_the_program_runs_as_a_module_and_says_its_version() -> None:
         ("run node_failure --workers 1", "has 1 workers; one dies and another must take over"),
         ("run node_failure --set head.resource.CPU=2", "is not a known key"),
         ("run node_failure --set head.resources.CPU=-1", "cannot offer less than 0"),
+        ("run node_failure --set head.resources.CPU=.inf", "cannot offer more than 1000000"),
+        ("run node_failure --set head.resources.disk=.nan", "cannot offer more than 1000000"),
+        ("run node_failure --set worker_groups.worker.max_replicas=null --workers 1001", "1000"),
+        ("run node_failure --param at=.inf", "finite"),
+        ("run node_failure --param at=1e300", "less than or equal to 86400"),
+        ("run node_failure --param max_retries=99999999999999999999", "1000000"),
+        ("run node_failure --param recovery_timeout=.nan", "finite"),
+        ("run .", "is a directory; name a Python file in it"),
+        ("up --topology .", "is a directory; name a YAML file in it"),
+        ("check .", "is not a run directory"),
         ("run node_failure --health fats", "did you mean fast?"),
         ("run node_failure --backend dokcer", "is not known"),
         ("run node_failure --reuse lab --name two", "contradict each other"),
@@ -189,8 +199,8 @@ def test_the_program_runs_as_a_module_and_says_its_version() -> None:
         ("up --topology cpu_onyl", "did you mean cpu_only?"),
         ("up --workers -1", "--workers"),
         ("status --name lab", "there is no cluster; start one with: python -m simulator up"),
-        ("status", "there is no cluster; start one with: python -m simulator up"),
-        ("kill worker-1", "there is no cluster"),
+        ("status", "cluster: there is none; start one with: python -m simulator up"),
+        ("kill worker-1", "cluster: there is none"),
         ("exec head", "Missing argument"),
         ("down --all --name lab", "contradict each other"),
         ("check latest", "there is no run yet"),
@@ -204,6 +214,74 @@ def test_wrong_input_is_said_and_is_exit_code_2(command: Command, line: str, sai
     assert done.code == 2
     assert said in " ".join(done.err.split())
     assert done.out == ""
+
+
+BAD_NAMES = ("", "a/b", "a b", "../x", "Upper", ".x", "-x", "x-", "ä", "a\n", "a" * 64)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("start", [("up",), ("run", "node_failure")])
+def test_a_name_that_no_cluster_can_have_is_refused_before_anything_starts(
+    command: Command, backend: FakeBackend, tmp_path: Path, start: tuple[str, ...], name: str
+) -> None:
+    done = command(*start, f"--name={name}")
+    assert done.code == 2
+    assert "is no name for a cluster; use at most 63 of a-z" in done.err
+    assert done.out == ""
+    assert "starting" not in done.err
+    assert backend.clusters() == []
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["a", "1a", "a_b", "a-1", "a" * 63])
+def test_a_name_that_a_cluster_can_have_is_taken(command: Command, name: str) -> None:
+    assert command("up", "--name", name).code == 0
+
+
+RAISES = """
+import sys
+from simulator import Experiment, TaskStream
+
+class Mine(Experiment):
+    name = "mine"
+    claim = "Nothing is lost."
+
+    def workload(self, params):
+        return {workload}
+
+    def schedule(self, params, topology):
+        return {schedule}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sys; sys.exit(3)", "mine.py: cannot be imported: SystemExit: 3 (line 1)"),
+        (
+            RAISES.format(workload="1 / 0", schedule="[]"),
+            "mine.py: workload: raises ZeroDivisionError: division by zero (line 10)",
+        ),
+        (
+            RAISES.format(workload="TaskStream()", schedule="params.nothing"),
+            "mine.py: schedule: raises AttributeError",
+        ),
+        (
+            RAISES.format(workload="TaskStream()", schedule="sys.exit(0)"),
+            "mine.py: schedule: raises SystemExit: 0 (line 13)",
+        ),
+    ],
+)
+def test_an_experiment_that_raises_is_no_defect_of_ours(
+    command: Command, backend: FakeBackend, tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    done = command("run", "./mine.py")
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "defect" not in done.err
+    assert backend.clusters() == []
+    assert not (tmp_path / "runs").exists()
 
 
 def test_all_problems_of_a_command_line_are_said_at_once(command: Command) -> None:
@@ -536,6 +614,33 @@ def test_a_run_is_judged_again_from_its_directory(command: Command, one_run: Pat
     assert json.loads((one_run / "result.json").read_text()) == before
     assert "VALID" in command("check", one_run.name).out
     assert command("check", str(one_run), "--json").data["run_dir"] == str(one_run)
+
+
+def test_a_damaged_result_is_made_again(command: Command, one_run: Path) -> None:
+    before = command("check", "latest", "--json")
+    (one_run / "result.json").write_text("[1")
+    after = command("check", "latest", "--json")
+    assert (after.code, after.data) == (before.code, before.data)
+    assert json.loads((one_run / "result.json").read_text())["verdict"] == "valid"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "lacks run_id, experiment, backend, seed, topology"),
+        ('{"a":', "is not JSON"),
+        ("null", "is not an object"),
+        ("", "is not JSON"),
+    ],
+)
+def test_a_spec_that_cannot_be_judged_by_is_said(
+    command: Command, one_run: Path, text: str, said: str
+) -> None:
+    (one_run / "spec.json").write_text(text)
+    done = command("check", str(one_run))
+    assert (done.code, done.out) == (2, "")
+    assert str(one_run / "spec.json") in done.err
+    assert said in done.err
 
 
 def test_a_history_that_is_cut_off_is_judged_up_to_there(command: Command, one_run: Path) -> None:

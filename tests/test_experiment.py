@@ -80,6 +80,13 @@ def test_an_unknown_name_gives_the_nearest() -> None:
         (MINE + MINE.replace("Mine", "Yours"), "defines 2 experiments"),
         ("from simulator import Experiment", "defines 0 experiments"),
         (MINE.replace('    name = "mine"', ""), "Mine has no name; set it"),
+        (MINE.replace('"mine"', '"../mine"'), "letters, digits, - and _"),
+        (MINE.replace('"mine"', "3"), "letters, digits, - and _"),
+        ("raise SystemExit(3)", "cannot be imported: SystemExit: 3 (line 1)"),
+        (
+            MINE + "\n    def __init__(self):\n        raise ValueError('no')\n",
+            "Mine() cannot be made: ValueError: no (line",
+        ),
     ],
 )
 def test_a_broken_file_is_refused_with_the_reason(tmp_path: Path, text: str, said: str) -> None:

@@ -112,3 +112,9 @@ def test_survivors_are_all_but_those_that_stay_away() -> None:
         Random(0),
     )
     assert [n.name for n in survivors(topology(), planned)] == ["head", "worker-2", "worker-3"]
+
+
+@pytest.mark.parametrize("at", [-1.0, float("nan"), float("inf")])
+def test_a_time_that_never_comes_is_refused(at: float) -> None:
+    with pytest.raises(ValueError, match="a number from 0 on"):
+        Step(at, Kill(), RandomWorker())

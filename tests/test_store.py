@@ -64,7 +64,9 @@ def test_an_unknown_run_names_those_that_there_are(store: Store) -> None:
 
 
 def test_without_any_run_it_says_how_to_make_one(store: Store) -> None:
-    with pytest.raises(NotFound, match="there is no run yet; make one with: run"):
+    with pytest.raises(
+        NotFound, match="there is no run yet; make one with: python -m simulator run"
+    ):
         store.find("latest")
 
 

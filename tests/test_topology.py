@@ -185,6 +185,14 @@ def test_every_problem_of_the_overrides_comes_at_once() -> None:
     ]
 
 
+def test_a_setting_that_is_none_hides_no_other_problem() -> None:
+    with pytest.raises(BadInput) as caught:
+        override(load_topology("default"), ["nonsense", "a=b", "head.resources.CPU=-2"])
+    text = str(caught.value)
+    for said in ("nonsense: is not key=value", "a: is not a known key", "CPU is -2"):
+        assert said in text
+
+
 def test_an_override_is_validated_like_the_file() -> None:
     with pytest.raises(BadInput, match="replicas 99 is above max_replicas 64"):
         override(load_topology("default"), ["worker_groups.worker.replicas=99"])

@@ -10,6 +10,7 @@ identity is the `hostname`, which Ray also shows as the node's name; `NodeRecord
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,21 @@ LABEL_ROLE = "ray-sim.role"  # head | worker | init | program
 LABEL_GROUP = "ray-sim.group"
 LABEL_RUN_DIR = "ray-sim.run-dir"  # absolute path of the run that owns the cluster, or absent
 LABEL_GPU = "ray-sim.gpu"  # real | simulated | none, as resolved when the cluster was made
+
+#: It becomes a Compose project, a folder and part of host names, so it must suit all of them.
+_CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
+
+
+def name_problem(name: str, option: str = "--name") -> Problem | None:
+    """What is wrong with a cluster's name, or None; the same on every backend."""
+    if _CLUSTER_NAME.fullmatch(name):
+        return None
+    shown = name if len(name) <= 40 else f"{name[:30]}... ({len(name)} characters)"
+    return Problem(
+        f"{option} {shown!r}",
+        "is no name for a cluster",
+        "use at most 63 of a-z, 0-9, - and _, a letter or digit first and last",
+    )
 
 
 @dataclass(frozen=True, slots=True)

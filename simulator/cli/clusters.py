@@ -84,6 +84,7 @@ def up(
     wanted = load_nodes(problems, topology, workers, settings or ())
     problems.one_of("--health", health, HEALTH)
     problems.one_of("--backend", backend, select.NAMES)
+    problems.cluster_name(name)
     problems.raise_any()
     assert wanted is not None
 
@@ -175,8 +176,9 @@ def down(
     looked = search(backend)
     for reason in looked.not_looked:
         output.say(f"not looked: {reason}", "dim")
+    there = "was found" if looked.not_looked else "is there"
     if not looked.found and name is None:
-        output.say("there is no cluster; nothing to do")
+        output.say(f"no cluster {there}; nothing to do")
         return
     found: list[Found] = list(looked.found)
     if not everything:
@@ -186,7 +188,7 @@ def down(
             # Taking down twice is no mistake; a name that is nearly another's may be one.
             if error.near:
                 raise
-            output.say(f"there is no cluster {name}; nothing to do")
+            output.say(f"no cluster {name} {there}; nothing to do")
             return
     failed: list[SimulatorError] = []
     for one in found:
@@ -265,6 +267,11 @@ def _show_status(cluster: Cluster, as_json: bool) -> None:
         output.data_console().print(status_view(found))
 
 
+def _command(verb: str, node: str, name: str | None) -> str:
+    """A command line about one node, naming the cluster if the user had to."""
+    return f"python -m simulator {verb} {node}{f' --name {name}' if name else ''}"
+
+
 def kill(
     node: NodeArgument, name: NameOfExisting = None, backend: BackendOfExisting = "auto"
 ) -> None:
@@ -272,7 +279,7 @@ def kill(
     from simulator.cli.find import find
 
     find(name, backend).cluster.kill(node)
-    output.say(f"killed {node}; start it again with: python -m simulator restart {node}")
+    output.say(f"killed {node}; start it again with: {_command('restart', node, name)}")
 
 
 def restart(
@@ -297,7 +304,7 @@ def pause(
     from simulator.cli.find import find
 
     find(name, backend).cluster.pause(node)
-    output.say(f"paused {node}; thaw it with: python -m simulator resume {node}")
+    output.say(f"paused {node}; thaw it with: {_command('resume', node, name)}")
 
 
 def resume(

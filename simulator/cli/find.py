@@ -73,9 +73,7 @@ def find(name: str | None, backend: str = "auto") -> Found:
     note = f" (not looked: {'; '.join(looked.not_looked)})" if looked.not_looked else ""
     if name is None:
         raise BadInput(
-            Problem(
-                "--name", f"there is no cluster{note}", "start one with: python -m simulator up"
-            )
+            Problem("cluster", f"there is none{note}", "start one with: python -m simulator up")
         )
     raise NotFound(
         "cluster",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from simulator.backends.base import ClusterRecord
+from simulator.backends.base import ClusterRecord, name_problem
 from simulator.cluster import HEALTH, Cluster
 from simulator.errors import BadInput, NotFound, Problem
 from simulator.topology import Head, Topology, WorkerGroup, load_topology, override
@@ -38,6 +38,12 @@ class Problems:
         if value not in names:
             error = NotFound("value", value, names)
             self.found.append(Problem(f"{option} {value}", "is not known", error.why))
+
+    def cluster_name(self, name: str) -> None:
+        """Note it if no cluster can have this name."""
+        problem = name_problem(name)
+        if problem is not None:
+            self.found.append(problem)
 
     def raise_any(self) -> None:
         if self.found:

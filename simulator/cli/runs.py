@@ -180,7 +180,7 @@ def _request(
     from simulator.cli.plan import Problems, health_of, load_nodes, replay_command, topology_of
     from simulator.cluster import HEALTH
     from simulator.errors import Problem
-    from simulator.experiment import load_experiment
+    from simulator.experiment import load_experiment, plan_problems
     from simulator.runner import RunRequest
 
     problems = Problems()
@@ -189,6 +189,8 @@ def _request(
     if health is not None:
         problems.one_of("--health", health, HEALTH)
     problems.one_of("--backend", backend, select.NAMES)
+    if name is not None:
+        problems.cluster_name(name)
     for option, given in (("--name", name), ("--image", image)):
         if reuse is not None and given is not None:
             problems.found.append(
@@ -202,7 +204,7 @@ def _request(
     elif loaded is None and topology is not None:
         load_nodes(problems, topology, workers, settings)
     if loaded is not None and parsed is not None and nodes is not None:
-        problems.found.extend(loaded.problems(parsed, nodes))
+        problems.found.extend(plan_problems(loaded, parsed, nodes))
     problems.raise_any()
     assert loaded is not None
 
@@ -320,7 +322,9 @@ def check(run: RunArgument, as_json: AsJson = False, junit: JunitOption = None) 
     from simulator.runner import judge_run
     from simulator.store import Store
 
-    result = judge_run(Store().find(run))
+    found = Store().find(run)
+    found.whole_spec()
+    result = judge_run(found)
     _show_results([result], as_json, junit, several=False)
     raise typer.Exit(_exit_code([result]))
 

@@ -200,7 +200,7 @@ def doctor_view(diagnosis: Diagnosis) -> RenderableType:
                 Text(f"  {check.level}", LEVEL_STYLES[check.level]), check.name, _fact(check)
             )
         parts += [title, rows, Text()]
-    parts.append(Text(f"--backend auto takes: {diagnosis.choice}", "bold"))
+    parts.append(Text(f"--backend {diagnosis.asked} takes: {diagnosis.choice}", "bold"))
     return Group(*parts)
 
 

@@ -45,6 +45,7 @@ from simulator.backends.base import (
     NodeState,
     Program,
     Watch,
+    name_problem,
 )
 from simulator.backends.docker.archive import (
     extract,
@@ -94,7 +95,6 @@ _COMPOSE_PROJECT = "com.docker.compose.project"
 _COMPOSE_SERVICE = "com.docker.compose.service"
 _COMPOSE_NUMBER = "com.docker.compose.container-number"
 
-_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
 _RAY_LOGS = "/tmp/ray/session_latest/logs"
 _NETWORK_ATTEMPTS = 5
 _INIT_S = 60
@@ -433,11 +433,10 @@ class DockerBackend:
 
     def _refuse_name(self, spec: ClusterSpec) -> None:
         """A Compose project of somebody else must not be taken for ours."""
+        problem = name_problem(spec.name)
+        if problem is not None:
+            raise BadInput(problem)
         where = f"--name {spec.name}"
-        if not _NAME.match(spec.name):
-            raise BadInput(
-                Problem(where, "is no name for a cluster", "use a-z, 0-9, - and _, at most 63")
-            )
         filters = {"label": f"{_COMPOSE_PROJECT}={spec.name}"}
         with asking(f"the engine was asked whether {spec.name} is in use"):
             things = [c.get("Labels") for c in self._api.containers(all=True, filters=filters)]
