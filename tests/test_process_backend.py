@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -670,11 +671,21 @@ def test_real_gpus_are_seen_by_the_head_alone_and_only_if_asked_for(
     assert backend._environment(facts, "worker-1").get("CUDA_VISIBLE_DEVICES") == worker
 
 
-def test_too_little_memory_is_a_problem(backend: ProcessBackend) -> None:
-    crowd = Topology.model_validate({"worker_groups": [{"group_name": "w", "replicas": 60_000}]})
-    problems = [c for c in backend.check(crowd) if c.level == "problem"]
-    assert [c.name for c in problems] == ["memory"]
-    assert problems[0].remedy
+@pytest.mark.parametrize(
+    ("total", "available", "level"), [(1, 1, "problem"), (64, 1, "warning"), (64, 32, "ok")]
+)
+def test_memory_is_judged_by_what_the_topology_needs(
+    backend: ProcessBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    total: int,
+    available: int,
+    level: str,
+) -> None:
+    memory = SimpleNamespace(total=total * 10**9, available=available * 10**9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    (check,) = [c for c in backend.check(load_topology("default")) if c.name == "memory"]
+    assert check.level == level
+    assert ("--workers" in check.remedy) == (level != "ok")
 
 
 def test_another_system_is_refused_with_the_reason(

@@ -75,7 +75,10 @@ def observed(cluster: Cluster) -> Iterator[Observed]:
     yield observed
     assert program.stop(timeout=30) == 0
     observed.thread.join(timeout=30)
-    assert observed.lines[-1]["kind"] == "observer.end"
+    kinds = [line["kind"] for line in observed.lines]
+    assert (kinds[0], kinds[-1]) == ("observer.start", "observer.end")
+    assert "observer.blind" not in kinds
+    assert all(line["data"]["gcs"] for line in observed.lines if line["kind"] == "observer.beat")
     program.remove()
 
 

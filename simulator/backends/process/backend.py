@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class ProcessBackend:
 
     def cluster(self, name: str) -> ClusterRecord:
         facts = self._facts(name)
-        owners = living_owners(self.root / name)
+        owners = cache(lambda: living_owners(self.root / name))
         return ClusterRecord(
             name=name,
             backend=self.name,
@@ -419,22 +420,25 @@ class ProcessBackend:
         states: Sequence[NodeState] = ("running", "paused"),
     ) -> tuple[dict[str, Any], Path]:
         facts, home = self._node(cluster, node)
-        state = self._state(home, living_owners(home))
+        state = self._state(home, lambda: living_owners(home))
         if state not in states:
             remedy = f"resume {node}" if state == "paused" else f"restart {node}"
             raise CannotRun(f"{node} cannot be {verb}", why=f"it is {state}", remedy=remedy)
         return facts, home
 
-    def _state(self, home: Path, owners: Collection[str]) -> NodeState:
+    def _state(self, home: Path, owners: Callable[[], Collection[str]]) -> NodeState:
+        """What a node is doing; `owners` costs a look at every process, and is rarely needed."""
         pid1 = noted_pid(home, home)
         process = look(pid1) if pid1 is not None else None
         if process is not None:
             return "paused" if process.state in "tT" else "running"
-        if str(home) in owners:
+        if str(home) in owners():
             return "running"  # its supervisor was killed alone
         return "exited" if (home / PID).exists() else "created"
 
-    def _record(self, facts: Mapping[str, Any], node: str, owners: Collection[str]) -> NodeRecord:
+    def _record(
+        self, facts: Mapping[str, Any], node: str, owners: Callable[[], Collection[str]]
+    ) -> NodeRecord:
         spec, home = facts["nodes"][node], self.root / facts["name"] / node
         state = self._state(home, owners)
         return NodeRecord(
