@@ -281,8 +281,9 @@ class Cluster:
                 )
             )
         on_plan(todo)
-        if todo.create:
-            self.backend.create(spec)
+        # Also where all of it exists: nodes of the same names may be of another definition, and what
+        # was asked for must not seem to be there.
+        self.backend.create(spec)
         self.start_nodes(todo.start, timeout=timeout, parallelism=parallelism, progress=progress)
         # Nodes that ran already may still be joining; a paused one is left as it is.
         running = {n.name for n in self.record().nodes if n.state == "running"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -734,3 +735,61 @@ def test_an_interrupted_command_is_exit_code_4(
 
     monkeypatch.setattr(backend, "clusters", interrupted)
     assert command("clusters").code == 4
+
+
+# ---- readers that leave, streams that are closed
+
+
+def in_a_shell(line: str, runs: Path) -> subprocess.CompletedProcess[str]:
+    """A command line of its own process, whose streams a shell can break."""
+    return subprocess.run(
+        ["bash", "-c", line.replace("SIM", f"{shlex.quote(sys.executable)} -m simulator")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "RAY_SIM_RUNS": str(runs), "DOCKER_HOST": "unix:///nonexistent"},
+        cwd=ROOT,
+    )
+
+
+#: Makes descriptor 3 a pipe whose reader has gone before anything is written.
+UNREAD = "mkfifo {pipe}; (: <{pipe}) & exec 3>{pipe}; wait;"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("SIM check latest", 3), ("SIM check latest --json", 3), ("SIM --help", 0),
+     ("SIM --version", 0), ("SIM run --repeat 0 2>&3", 2),
+     ("SIM runs", 0), ("SIM runs --json", 0), ("SIM report latest", 0)],
+)  # fmt: skip
+def test_a_reader_that_leaves_does_not_change_the_exit_code(
+    command: Command, tmp_path: Path, line: str, code: int
+) -> None:
+    command("run", "node_failure", "--param", "tasks=8", "--param", "at=60")
+    unread = UNREAD.format(pipe=tmp_path / "pipe")
+    done = in_a_shell(f"{unread} {line} >&3", tmp_path / "runs")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("SIM runs --json >&-", 0),
+        ("SIM runs >&- 2>&-", 0),
+        ("SIM check nothing >&- 2>&-", 2),
+        ("SIM check nothing 2>&-", 2),
+        ("SIM experiments > /dev/full", 4),
+    ],
+)
+def test_closed_and_full_streams_are_no_defect(tmp_path: Path, line: str, code: int) -> None:
+    done = in_a_shell(line, tmp_path)
+    assert done.returncode == code
+    assert "defect" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_progress_that_nobody_reads_ends_nothing(tmp_path: Path) -> None:
+    unread = UNREAD.format(pipe=tmp_path / "pipe")
+    done = in_a_shell(f"{unread} SIM runs 2>&3; echo $?", tmp_path)
+    assert done.stdout == "0\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from simulator.cluster import (
     wait_alive,
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound
+from simulator.topology import override
 
 WORKERS = ["worker-1", "worker-2", "worker-3"]
 
@@ -131,6 +133,18 @@ def test_a_name_in_use_by_another_shape_is_refused(backend: FakeBackend) -> None
     with pytest.raises(BadInput, match=r"has 3 nodes, not 5.*take it down first"):
         cluster.up(cluster_spec(workers=4))
     assert len(cluster.record().nodes) == 3
+
+
+def test_a_name_in_use_by_another_definition_of_the_same_nodes_is_refused(
+    backend: FakeBackend,
+) -> None:
+    cluster = cluster_up(backend)
+    spec = cluster_spec()
+    larger = override(spec.topology, ["worker_groups.worker.resources.CPU=2"])
+    for other in (replace(spec, topology=larger), replace(spec, env={"RAY_health_check_period_ms": "7"})):
+        with pytest.raises(BadInput, match="in use by a cluster with another definition"):
+            cluster.up(other)
+    assert len(cluster.record().nodes) == 4
 
 
 def test_two_clusters_live_side_by_side(backend: FakeBackend) -> None:

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from simulator import __version__
-from simulator.cli import clusters, machine, runs
+from simulator.cli import clusters, machine, output, runs
 from simulator.cli.run_help import RunCommand
 
 app = typer.Typer(
@@ -41,7 +41,7 @@ def examples(*lines: str) -> str:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(__version__)
+        output.print_line(__version__)
         raise typer.Exit
 
 

@@ -365,8 +365,8 @@ def execute(
     found.cluster.node(node)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     done = found.backend.execute(found.name, node, command, interactive=interactive)
-    sys.stdout.write(done.output)
-    sys.stdout.flush()
+    with output.reader_may_leave():
+        output.write(done.output)
     raise typer.Exit(done.code)
 
 

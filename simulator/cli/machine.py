@@ -39,10 +39,11 @@ def doctor(
     problems.raise_any()
     assert wanted is not None
     diagnosis = examine(wanted, backend)
-    if as_json:
-        output.print_json({"able": diagnosis.able, **asdict(diagnosis)})
-    else:
-        output.data_console().print(doctor_view(diagnosis))
+    with output.reader_may_leave():
+        if as_json:
+            output.print_json({"able": diagnosis.able, **asdict(diagnosis)})
+        else:
+            output.data_console().print(doctor_view(diagnosis))
     if not diagnosis.able:
         raise typer.Exit(4)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import typer.main
@@ -15,14 +17,19 @@ from simulator.errors import CannotRun, SimulatorError
 COULD_NOT_RUN = 4
 #: What typer exits with on Ctrl-C outside of a command that handles it itself.
 _TYPER_INTERRUPTED = 130
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code."""
+    output.have_streams()
     command = typer.main.get_command(app)
     try:
-        command(args=None if args is None else list(args), prog_name=_program())
+        with output.reader_may_leave():
+            command(args=None if args is None else list(args), prog_name=_program())
     except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            return _without_reader(ended.__context__)
         code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
         if code == _TYPER_INTERRUPTED:
             output.say("interrupted")
@@ -31,12 +38,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except SimulatorError as error:
         output.show_error(error)
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has enough of it; what is buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
-        if not error.filename:
+        if not error.filename and error.errno in _NO_ROOM:
+            output.show_error(CannotRun("the output cannot be written", why=error.strerror or ""))
+        elif not error.filename:
             output.show_crash(error)
         else:  # a file of the user's, or a full disk: no defect of ours
             output.show_error(CannotRun(str(error.filename), why=error.strerror or ""))
@@ -45,6 +50,21 @@ def main(args: Sequence[str] | None = None) -> int:
         output.show_crash(error)
         return COULD_NOT_RUN
     return 0
+
+
+def _without_reader(broken: BrokenPipeError) -> int:
+    """The exit code where typer made a broken pipe its own exit code 1, which here is a verdict."""
+    why: BaseException | None = broken
+    while why is not None:  # the message that could not be written was about wrong usage
+        code = getattr(why, "exit_code", None)
+        if isinstance(code, int):
+            return code
+        why = why.__context__
+    frames = traceback.extract_tb(broken.__traceback__)
+    if any(frame.name == "_write_buffer" for frame in frames):  # a help text
+        return 0
+    output.show_crash(broken)
+    return COULD_NOT_RUN
 
 
 def _program() -> str:

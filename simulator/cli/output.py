@@ -11,8 +11,10 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -29,13 +31,58 @@ def _width(terminal: bool) -> int | None:
     return None if terminal or os.environ.get("COLUMNS") else PIPE_WIDTH
 
 
+class ReaderLeft(Exception):
+    """Whoever read our data reads no more (``| head -1``). No `OSError`, of which typer makes exit 1."""
+
+
+class _Data(Console):
+    """A console that leaves it to the command what happens when its reader leaves."""
+
+    def on_broken_pipe(self) -> None:
+        raise ReaderLeft
+
+
 def data_console() -> Console:
     """Standard output."""
-    return Console(width=_width(sys.stdout.isatty()), highlight=False)
+    return _Data(width=_width(sys.stdout.isatty()), highlight=False)
+
+
+def have_streams() -> None:
+    """Give a program that was started with a closed standard output or error one to nowhere."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open until the end
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """What is still buffered has no reader; written at exit, it would change the exit code."""
+    with suppress(OSError, ValueError):  # a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Let whoever reads our data stop reading (``| head -1``) without costing what comes next.
+
+    What comes next is the exit code: a verdict must not change because nobody read it to the end.
+    """
+    try:
+        yield
+    except ReaderLeft:
+        _to_nowhere(sys.stdout)
 
 
 class _Steady(Console):
-    """A console that never hides the cursor: a second Ctrl-C could not bring it back."""
+    """Progress, which must never end what it tells of.
+
+    It never hides the cursor, since a second Ctrl-C could not bring it back, and when its reader
+    leaves it falls silent.
+    """
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _to_nowhere(sys.stderr)
 
     def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002 - the base class's signature
         return False
@@ -53,8 +100,16 @@ def say(text: str, style: str = "") -> None:
 
 def print_line(text: str) -> None:
     """One line of data, flushed, so that a reader at the other end of a pipe has it at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    write(text + "\n")
+
+
+def write(text: str) -> None:
+    """Data as it is, flushed; `ReaderLeft` if nobody reads any more."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderLeft from None
 
 
 def print_json(data: Any) -> None:

@@ -256,17 +256,18 @@ def _show_results(
 
     if junit is not None:
         _write_junit([Path(r["run_dir"]) for r in results], junit)
-    if as_json:
-        objects = [run_data(r) for r in results]
-        summary = {"runs": objects, "summary": summarise(results)}
-        output.print_json(summary if several else objects[0])
-    elif several:
-        console = output.data_console()
-        render_repeats(results, console)
-        for result in results:
-            output.print_line(f"{result['verdict']:8} {result['report']}")
-    else:
-        render_terminal(Path(results[0]["run_dir"]), output.data_console())
+    with output.reader_may_leave():
+        if as_json:
+            objects = [run_data(r) for r in results]
+            summary = {"runs": objects, "summary": summarise(results)}
+            output.print_json(summary if several else objects[0])
+        elif several:
+            console = output.data_console()
+            render_repeats(results, console)
+            for result in results:
+                output.print_line(f"{result['verdict']:8} {result['report']}")
+        else:
+            render_terminal(Path(results[0]["run_dir"]), output.data_console())
     for result in results:
         if result["error"]:
             output.say(f"error: {result['error']}", "red")

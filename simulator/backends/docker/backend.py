@@ -457,7 +457,7 @@ class DockerBackend:
             raise BadInput(
                 Problem(
                     f"--name {spec.name}",
-                    "is in use by a cluster with another definition",
+                    "is in use by a cluster with another definition: resources, image or health",
                     f"take it down first (down --name {spec.name}) or use another name",
                 )
             )

@@ -227,8 +227,10 @@ class FakeBackend:
             self._worlds[spec.name] = World(
                 spec, self.simulated_clock, self.behaviour, self._script, rng
             )
-        elif existing.spec.topology != spec.topology:
-            raise BadInput(Problem(spec.name, "is in use by a cluster of another shape"))
+        elif (existing.spec.topology, existing.spec.env) != (spec.topology, spec.env):
+            raise BadInput(
+                Problem(f"--name {spec.name}", "is in use by a cluster with another definition")
+            )
 
     def cluster(self, name: str) -> ClusterRecord:
         self._called("cluster", name)
