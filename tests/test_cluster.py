@@ -141,7 +141,10 @@ def test_a_name_in_use_by_another_definition_of_the_same_nodes_is_refused(
     cluster = cluster_up(backend)
     spec = cluster_spec()
     larger = override(spec.topology, ["worker_groups.worker.resources.CPU=2"])
-    for other in (replace(spec, topology=larger), replace(spec, env={"RAY_health_check_period_ms": "7"})):
+    for other in (
+        replace(spec, topology=larger),
+        replace(spec, env={"RAY_health_check_period_ms": "7"}),
+    ):
         with pytest.raises(BadInput, match="in use by a cluster with another definition"):
             cluster.up(other)
     assert len(cluster.record().nodes) == 4
