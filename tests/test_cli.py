@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -411,6 +412,17 @@ def test_a_cluster_whose_nodes_do_not_join_is_taken_down_again(
     assert done.out == ""
     assert "missing worker-2" in done.err
     assert "--start-parallelism 1" in done.err
+    assert backend.clusters() == []
+
+
+def test_an_interrupted_up_leaves_nothing_and_says_so(
+    command: Command, backend: FakeBackend
+) -> None:
+    backend.before("start", lambda: os.kill(os.getpid(), signal.SIGINT))
+    done = command("up")
+    assert done.code == 4
+    assert "taking down what was started" in done.err
+    assert done.err.endswith("interrupted by SIGINT: what was started is taken down again\n")
     assert backend.clusters() == []
 
 

@@ -114,6 +114,7 @@ def _bring_up(
     cluster: Cluster, spec: ClusterSpec, screen: Screen, timeout: float, parallelism: int | None
 ) -> None:
     """Start it; whatever goes wrong, nothing that this command made is left half-started."""
+    from simulator.errors import Interrupted
     from simulator.runner import Interrupts
 
     made = False
@@ -139,11 +140,14 @@ def _bring_up(
                 progress=screen.start,
                 on_plan=on_plan,
             )
-        except BaseException:
+        except BaseException as error:
             interrupts.cleaning = True
             if made:
-                screen.say("taking down what was started")
+                screen.say("taking down what was started; Ctrl-C stops at once")
                 cluster.down()
+            if isinstance(error, Interrupted):  # which speaks of what a run does then
+                done = "what was started is taken down again" if made else "nothing was started"
+                raise Interrupted(error.what, why=done) from None
             raise
 
 
