@@ -39,6 +39,11 @@ KNOWN_AFTERWARDS = frozenset({"first_failure"})
 #: Throughput counts as back when a window's mean reaches this part of the baseline.
 BACK = 0.95
 
+#: A baseline is at least so many task lengths and so many seconds long. In a shorter one, with tasks
+#: however short, how work is handed out weighs more than what the nodes can do: measured too low, it
+#: would be reached by a cluster that is not back.
+BASELINE_TASKS, BASELINE_S = 2, 1.0
+
 #: Ray's own actors, which it starts and restarts for its own purposes.
 _INTERNAL_ACTORS = ("_ray_internal", "JobSupervisor", "SERVE_")
 
@@ -417,7 +422,7 @@ class _Anatomy:
         long = 0.0 if ramp is None else self.injected_at - ramp
         self.metrics["throughput_window_s"] = self.width
         self.metrics["baseline_window_s"] = round(long, 6)
-        if ramp is None or long < 2 * length:
+        if ramp is None or long < max(BASELINE_TASKS * length, BASELINE_S):
             self.no_baseline = (
                 f"only {long:.1f} s of full work before the injection, too short for a baseline "
                 f"with tasks of {length:g} s"
