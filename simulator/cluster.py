@@ -388,12 +388,17 @@ class Cluster:
         ------
         NotFound, BadInput
             There is no such node; it is paused.
+        CannotRun
+            The head does not run, so that no worker can join; the node is left as it is.
         NodeStartFailed
             It did not join.
         """
         record = self.node(node)
         if record.state == "paused":
             raise BadInput(Problem(node, "is paused", f"resume or kill it first: resume {node}"))
+        # Looked at before anything is stopped: a node that cannot come back is better left as it is.
+        if node != "head" and self.node("head").state != "running":
+            raise _no_head()
         if record.state == "running":
             self.backend.stop(self.name, node, grace)
         self.start_nodes([node], timeout=timeout, progress=progress)
@@ -403,6 +408,12 @@ class Cluster:
         if record.state not in ("running", "paused"):
             raise BadInput(Problem(node, f"is {record.state}", f"start it with: restart {node}"))
         return record
+
+
+def _no_head() -> CannotRun:
+    return CannotRun(
+        "the head is not running, so no worker can join", remedy="Restart it first: restart head"
+    )
 
 
 class _Starter:
@@ -430,10 +441,7 @@ class _Starter:
         while self.waiting or self.starting:
             ray_nodes = self._ray_nodes()
             if ray_nodes is None and self._head_is_gone():
-                raise CannotRun(
-                    "the head is not running, so no worker can join",
-                    remedy="Restart it first: restart head",
-                )
+                raise _no_head()
             if self.waiting and ray_nodes is not None:
                 known = frozenset(n.ray_node_id for n in ray_nodes if n.alive)
                 while self.waiting and len(self.starting) < self.parallelism:

@@ -605,6 +605,21 @@ def test_a_kept_cluster_stays_and_can_be_run_on(command: Command, backend: FakeB
     assert "was started with --health fast" in other.err
 
 
+@pytest.mark.parametrize(
+    ("verb", "node", "remedy"),
+    [("pause", "worker-1", "resume"), ("pause", "head", "resume"), ("kill", "head", "restart")],
+)
+def test_a_cluster_that_cannot_be_borrowed_is_refused_at_once(
+    command: Command, tmp_path: Path, verb: str, node: str, remedy: str
+) -> None:
+    command("up", "--name", "lab", "--health", "fast")
+    command(verb, node)
+    done = command("run", "node_failure", "--reuse", "lab")
+    assert done.code == 2
+    assert f"first: python -m simulator {remedy} {node} --name lab" in done.err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_on_a_borrowed_cluster_reports_its_failure_detection(command: Command) -> None:
     command("up")
     done = command("run", "node_failure", "--reuse", "ray-sim", "--json", *SHORT)

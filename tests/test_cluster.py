@@ -158,6 +158,14 @@ def test_two_clusters_live_side_by_side(backend: FakeBackend) -> None:
     assert [c.name for c in backend.clusters()] == ["two"]
 
 
+def test_a_worker_that_could_not_join_again_is_not_stopped(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.kill("head")
+    with pytest.raises(CannotRun, match=r"the head is not running.*restart head"):
+        cluster.restart("worker-1")
+    assert cluster.node("worker-1").state == "running"
+
+
 def test_down_is_idempotent(backend: FakeBackend) -> None:
     cluster = cluster_up(backend)
     cluster.down()

@@ -23,6 +23,8 @@ from simulator.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from simulator.backends.base import ClusterRecord
+    from simulator.cli.plan import Problems
     from simulator.runner import RunRequest
 
 
@@ -212,6 +214,7 @@ def _request(
         found = find(reuse, backend)
         chosen = found.backend
         output.say(f"Backend: {chosen.name}, where cluster {reuse} is")
+        _refuse_unready(problems, found.record)
         nodes = nodes or topology_of(found.record)
         actual = health_of(found.cluster)
         if actual is None or (health is not None and health != actual):
@@ -247,6 +250,23 @@ def _request(
         ),
         start_parallelism=start_parallelism,
     )  # fmt: skip
+
+
+def _refuse_unready(problems: Problems, record: ClusterRecord) -> None:
+    """Note what keeps a run from borrowing this cluster; exited workers the run starts itself."""
+    from simulator.errors import Problem
+
+    for node in record.nodes:
+        lacks = {"paused": "resume", "exited": "restart" if node.role == "head" else None}
+        verb = lacks.get(node.state)
+        if verb is not None:
+            remedy = f"python -m simulator {verb} {node.name} --name {record.name}"
+            problems.found.append(
+                Problem(
+                    f"--reuse {record.name}", f"{node.name} is {node.state}", f"first: {remedy}"
+                )
+            )
+    problems.raise_any()
 
 
 def _show_results(
