@@ -329,4 +329,6 @@ def read_history(path: Path) -> History:
     elif bad:
         shown = ", ".join(map(str, bad[:5])) + (" and more" if len(bad) > 5 else "")
         truncated = f"{len(bad)} lines of {path.name} cannot be read (line {shown})"
+    elif not ops:
+        truncated = f"{path.name} is empty"
     return History(ops, truncated=truncated)

@@ -207,7 +207,10 @@ def test_the_program_runs_as_a_module_and_says_its_version() -> None:
         ("down --all --name lab", "contradict each other"),
         ("check latest", "there is no run yet"),
         ("report nothing", "no run named 'nothing'"),
-        ("doctor --topology nowhere", "no topology named 'nowhere': there is cpu_only, default"),
+        (
+            "doctor --topology nowhere",
+            "no topology named 'nowhere': there is cpu_only, default, hybrid",
+        ),
         ("image build --target tpu", "--target tpu: is not known"),
     ],
 )
@@ -679,6 +682,14 @@ def test_a_history_that_is_cut_off_is_judged_up_to_there(command: Command, one_r
     assert done.code == 4  # without its end it is an interrupted run
     assert f"line {cut + 1} of history.jsonl is cut off" in " ".join(done.out.split())
     assert command("check", "latest", "--json").data["verdict"] != "valid"
+
+
+def test_an_empty_history_is_unknown_and_says_so(command: Command, one_run: Path) -> None:
+    (one_run / "history.jsonl").write_text("")
+    done = command("check", "latest")
+    assert done.code == 4  # without its end it is an interrupted run
+    assert "UNKNOWN" in done.out
+    assert "history.jsonl is empty" in " ".join(done.out.split())
 
 
 def test_a_directory_that_is_no_run_says_what_is_missing(command: Command, tmp_path: Path) -> None:

@@ -224,3 +224,27 @@ def test_a_key_that_is_not_known_comes_with_the_nearest(
     with pytest.raises(BadInput) as caught:
         parse_topology(data, "t")
     assert caught.value.problems[0].remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize("name", known_topologies())
+def test_every_topology_that_comes_with_the_package_is_on_its_page(name: str) -> None:
+    topology = load_topology(name)
+    assert topology.name == name
+    assert topology.description
+    page = Path(__file__).parent.parent / "docs" / "reference" / "topology.md"
+    assert f"| `{name}` |" in page.read_text(encoding="utf-8")
+
+
+def test_only_spot_workers_of_hybrid_have_gpus_and_only_the_others_an_ssd() -> None:
+    market = {
+        n.name: (n.labels["ray.io/market-type"], "GPU" in n.resources, "ssd" in n.resources)
+        for n in load_topology("hybrid").workers()
+    }
+    spot, on_demand = ("spot", True, False), ("on-demand", False, True)
+    assert market == {"gpu-1": spot, "gpu-2": spot, "cpu-1": on_demand, "cpu-2": on_demand}
+
+
+def test_two_gpu_is_server_1_with_the_gpus_and_server_2_with_cpus() -> None:
+    head, worker = load_topology("two_gpu").nodes()
+    assert (head.resources["GPU"], "GPU" in worker.resources) == (2, False)
+    assert (head.labels["server"], worker.labels["server"]) == ("1", "2")

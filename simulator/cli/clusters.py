@@ -47,7 +47,7 @@ def up(
             "--topology",
             "-t",
             metavar="NAME|FILE",
-            help="Which nodes: default, cpu_only, or a file.",
+            help="Which nodes: the name of a topology (list them with: topologies), or a file.",
         ),
     ] = "default",
     workers: WorkersOption = None,
