@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.checkers import registry
+from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import Finding, RunView, Verdict
 from simulator.checkers.index import index_of
 from simulator.checkers.judge import judge
@@ -437,6 +438,30 @@ def test_too_late_outranks_not_seen() -> None:
     finding = find(RunView(history, {**spec, "recovery_timeout_s": 2.0}), "recovers")
     assert finding.verdict is INVALID
     assert "2 s are allowed" in finding.summary
+
+
+def test_late_is_unknown_where_a_blind_observer_may_only_have_seen_it_late() -> None:
+    history, spec = build()
+    phases = anatomy(RunView(history, spec)).phases
+    rejoined = next(p.seconds for p in phases if p.name == "rejoined")
+    assert rejoined is not None
+    spec = {
+        **spec,
+        "mandatory_phases": [p.name for p in phases if p.seconds and p.seconds <= rejoined],
+        "recovery_timeout_s": rejoined - 0.001,
+    }
+    view = RunView(history, spec)
+    assert find(view, "recovers").verdict is INVALID
+
+    back = index_of(view).rejoin("worker-2", anatomy(view).injected_at or 0.0)
+    assert back is not None
+    assert back.source == "observer"
+    blind = replace(back, kind="observer.blind", wall=back.wall - 2.0, node=None, data={})
+    seeing = replace(blind, kind="observer.seeing", wall=back.wall - 0.01)
+    finding = find(with_op(view, history.ops[back.index - 1], blind, seeing), "recovers")
+    assert finding.verdict is UNKNOWN
+    assert "node rejoined was seen only after" in finding.summary
+    assert "did not answer the observer" in finding.summary
 
 
 def test_a_phase_that_nobody_knows_is_unknown() -> None:

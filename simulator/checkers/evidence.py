@@ -105,7 +105,7 @@ def _compare(file: LedgerFile, said: int) -> str:
 def check_evidence(view: RunView) -> Finding:
     """Everything that a verdict rests on was seen: no blind observer, no missing line."""
     index, gaps = index_of(view), gaps_of(view)
-    missing = [*gaps.run, *_observer(index), *gaps.ledger, *gaps.driver, *gaps.attempts]
+    missing = [*gaps.run, *observer_gaps(index), *gaps.ledger, *gaps.driver, *gaps.attempts]
     # A damaged history is said once, not once for each kind of evidence.
     missing = list(dict.fromkeys(missing))
     lines = sum(file.lines for file in index.files.values())
@@ -135,7 +135,8 @@ def check_evidence(view: RunView) -> Finding:
     )
 
 
-def _observer(index: Index) -> list[str]:
+def observer_gaps(index: Index) -> list[str]:
+    """When the observer did not see what the GCS had to say, in words; nothing if it always did."""
     start, end = index.first("observer.start"), index.last("observer.end")
     if start is None:
         return ["no observer watched this run"]

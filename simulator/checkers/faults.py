@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from simulator.checkers.anatomy import PHASES, anatomy
+from simulator.checkers.anatomy import PHASES, Phase, anatomy
 from simulator.checkers.base import Finding, RunView, Verdict, worst
+from simulator.checkers.evidence import observer_gaps
 from simulator.checkers.index import SLACK, FaultRecord, Index, index_of
 from simulator.history import Op
 
@@ -118,13 +119,19 @@ def check_recovers(view: RunView) -> Finding:
         "recovery_s": None if last is None or missing else round(last.seconds or 0.0, 6),
     }
     cites = sorted({i for p in seen for i in p.cites})
-    if late:
-        first = late[0]
+    gaps = observer_gaps(index_of(view)) if late else []
+    # A blind observer tells of a transition late, however early it was.
+    proven = [p for p in late if not (gaps and _as_observed(view, p))]
+    if late and not proven:
+        text = f"{late[0].title} was seen only after {late[0].seconds:.1f} s, but {gaps[0]}"
+        return Finding(name, Verdict.UNKNOWN, text, cites, [*details, *gaps], metrics)
+    if proven:
+        first = proven[0]
         return Finding(
             name,
             Verdict.INVALID,
             f"{first.title} only after {first.seconds:.1f} s; {float(limit or 0):g} s are allowed"
-            + (f" (and {len(late) - 1} more too late)" if len(late) > 1 else ""),
+            + (f" (and {len(proven) - 1} more too late)" if len(proven) > 1 else ""),
             cites,
             details,
             metrics,
@@ -147,6 +154,12 @@ def check_recovers(view: RunView) -> Finding:
         details,
         metrics,
     )
+
+
+def _as_observed(view: RunView, phase: Phase) -> bool:
+    """Whether the moment of the phase is the one at which the observer saw it."""
+    cited = set(phase.cites)
+    return any(op.source == "observer" for op in view.history if op.index in cited)
 
 
 def check_healed(view: RunView) -> Finding:

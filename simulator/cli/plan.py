@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from simulator.backends.base import ClusterRecord, name_problem
@@ -44,6 +46,21 @@ class Problems:
         problem = name_problem(name)
         if problem is not None:
             self.found.append(problem)
+
+    def output_file(self, option: str, file: str | None) -> None:
+        """Note it if this file could not be written: after a run is too late to say so."""
+        if file is None:
+            return
+        path = Path(file)
+        what, remedy = "", "name a file in a folder that exists"
+        if path.is_dir():
+            what = "is a folder"
+        elif not path.absolute().parent.is_dir():
+            what = f"there is no folder {path.absolute().parent}"
+        elif not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+            what, remedy = "cannot be written", "choose another place"
+        if what:
+            self.found.append(Problem(f"{option} {file}", what, remedy))
 
     def raise_any(self) -> None:
         if self.found:

@@ -149,7 +149,7 @@ def run(
 
     backend_chosen, request = _request(
         experiment, params or [], seed, topology, workers, settings or [], backend, health, keep,
-        reuse, name, image, start_parallelism,
+        reuse, name, image, start_parallelism, junit,
     )  # fmt: skip
     title = f"{request.experiment.name} on {backend_chosen.name}"
     with Screen(title, runs=repeat).showing() as screen:
@@ -175,6 +175,7 @@ def _request(
     name: str | None,
     image: str | None,
     start_parallelism: int | None,
+    junit: str | None,
 ) -> tuple[Any, RunRequest]:
     """The backend and what is to be run on it; raises `BadInput` with every problem."""
     from simulator.backends import select
@@ -191,6 +192,7 @@ def _request(
     if health is not None:
         problems.one_of("--health", health, HEALTH)
     problems.one_of("--backend", backend, select.NAMES)
+    problems.output_file("--junit", junit)
     if name is not None:
         problems.cluster_name(name)
     for option, given in (("--name", name), ("--image", image)):
@@ -328,6 +330,14 @@ def _say_kept(result: Mapping[str, Any]) -> None:
     )
 
 
+def _refuse_unwritable(junit: str | None) -> None:
+    from simulator.cli.plan import Problems
+
+    problems = Problems()
+    problems.output_file("--junit", junit)
+    problems.raise_any()
+
+
 def _write_junit(runs: Sequence[Path], file: str) -> None:
     from simulator.report import junit_xml
 
@@ -343,6 +353,7 @@ def check(run: RunArgument, as_json: AsJson = False, junit: JunitOption = None) 
     from simulator.runner import judge_run
     from simulator.store import Store
 
+    _refuse_unwritable(junit)
     found = Store().find(run)
     found.whole_spec()
     result = judge_run(found)
@@ -364,6 +375,7 @@ def report(
     from simulator.report import write_html
     from simulator.store import Store
 
+    _refuse_unwritable(junit)
     found = Store().find(run)
     path = write_html(found.path)
     if junit is not None:
