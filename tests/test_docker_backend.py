@@ -120,6 +120,49 @@ def test_failures_of_compose_are_told_apart(stderr: str, kind: str) -> None:
     assert is_unmountable(caught.value) == (kind == "unmountable")
 
 
+class FreezerThatSlips:
+    """An engine that fails to freeze a busy node a few times, as runc does on a crowded machine."""
+
+    def __init__(self, failures: int, said: str) -> None:
+        self.failures, self.said, self.asked = failures, said, 0
+
+    def containers(self, **_: Any) -> list[dict[str, Any]]:
+        labels = {
+            "ray-sim.cluster": "lab",
+            "ray-sim.role": "worker",
+            "ray-sim.group": "worker",
+            "com.docker.compose.container-number": "1",
+        }
+        state = "paused" if self.asked > self.failures else "running"
+        return [{"Id": "c1", "Labels": labels, "State": state}]
+
+    def pause(self, ident: str) -> None:
+        self.asked += 1
+        if self.asked <= self.failures:
+            raise APIError("500", response=answer(500, ""), explanation=self.said)
+
+
+def with_engine(engine: Any, monkeypatch: pytest.MonkeyPatch) -> DockerBackend:
+    backend = DockerBackend()
+    monkeypatch.setattr(backend, "_connected", (LOCAL, engine))
+    return backend
+
+
+def test_a_node_that_resists_being_frozen_is_frozen_at_the_next_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = FreezerThatSlips(2, "OCI runtime pause failed: unable to freeze: unknown")
+    with_engine(engine, monkeypatch).pause("lab", "worker-1")
+    assert engine.asked == 3
+
+
+def test_any_other_refusal_to_freeze_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FreezerThatSlips(2, "Container c1 is not running")
+    with pytest.raises(CannotRun, match="not running"):
+        with_engine(engine, monkeypatch).pause("lab", "worker-1")
+    assert engine.asked == 1
+
+
 # ---- the engine's words in ours
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -63,6 +64,7 @@ from simulator.backends.docker.engine import (
     is_address_clash,
     is_gone,
     is_refused,
+    is_restless,
     is_unmountable,
 )
 from simulator.backends.docker.events import EventWatch
@@ -87,7 +89,7 @@ from simulator.compose import (
 )
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 from simulator.topology import Role, Topology
-from simulator.waiting import wait_until
+from simulator.waiting import Deadline, wait_until
 
 LABEL_PROGRAM = "ray-sim.program"
 
@@ -99,6 +101,7 @@ _RAY_LOGS = "/tmp/ray/session_latest/logs"
 _NETWORK_ATTEMPTS = 5
 _INIT_S = 60
 _SETTLE_S = 10.0
+_FREEZE_S = 15.0  # how long a node whose processes multiply may resist being frozen
 _AT_A_TIME = 8  # removals; the engine does them one by one per container anyway
 
 _STATES: Mapping[str, NodeState] = {
@@ -255,8 +258,16 @@ class DockerBackend:
 
     def pause(self, cluster: str, node: str) -> None:
         container = self._node(cluster, node)
-        with asking(f"{node} was paused", remedy="See: status"):
-            self._api.pause(container.id)
+        deadline = Deadline(_FREEZE_S)
+        while True:
+            try:
+                with asking(f"{node} was paused", remedy="See: status"):
+                    self._api.pause(container.id)
+                break
+            except CannotRun as error:
+                if not is_restless(error) or deadline.passed:
+                    raise
+                time.sleep(0.05)  # the engine has thawed again what it had frozen
         self._settle(container, "paused")
 
     def resume(self, cluster: str, node: str) -> None:

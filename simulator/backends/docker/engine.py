@@ -184,6 +184,11 @@ def is_refused(error: CannotRun) -> bool:
     return isinstance(error.__cause__, APIError) and error.__cause__.status_code in (304, 409)
 
 
+def is_restless(error: CannotRun) -> bool:
+    """Whether a node could not be frozen because processes were being started in it meanwhile."""
+    return isinstance(error.__cause__, APIError) and "unable to freeze" in str(error.__cause__)
+
+
 def is_address_clash(error: CannotRun) -> bool:
     """Whether a network could not be made because its addresses are taken."""
     cause = error.__cause__
