@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator.cli import output
+from simulator.cli import complete, output
 from simulator.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ def topologies(
     topology: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME|FILE", help="Show this one with its groups.", show_default=False
+            metavar="NAME|FILE",
+            help="Show this one with its groups.",
+            autocompletion=complete.topology,
+            show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
