@@ -19,6 +19,8 @@ def write_starter(folder: Path) -> list[Path]:
     ------
     BadInput
         Something is in the way: names all of it. Then nothing was written.
+    OSError
+        It cannot be written; nothing is left of it.
     """
     if folder.exists() and not folder.is_dir():
         raise BadInput(Problem(str(folder), "is a file", "name a folder"))
@@ -40,11 +42,9 @@ def write_starter(folder: Path) -> list[Path]:
             with target.open("x", encoding="utf-8") as out:
                 written.append(target)
                 out.write(source.read_text(encoding="utf-8"))
-    except OSError as error:
+    except OSError:
         for path in written:
             with suppress(OSError):
                 path.unlink()
-        raise BadInput(
-            Problem(str(error.filename or folder), f"cannot be written: {error.strerror}")
-        ) from None
+        raise
     return written

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from simulator.runner import Interrupts
 
 
+#: The options of `submit`, to tell a script's own from those that landed there by mistake.
+OPTIONS = ("--working-dir", "--runtime-env", "--no-wait", "--name", "--backend", "--json")
+
+
 class SubmitCommand(TyperCommand):
     """The command ``submit``: what follows the script is the script's, options too."""
 
@@ -109,8 +113,7 @@ def submit(
 
 def _say_what_the_script_gets(arguments: Sequence[str]) -> None:
     """An option of ours behind the script is most likely a slip: say who gets it."""
-    ours = ("--working-dir", "--runtime-env", "--no-wait", "--name", "--backend", "--json")
-    given = [word for word in arguments if word.partition("=")[0] in ours]
+    given = [word for word in arguments if word.partition("=")[0] in OPTIONS]
     if given:
         output.say(
             f"note: the script gets {', '.join(given)}; options of submit stand before SCRIPT",

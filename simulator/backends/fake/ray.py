@@ -250,7 +250,7 @@ class _FakeLog:
         self._ray, self._job_id, self._position = ray, job_id, 0
 
     def read(self, wait: float) -> bytes:
-        submitted = self._ray._job("job_log", self._job_id)
+        submitted = self._ray._job("follow_job_log", self._job_id)
         if len(submitted.logs.encode()) == self._position:
             self._ray._find().clock.sleep(wait)
         new = submitted.logs.encode()[self._position :]
