@@ -330,6 +330,11 @@ def pack(program: Program, into: Path, *, limit: int = UPLOAD_LIMIT) -> Package:
                 _add(archive, digest, name, path)
             except OSError as error:
                 raise BadInput(Problem(str(path), f"cannot be read: {error.strerror}")) from None
+            except UnicodeEncodeError:
+                what = "has a name that is no UTF-8"
+                raise BadInput(
+                    Problem(repr(str(path)), what, "rename it, or leave it out")
+                ) from None
             if target.stat().st_size > limit:
                 raise _too_large(root, entries, limit)
     size = target.stat().st_size
@@ -528,8 +533,7 @@ def follow(
         while True:
             try:
                 if stop() and not stopping:
-                    ray.stop_job(submitted.job_id)
-                    stopping = True
+                    stopping = ray.stop_job(submitted.job_id)
                 job = ray.job(submitted.job_id)
             except NoSuchJob as error:
                 why = "its head was started anew, and knows no earlier job" if job else error.why

@@ -246,9 +246,12 @@ class RayApi:
             except requests.RequestException as error:
                 raise _broken_off(error) from None
 
-    def stop_job(self, job_id: str) -> None:
-        """Ask Ray to stop a job; returns before it has."""
-        self._call("POST", f"/api/jobs/{job_id}/stop")
+    def stop_job(self, job_id: str) -> bool:
+        """Ask Ray to stop a job; returns before it has, and whether there was anything to stop.
+
+        There is not while the job is being set up; then it must be asked again.
+        """
+        return bool(self._call("POST", f"/api/jobs/{job_id}/stop").get("stopped"))
 
     def failed_attempts(self, ray_job_id: str) -> FailedAttempts:
         """One row for each failed attempt of a job's tasks that Ray still remembers."""

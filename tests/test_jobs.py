@@ -13,7 +13,7 @@ import pytest
 from fakes import cluster_up, fake
 
 from simulator.backends.fake import FakeBackend
-from simulator.backends.fake.ray import jobs_of, packages_of
+from simulator.backends.fake.ray import FakeRay, jobs_of, packages_of
 from simulator.errors import BadInput
 from simulator.jobs import (
     LEFT_OUT,
@@ -137,6 +137,15 @@ def test_what_is_too_large_is_refused_with_its_biggest_parts(project: Path, into
     assert "more than the 1 MiB that Ray takes" in said
     assert "data/ (3.0 MiB), lib/ (2.0 MiB), main.py (0.0 MiB)" in said
     assert ".rayignore" in said
+
+
+def test_a_name_that_no_archive_can_hold_is_refused(project: Path, into: Path) -> None:
+    try:
+        (project / os.fsdecode(b"caf\xe9")).touch()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(BadInput, match="has a name that is no UTF-8"):
+        pack(plan_program("main.py", working_dir=str(project)), into)
 
 
 def test_a_script_that_is_left_out_is_refused(project: Path, into: Path) -> None:
@@ -290,6 +299,9 @@ class Followed:
             clock=self.cluster.clock,
         )
 
+    def stop(self) -> None:
+        self.cluster.ray.stop_job("j")
+
     def take(self, data: bytes) -> None:
         self.printed += data
 
@@ -339,7 +351,7 @@ def test_ids_say_the_script_and_differ() -> None:
 
 def test_a_stopped_job_is_lost_and_says_why(backend: FakeBackend, followed: Followed) -> None:
     backend.job_prints("begun\n", *["more\n"] * 50)
-    backend.later(6.0, lambda: followed.cluster.ray.stop_job("j"))
+    backend.later(6.0, followed.stop)
     with pytest.raises(JobLost, match="job j was stopped: Job was intentionally stopped") as lost:
         followed()
     assert lost.value.details[0] == "begun"
@@ -355,6 +367,23 @@ def test_who_asks_to_stop_it_sees_it_to_its_end(backend: FakeBackend, followed: 
     assert [c.method for c in backend.calls].count("ray.stop_job") == 1
 
 
+def test_a_job_that_is_being_set_up_is_asked_to_stop_until_it_can(
+    backend: FakeBackend, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.job_prints(*["more\n"] * 50)
+    real = FakeRay.stop_job
+    asked: list[str] = []
+
+    def not_yet(ray: FakeRay, job_id: str) -> bool:
+        asked.append(job_id)
+        return len(asked) > 2 and real(ray, job_id)
+
+    monkeypatch.setattr(FakeRay, "stop_job", not_yet)
+    with pytest.raises(JobLost, match="was stopped"):
+        followed(stop=lambda: True)
+    assert asked == ["j"] * 3
+
+
 def test_a_job_that_never_ran_has_no_exit_code(backend: FakeBackend, followed: Followed) -> None:
     backend.job_ends("FAILED", "runtime_env setup failed: no such package")
     with pytest.raises(
@@ -368,7 +397,7 @@ def test_what_a_pending_job_waits_for_is_said_once(
     backend: FakeBackend, followed: Followed
 ) -> None:
     backend.job_never_starts()
-    backend.later(20.0, lambda: followed.cluster.ray.stop_job("j"))
+    backend.later(20.0, followed.stop)
     with pytest.raises(JobLost):
         followed()
     assert followed.said == ["Job has not started yet."]

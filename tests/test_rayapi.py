@@ -161,7 +161,7 @@ def test_a_job_is_submitted_under_our_id(dashboard: Dashboard, ray: RayApi) -> N
     job = ray.job("j1")
     assert (job.status, job.message, job.over) == ("RUNNING", "", False)
     assert ray.job_logs("j1") == "hello"
-    ray.stop_job("j1")
+    assert ray.stop_job("j1")
     assert dashboard.asked[-1][:2] == ("POST", "/api/jobs/j1/stop")
 
 

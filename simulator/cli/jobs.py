@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -141,11 +141,11 @@ def _interruptible(cluster: Cluster, job_id: str) -> Iterator[Interrupts]:
         try:
             yield interrupts
         except Interrupted as error:  # which speaks of what a run does then
-            try:
-                cluster.ray.stop_job(job_id)
+            done = "nothing was submitted"
+            with suppress(CannotRun):
+                while not cluster.ray.stop_job(job_id):  # it is being set up
+                    cluster.clock.sleep(0.5)
                 done = f"job {job_id} had been submitted, and is being stopped"
-            except CannotRun:
-                done = "nothing was submitted"
             raise Interrupted(error.what, why=done) from None
 
 

@@ -211,12 +211,13 @@ class FakeRay:
     def read_job_log(self, job: Job) -> Iterator[bytes]:
         yield self._job("read_job_log", job.job_id).logs.encode()
 
-    def stop_job(self, job_id: str) -> None:
+    def stop_job(self, job_id: str) -> bool:
         submitted = self._job("stop_job", job_id)
         if submitted.program is not None:
             submitted.program.stop()
         else:
             submitted.end(self._find(), "STOPPED", "Job was intentionally stopped.")
+        return True
 
     def failed_attempts(self, ray_job_id: str) -> FailedAttempts:
         world = self._ask("failed_attempts")
