@@ -568,9 +568,9 @@ def follow(
         say("the end of the job's log cannot be read: its node is gone")
     if job.status == "STOPPED" or job.exit_code is None:
         ended = "was stopped" if job.status == "STOPPED" else "did not come to an end of its own"
-        raise JobLost(
-            f"job {job.job_id} {ended}", job, why=job.message.strip()[:2000], details=log.last
-        )
+        # Of a long message, the end says what went wrong: a stack trace, or what pip wrote.
+        first, *more = job.message.strip().splitlines() or [""]
+        raise JobLost(f"job {job.job_id} {ended}", job, why=first, details=[*more[-10:], *log.last])
     return job
 
 

@@ -62,7 +62,7 @@ def _without_reader(broken: BrokenPipeError) -> int:
             return code
         why = why.__context__
     frames = traceback.extract_tb(broken.__traceback__)
-    if any(frame.name == "_write_buffer" for frame in frames):  # a help text
+    if any(frame.name in ("_write_buffer", "show_help") for frame in frames):  # a help text
         return 0
     output.show_crash(broken)
     return COULD_NOT_RUN
