@@ -33,7 +33,7 @@ Written by `scripts/cli_reference.py` from the commands themselves; each one's `
 | 3 | unknown: nothing can be said, and why |
 | 4 | could not run: the machine, the engine or the image cannot do it, or it was interrupted |
 
-`exec` ends with the command's own code. Of a repeat, the exit code is the first that occurred of 4, 1, 3, 0.
+`exec` ends with the command's own code, `submit` with the script's. Of a repeat, the exit code is the first that occurred of 4, 1, 3, 0.
 An unhandled error of ours is 4, never 1.
 
 ## Streams
@@ -51,6 +51,9 @@ document. Colours are for terminals only.
 | `run --repeat N` | `runs`: one such object each; `summary`: verdicts, seeds, and the distribution of each phase |
 | `check` | the [result](result.md), judged again |
 | `clusters`, `experiments`, `runs` | a list |
+| `submit` | `job_id, status, exit_code, seconds, message`; status LOST where Ray is gone, exit code null where the script has none |
+| `dashboard` | `cluster, url, relayed`; with `--token` `cluster, token` |
+| `topologies` | a list of `name, description, path, nodes, resources`; one of them also `head, worker_groups` |
 | `doctor` | every check with its level and remedy |
 
 A node's `state` is *alive* (running, and alive in the GCS), *starting* (running, not in the GCS yet), *dead*

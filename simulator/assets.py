@@ -26,6 +26,12 @@ def asset_path(name: str) -> Path:
     raise FileNotFoundError(f"{name} is missing from this installation of ray-cluster-simulator")
 
 
+def asset_names(folder: str, suffix: str) -> dict[str, Path]:
+    """What a folder that travels with the package has for people to name, such as experiments."""
+    found = sorted(asset_path(folder).glob(f"*{suffix}"))
+    return {path.stem: path for path in found if path.stem[0] not in "_."}
+
+
 def innode_path() -> Path:
     """The folder of the programs that run inside nodes; mounted, never baked into an image."""
     return _PACKAGE / "innode"

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from simulator.assets import asset_path
+from simulator.assets import asset_names
 from simulator.checkers import anatomy, registry
 from simulator.errors import BadInput, NotFound, Problem
 from simulator.schedule import Step, resolve
@@ -122,9 +122,7 @@ class Experiment(ABC):
 
 def known_experiments() -> dict[str, Path]:
     """The experiments that come with the package, by name."""
-    return {
-        p.stem: p for p in sorted(asset_path("experiments").glob("*.py")) if p.stem[0] not in "_."
-    }
+    return asset_names("experiments", ".py")
 
 
 def load_experiment(name_or_path: str) -> Experiment:

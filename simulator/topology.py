@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from simulator.assets import asset_path
+from simulator.assets import asset_names
 from simulator.errors import BadInput, NotFound, Problem
 
 Role = Literal["head", "worker"]
@@ -248,7 +248,7 @@ def parse_topology(data: Any, where: str) -> Topology:
 
 def known_topologies() -> dict[str, Path]:
     """The topologies that come with the package, by name."""
-    return {p.stem: p for p in sorted(asset_path("topologies").glob("*.yaml"))}
+    return asset_names("topologies", ".yaml")
 
 
 def load_topology(name_or_path: str) -> Topology:

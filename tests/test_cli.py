@@ -60,8 +60,9 @@ COMMANDS = dict(all_commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_of_the_documentation() -> None:
     assert list(COMMANDS) == [
-        "up", "down", "status", "kill", "restart", "pause", "resume", "logs", "exec", "clusters",
-        "experiments", "run", "check", "report", "runs", "doctor", "image build",
+        "up", "down", "status", "kill", "restart", "pause", "resume", "logs", "exec", "submit",
+        "dashboard", "clusters", "init", "topologies", "experiments", "run", "check", "report", "runs",
+        "doctor", "image build",
     ]  # fmt: skip
 
 

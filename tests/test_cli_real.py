@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from simulator.backends.select import choose
+from simulator.cluster import Cluster
 from simulator.history import read_history
 from simulator.report import load_run
 from simulator.waiting import wait_until
@@ -103,7 +105,7 @@ def shell(request: pytest.FixtureRequest, made_cluster: str, tmp_path: Path) -> 
     assert not shell.exists
 
 
-def test_a_cluster_by_hand(shell: Shell) -> None:
+def test_a_cluster_by_hand(shell: Shell, tmp_path: Path) -> None:
     up = json.loads(shell("up", "--backend", shell.backend, "--workers", "2", "--json"))
     assert up["count"] == {"desired": 3, "running": 3, "alive": 3}
     assert up["backend"] == shell.backend
@@ -123,8 +125,83 @@ def test_a_cluster_by_hand(shell: Shell) -> None:
     shell("exec", "worker-1", "--", "sh", "-c", "exit 7", code=7)
     assert "supervisor: ready" in shell("logs", "worker-1")
     assert len(shell("logs", "head", "--tail", "2").splitlines()) == 2
+
+    programs_are_submitted(shell, tmp_path / "project")
+    one_is_stopped_by_ctrl_c(shell, tmp_path / "project")
+    the_dashboard_answers_to_the_token(shell)
     shell("down")
     assert not shell.exists
+
+
+PROGRAM = """
+import os, sys, tool, ray
+ray.init(logging_level="ERROR", log_to_driver=False)
+print(tool.NAME, os.environ["FLAVOUR"], *sys.argv[1:])
+print(ray.get(ray.remote(lambda: __import__("tool").NAME + " on a node").remote()))
+for number in range(2000):
+    print(number)
+sys.stdout.flush()
+sys.stdout.buffer.write(b"50%\\r100%\\n\\xff no newline at the end")
+sys.exit(7)
+"""
+
+
+def programs_are_submitted(shell: Shell, project: Path) -> None:
+    """A program with what it imports and its environment: its words, all and in order, and its exit code."""
+    (project / "src").mkdir(parents=True)
+    (project / "src" / "main.py").write_text(PROGRAM)
+    (project / "tool.py").write_text("NAME = 'tool'\n")
+    env = json.dumps({"env_vars": {"FLAVOUR": "sweet"}})
+    words = shell.words(
+        "submit", "--name", shell.cluster, "--working-dir", str(project), "--runtime-env", env,
+        "src/main.py", "--twice", "a b",
+    )  # fmt: skip
+    first, again = (subprocess.run(words, env=shell.env, capture_output=True) for _ in range(2))
+    for done in (first, again):
+        assert done.returncode == 7, done.stderr
+        assert done.stdout == (
+            b"tool sweet --twice a b\ntool on a node\n"
+            + b"".join(b"%d\n" % number for number in range(2000))
+            + b"50%\r100%\n\xff no newline at the end"
+        )
+    assert b"uploading 2 files" in first.stderr
+    assert b"uploading" not in again.stderr
+
+    failing = json.loads(shell("submit", "--json", str(project / "tool.py")))
+    assert (failing["status"], failing["exit_code"]) == ("SUCCEEDED", 0)
+    job_id = shell("submit", "--no-wait", str(project / "src" / "main.py")).strip()
+    cluster = Cluster(choose(shell.backend).backend, shell.cluster)
+    assert wait_until(lambda: cluster.ray.job(job_id).over, name="its end", timeout=60)
+    assert cluster.ray.job(job_id).exit_code == 1  # it was shipped without what it imports
+    assert "No module named 'tool'" in shell("exec", "head", "--", "ray", "job", "logs", job_id)
+
+
+def one_is_stopped_by_ctrl_c(shell: Shell, project: Path) -> None:
+    (project / "long.py").write_text("import time\nprint('begun')\ntime.sleep(600)\n")
+    with subprocess.Popen(
+        shell.words("submit", "--name", shell.cluster, str(project / "long.py")),
+        env=shell.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert "asking Ray to stop the job" in err
+    assert "was stopped" in err
+
+
+def the_dashboard_answers_to_the_token(shell: Shell) -> None:
+    url, token = shell("dashboard").strip(), shell("dashboard", "--token").strip()
+    plain = requests.get(f"{url}/api/version", timeout=10)
+    assert plain.status_code == 401
+    headers = {"Authorization": f"Bearer {token}"}
+    asked = requests.get(f"{url}/api/version", headers=headers, timeout=10)
+    assert asked.json()["ray_version"]
 
 
 def test_after_its_orchestrator_was_killed_a_run_keeps_every_start(shell: Shell) -> None:

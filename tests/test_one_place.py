@@ -102,7 +102,9 @@ def test_the_wheel_carries_every_file_that_the_package_looks_for() -> None:
     section = re.findall(r"wheel\.force-include\]\n(.*?)\n\n", text("pyproject.toml"), re.DOTALL)[0]
     carried = dict(re.findall(r'"(\S+)" = "(\S+)"', section))
     sources = [p.read_text(encoding="utf-8") for p in (ROOT / "simulator").rglob("*.py")]
-    wanted = {name for code in sources for name in re.findall(r'asset_path\("([^"]+)"\)', code)}
+    wanted = {
+        name for code in sources for name in re.findall(r'asset_(?:path|names)\("([^"]+)"', code)
+    }
     assert wanted >= {"compose.yaml", "docker", "experiments", "topologies"}
     assert carried == {name: f"simulator/_data/{name}" for name in wanted}
     assert (ROOT / "simulator/py.typed").is_file()

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,7 +16,8 @@ import pytest
 
 from simulator.backends.base import Endpoint
 from simulator.backends.fake.ray import FakeRay
-from simulator.rayapi import RayApi, RayUnreachable
+from simulator.errors import BadInput
+from simulator.rayapi import Job, NoSuchJob, RayApi, RayUnreachable
 
 
 @dataclass
@@ -24,6 +26,8 @@ class Dashboard:
 
     url: str = ""
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    chunks: list[bytes] = field(default_factory=list)
+    go_on: threading.Event = field(default_factory=threading.Event)
     asked: list[tuple[str, str, dict[str, list[str]], str, Any]] = field(default_factory=list)
 
 
@@ -35,9 +39,14 @@ def dashboard() -> Iterator[Dashboard]:
         def answer(self) -> None:
             url = urlsplit(self.path)
             length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
+            body: Any = self.rfile.read(length) if length else None
+            if body and self.command != "PUT":
+                body = json.loads(body)
             token = self.headers.get("Authorization", "")
             told.asked.append((self.command, url.path, parse_qs(url.query), token, body))
+            if url.path.startswith("/api/v0/logs/"):
+                self.stream(endless=url.path.endswith("stream"))
+                return
             code, data = told.answers.get(url.path, (404, "Not found"))
             raw = data.encode() if isinstance(data, str) else json.dumps(data).encode()
             self.send_response(code)
@@ -45,7 +54,20 @@ def dashboard() -> Iterator[Dashboard]:
             self.end_headers()
             self.wfile.write(raw)
 
-        do_GET = do_POST = answer  # noqa: N815
+        def stream(self, *, endless: bool) -> None:
+            """As Ray streams a log: what there is, then the connection stays open."""
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for chunk in told.chunks:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+            if endless:
+                told.go_on.wait(30)
+            else:
+                self.wfile.write(b"0\r\n\r\n")
+
+        protocol_version = "HTTP/1.1"
+        do_GET = do_POST = do_PUT = answer  # noqa: N815
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -55,6 +77,7 @@ def dashboard() -> Iterator[Dashboard]:
     thread.start()
     told.url = f"http://127.0.0.1:{server.server_address[1]}"
     yield told
+    told.go_on.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -138,8 +161,72 @@ def test_a_job_is_submitted_under_our_id(dashboard: Dashboard, ray: RayApi) -> N
     job = ray.job("j1")
     assert (job.status, job.message, job.over) == ("RUNNING", "", False)
     assert ray.job_logs("j1") == "hello"
-    ray.stop_job("j1")
+    assert ray.stop_job("j1")
     assert dashboard.asked[-1][:2] == ("POST", "/api/jobs/j1/stop")
+
+
+def test_a_package_is_asked_for_and_put_under_its_name(
+    dashboard: Dashboard, ray: RayApi, tmp_path: Path
+) -> None:
+    path = "/api/packages/gcs/_ray_pkg_1.zip"
+    dashboard.answers[path] = (404, "Package does not exist")
+    assert not ray.has_package("_ray_pkg_1.zip")
+    dashboard.answers[path] = (200, "")
+    assert ray.has_package("_ray_pkg_1.zip")
+    (tmp_path / "x.zip").write_bytes(b"PK\xff")
+    ray.put_package("_ray_pkg_1.zip", tmp_path / "x.zip")
+    assert dashboard.asked[-1][:2] == ("PUT", path)
+    assert dashboard.asked[-1][4] == b"PK\xff"
+    dashboard.answers[path] = (500, "Traceback (most recent call last):\n  ...\nOSError: full\n.")
+    with pytest.raises(RayUnreachable, match=r"OSError: full$"):
+        ray.has_package("_ray_pkg_1.zip")
+
+
+def test_a_job_says_how_and_where_its_driver_ended(dashboard: Dashboard, ray: RayApi) -> None:
+    row = {"status": "FAILED", "message": "m", "driver_exit_code": 0, "driver_node_id": "a1"}
+    dashboard.answers["/api/jobs/j"] = (200, {**row, "start_time": 1000, "end_time": 3500})
+    assert ray.job("j") == Job("j", "FAILED", "m", 0, "a1", 2.5)
+    dashboard.answers["/api/jobs/j"] = (200, {"status": "PENDING", "end_time": None})
+    assert ray.job("j") == Job("j", "PENDING", "")
+    with pytest.raises(NoSuchJob):
+        ray.job("k")
+
+
+def test_an_id_that_is_taken_is_wrong_input(dashboard: Dashboard, ray: RayApi) -> None:
+    # Ray's head wraps what its agent answered.
+    said = (
+        "Traceback (most recent call last):\n  ...\nRuntimeError: Request failed with status code 400: "
+        "Traceback (most recent call last):\n  ...\nValueError: Job with submission_id j already exists. "
+        "Please use a different submission_id.\n.\n"
+    )
+    dashboard.answers["/api/jobs/"] = (500, said)
+    with pytest.raises(BadInput, match="job j: is known to this cluster already"):
+        ray.submit("x", "j", runtime_env={"env_vars": {"A": "1"}})
+    assert dashboard.asked[0][4]["runtime_env"] == {"env_vars": {"A": "1"}}
+
+
+def test_a_log_is_followed_as_it_grows_and_left_when_it_is_closed(
+    dashboard: Dashboard, ray: RayApi
+) -> None:
+    job = Job("j", "RUNNING", "", driver_node="a1")
+    dashboard.chunks = [b"one\n", b"\xff\r"]
+    before = set(threading.enumerate())
+    log = ray.follow_job_log(job)
+    got = b""
+    while len(got) < 6:
+        got += log.read(10)
+    assert got == b"one\n\xff\r"
+    assert log.read(0.01) == b""
+    query = dashboard.asked[0][2]
+    assert (query["node_id"], query["filename"]) == (["a1"], ["job-driver-j.log"])
+    assert query["lines"] == ["-1"]
+    (reader,) = (t for t in set(threading.enumerate()) - before if t.name == "job log")
+    log.close()
+    reader.join(10)
+    assert not reader.is_alive()
+    with pytest.raises(RayUnreachable, match="the job's log broke off"):
+        log.read(10)
+    assert b"".join(ray.read_job_log(job)) == b"one\n\xff\r"
 
 
 def test_failed_attempts_come_with_the_count_of_those_that_ray_kept_back(

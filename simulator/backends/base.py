@@ -106,10 +106,14 @@ class ClusterRecord:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the cluster's HTTP API answers, and the token that it wants."""
+    """Where the cluster's HTTP API answers, and the token that it wants.
+
+    ``relayed`` says that it leads through this process, and ends with it: the engine is elsewhere.
+    """
 
     url: str
     token: str = field(repr=False)
+    relayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from simulator import __version__
-from simulator.cli import clusters, machine, output, runs
+from simulator.cli import catalog, clusters, jobs, machine, output, runs
 from simulator.cli.run_help import RunCommand
 
 app = typer.Typer(
@@ -87,8 +87,17 @@ _add("resume", clusters.resume, _CLUSTERS, "resume worker-1")
 _add("logs", clusters.logs, _CLUSTERS, "logs worker-1", "logs head --tail 20 --follow")
 _add("exec", clusters.execute, _CLUSTERS, "exec head -- ray status",
      'exec worker-2 -- python -c "import ray; print(ray.__version__)"')  # fmt: skip
+_add("submit", jobs.submit, _CLUSTERS, "submit train.py", "submit train.py 3 fast",
+     "submit --working-dir . src/train.py",
+     """submit --runtime-env '{"env_vars": {"EPOCHS": "3"}}' train.py""",
+     "submit --no-wait train.py", cls=jobs.SubmitCommand)  # fmt: skip
+_add("dashboard", jobs.dashboard, _CLUSTERS, "dashboard", "dashboard --open",
+     "dashboard --token")  # fmt: skip
 _add("clusters", clusters.clusters, _CLUSTERS, "clusters", "clusters --json")
 
+_add("init", catalog.init, _EXPERIMENTS, "init", "init lab")
+_add("topologies", catalog.topologies, _EXPERIMENTS, "topologies", "topologies hybrid",
+     "topologies ./mine.yaml --json")  # fmt: skip
 _add("experiments", runs.experiments, _EXPERIMENTS, "experiments", "run node_failure --help")
 _add("run", runs.run, _EXPERIMENTS, "run node_failure",
      "run node_failure --param tasks=500 --param victim=worker-2 --seed 7",

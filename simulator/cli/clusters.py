@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli import output
+from simulator.cli import complete, output
 from simulator.cli.options import (
     DEFAULT_NAME,
+    HEALTHS,
     AsJson,
     BackendOfExisting,
     BackendToUse,
@@ -48,6 +49,7 @@ def up(
             "-t",
             metavar="NAME|FILE",
             help="Which nodes: the name of a topology (list them with: topologies), or a file.",
+            autocompletion=complete.topology,
         ),
     ] = "default",
     workers: WorkersOption = None,
@@ -57,7 +59,8 @@ def up(
         str,
         typer.Option(
             "--health",
-            metavar="ray|fast",
+            metavar="|".join(HEALTHS),
+            autocompletion=complete.choices(*HEALTHS),
             help="How Ray detects a lost node: its own settings (half a minute and more), or fast "
             "(about 4 s).",
         ),

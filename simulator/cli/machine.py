@@ -7,20 +7,31 @@ from typing import Annotated
 
 import typer
 
-from simulator.cli import output
-from simulator.cli.options import AsJson, SetOption, WorkersOption
+from simulator.cli import complete, output
+from simulator.cli.options import BACKENDS, AsJson, SetOption, WorkersOption
 
 
 def doctor(
     topology: Annotated[
         str,
-        typer.Option("--topology", "-t", metavar="NAME|FILE", help="The nodes that it must carry."),
+        typer.Option(
+            "--topology",
+            "-t",
+            metavar="NAME|FILE",
+            help="The nodes that it must carry.",
+            autocompletion=complete.topology,
+        ),
     ] = "default",
     workers: WorkersOption = None,
     settings: SetOption = None,
     backend: Annotated[
         str,
-        typer.Option("--backend", metavar="auto|docker|process", help="Look at this backend only."),
+        typer.Option(
+            "--backend",
+            metavar="|".join(BACKENDS),
+            help="Look at this backend only.",
+            autocompletion=complete.choices(*BACKENDS),
+        ),
     ] = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -50,7 +61,13 @@ def doctor(
 
 def build_image(
     target: Annotated[
-        str, typer.Option("--target", metavar="cpu|gpu", help="cpu, or gpu with CUDA's libraries.")
+        str,
+        typer.Option(
+            "--target",
+            metavar="cpu|gpu",
+            help="cpu, or gpu with CUDA's libraries.",
+            autocompletion=complete.choices("cpu", "gpu"),
+        ),
     ] = "cpu",
     base: Annotated[
         str | None,

@@ -17,6 +17,7 @@ from simulator.errors import CannotRun, SimulatorError
 COULD_NOT_RUN = 4
 #: What typer exits with on Ctrl-C outside of a command that handles it itself.
 _TYPER_INTERRUPTED = 130
+_COMPLETION = ("--install-completion", "--show-completion")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -26,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     try:
         with output.reader_may_leave():
-            command(args=None if args is None else list(args), prog_name=_program())
+            command(args=None if args is None else list(args), prog_name=_program(args))
     except SystemExit as ended:
         if isinstance(ended.__context__, BrokenPipeError):
             return _without_reader(ended.__context__)
@@ -61,12 +62,15 @@ def _without_reader(broken: BrokenPipeError) -> int:
             return code
         why = why.__context__
     frames = traceback.extract_tb(broken.__traceback__)
-    if any(frame.name == "_write_buffer" for frame in frames):  # a help text
+    if any(frame.name in ("_write_buffer", "show_help") for frame in frames):  # a help text
         return 0
     output.show_crash(broken)
     return COULD_NOT_RUN
 
 
-def _program() -> str:
+def _program(args: Sequence[str] | None) -> str:
+    given = sys.argv[1:] if args is None else args
+    if any(word.partition("=")[0] in _COMPLETION for word in given):
+        return "ray-sim"  # a shell completes the words of a program, and this is its name
     name = os.path.basename(sys.argv[0])  # noqa: PTH119 - a name, not a path
     return "ray-sim" if name.startswith("ray-sim") else "python -m simulator"

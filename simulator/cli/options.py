@@ -6,6 +6,13 @@ from typing import Annotated
 
 import typer
 
+from simulator.cli import complete
+
+#: Where nodes may run, and how Ray detects a lost one: `select.NAMES` and `cluster.HEALTH`, which cost
+#: too much to load for a help text or a shell that completes a word; a test holds them together.
+BACKENDS = ("auto", "docker", "process")
+HEALTHS = ("ray", "fast")
+
 #: The name of a cluster that is brought up by hand, unless told otherwise.
 DEFAULT_NAME = "ray-sim"
 
@@ -17,6 +24,7 @@ NameOfExisting = Annotated[
         metavar="CLUSTER",
         help="Which cluster; may be left out when there is only one.",
         show_default=False,
+        autocompletion=complete.cluster,
     ),
 ]
 
@@ -24,7 +32,8 @@ BackendOfExisting = Annotated[
     str,
     typer.Option(
         "--backend",
-        metavar="auto|docker|process",
+        metavar="|".join(BACKENDS),
+        autocompletion=complete.choices(*BACKENDS),
         help="Look for the cluster on this backend only; auto looks on all that answer.",
     ),
 ]
@@ -33,7 +42,8 @@ BackendToUse = Annotated[
     str,
     typer.Option(
         "--backend",
-        metavar="auto|docker|process",
+        metavar="|".join(BACKENDS),
+        autocompletion=complete.choices(*BACKENDS),
         help="Where nodes run: containers or process groups; auto takes Docker if an engine answers.",
     ),
 ]
@@ -41,7 +51,12 @@ BackendToUse = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 NodeArgument = Annotated[
-    str, typer.Argument(metavar="NODE", help="Name of the node: head, worker-1, ...")
+    str,
+    typer.Argument(
+        metavar="NODE",
+        help="Name of the node: head, worker-1, ...",
+        autocompletion=complete.node,
+    ),
 ]
 
 WorkersOption = Annotated[
@@ -102,5 +117,6 @@ RunArgument = Annotated[
     typer.Argument(
         metavar="RUN",
         help="A run: its directory, its id, node_failure/latest, or latest.",
+        autocompletion=complete.run,
     ),
 ]

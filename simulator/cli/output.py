@@ -112,6 +112,19 @@ def write(text: str) -> None:
         raise ReaderLeft from None
 
 
+def write_bytes(data: bytes, *, progress: bool = False) -> None:
+    """Bytes as they are, flushed; `ReaderLeft` if nobody reads any more, unless it is `progress`."""
+    stream = sys.stderr if progress else sys.stdout
+    stream.flush()
+    try:
+        stream.buffer.write(data)
+        stream.buffer.flush()
+    except BrokenPipeError:
+        if not progress:
+            raise ReaderLeft from None
+        _to_nowhere(stream)
+
+
 def print_json(data: Any) -> None:
     """Data as one JSON document."""
     print_line(json.dumps(data, indent=2, ensure_ascii=False))

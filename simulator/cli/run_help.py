@@ -1,7 +1,7 @@
-"""``run NAME --help`` lists the parameters of that experiment too.
+"""``run NAME --help`` lists the parameters of that experiment too, and a shell completes them.
 
-The help option of a command is handled before its arguments are known, so the name is read from the
-command line beforehand.
+The help option of a command is handled before its arguments are known, and a line that is being
+completed cannot be parsed to its end, so the name is read from the command line beforehand.
 """
 
 from __future__ import annotations
@@ -26,21 +26,30 @@ class RunCommand(TyperCommand):
 
     def _named(self, ctx: Any, args: list[str]) -> str | None:
         """The experiment on the command line, if there is one and the line can be read."""
-        try:
-            values, _, _ = self.make_parser(ctx).parse_args(args=list(args))
-        except Exception:  # noqa: BLE001 - the real parsing, next, says what is wrong
-            return None
-        name = values.get("experiment")
-        return name if isinstance(name, str) else None
+        for words in (args, args[:-1]):  # the last one may be an option that waits for its value
+            try:
+                values, _, _ = self.make_parser(ctx).parse_args(args=list(words))
+            except Exception:  # noqa: BLE001 - the real parsing, next, says what is wrong
+                continue
+            name = values.get("experiment")
+            if isinstance(name, str):
+                return name
+        return None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from simulator.experiment import load_experiment
 
-        name = ctx.meta.get(_NAME)
+        name = named_experiment(ctx)
         experiment = load_experiment(name) if name is not None else None
         super().format_help(ctx, formatter)
         if experiment is not None:
             _show(experiment)
+
+
+def named_experiment(ctx: Any) -> str | None:
+    """The experiment that a command line of ``run`` names."""
+    name = ctx.meta.get(_NAME)
+    return name if isinstance(name, str) else None
 
 
 def _show(experiment: Experiment) -> None:

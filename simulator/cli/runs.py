@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator.cli import output
+from simulator.cli import complete, output
 from simulator.cli.options import (
+    HEALTHS,
     AsJson,
     BackendToUse,
     ImageOption,
@@ -62,7 +63,9 @@ def run(
     experiment: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|FILE", help="An experiment's name, or a Python file with one."
+            metavar="NAME|FILE",
+            help="An experiment's name, or a Python file with one.",
+            autocompletion=complete.experiment,
         ),
     ],
     params: Annotated[
@@ -73,6 +76,7 @@ def run(
             metavar="NAME=VALUE",
             help="Set a parameter of the experiment; may be repeated. `run NAME --help` lists them.",
             show_default=False,
+            autocompletion=complete.param,
         ),
     ] = None,
     seed: Annotated[
@@ -99,6 +103,7 @@ def run(
             metavar="NAME|FILE",
             help="Which nodes, instead of the experiment's own.",
             show_default=False,
+            autocompletion=complete.topology,
         ),
     ] = None,
     workers: WorkersOption = None,
@@ -108,7 +113,8 @@ def run(
         str | None,
         typer.Option(
             "--health",
-            metavar="ray|fast",
+            metavar="|".join(HEALTHS),
+            autocompletion=complete.choices(*HEALTHS),
             help="How Ray detects a lost node: fast (about 4 s, the default) or its own settings.",
             show_default=False,
         ),
@@ -121,6 +127,7 @@ def run(
             metavar="CLUSTER",
             help="Run on a cluster that is up, and leave it up.",
             show_default=False,
+            autocompletion=complete.cluster,
         ),
     ] = None,
     name: Annotated[

@@ -148,6 +148,50 @@ def experiments_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     return made
 
 
+def topologies_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    made = table("topology", "nodes", "offers", "what it is", right=("nodes",))
+    for row in rows:
+        made.add_row(
+            Text(row["name"], "bold"),
+            str(row["nodes"]),
+            _amounts(row["resources"]),
+            Text(row["description"]),
+        )
+    return made
+
+
+def topology_view(row: Mapping[str, Any]) -> RenderableType:
+    head = Text(row["name"], "bold")
+    head.append(f"   {row['description']}" if row["description"] else "", "default")
+    total = f"{row['nodes']} nodes, {_amounts(row['resources'])} in all"
+    made = table("group", "nodes", "each offers", "labels", "memory", right=("nodes",))
+    groups = [{"group_name": "head", "replicas": 1, **row["head"]}, *row["worker_groups"]]
+    for group in groups:
+        labels = ", ".join(f"{key}={value}" for key, value in group["labels"].items())
+        count = str(group["replicas"])
+        if group.get("max_replicas") is not None:
+            count += f" ({group['min_replicas'] or 0} to {group['max_replicas']})"
+        made.add_row(
+            Text(group["group_name"], "bold"),
+            count,
+            _amounts(group["resources"])
+            + (
+                f" (GPUs {group['gpus']})"
+                if group.get("gpus") and group["resources"].get("GPU")
+                else ""
+            ),
+            Text(labels or "-"),
+            group["memory"] or "-",
+        )
+    return Group(head, Text(total, "dim"), made)
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return (
+        ", ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount) or "nothing"
+    )
+
+
 def runs_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     made = table("run", "started", "backend", "status", "verdict")
     for row in rows:

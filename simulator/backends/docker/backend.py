@@ -370,12 +370,13 @@ class DockerBackend:
                 why=f"the head publishes no port for {DASHBOARD_PORT}",
             )
         port = int(published[0]["HostPort"])
-        if not self._connection.shares_loopback:
+        relayed = not self._connection.shares_loopback
+        if relayed:
             with self._lock:
                 if head.id not in self._relays:
                     self._relays[head.id] = Relay(head.id, DASHBOARD_PORT)
                 port = self._relays[head.id].port
-        return Endpoint(f"http://127.0.0.1:{port}", self._token(cluster))
+        return Endpoint(f"http://127.0.0.1:{port}", self._token(cluster), relayed)
 
     # -- programs ----------------------------------------------------------------------------------
 

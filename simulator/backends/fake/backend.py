@@ -29,7 +29,7 @@ from simulator.backends.base import (
 from simulator.backends.fake.clock import FakeClock
 from simulator.backends.fake.observer import FakeObserver
 from simulator.backends.fake.ray import BUILT_IN, FakeRay, JobFactory
-from simulator.backends.fake.script import Behaviour, FailedStart, LostLine, Script
+from simulator.backends.fake.script import Behaviour, FailedStart, LostLine, Printed, Script
 from simulator.backends.fake.world import FakeNode, World
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 from simulator.topology import Topology
@@ -184,6 +184,16 @@ class FakeBackend:
     def job_ends(self, status: str = "FAILED", message: str = "Job entrypoint failed") -> None:
         """Let the next job end like this before its driver says anything."""
         self._script.job_ends = (status, message)
+
+    def job_prints(self, *output: str, exit_code: int = 0, every: float = 1.0) -> None:
+        """Let the next job whose program is not simulated write this and end.
+
+        Parameters
+        ----------
+        output
+            Pieces of text, with their line ends, one every so many seconds.
+        """
+        self._script.job_prints = Printed(output, exit_code, every)
 
     def world(self, cluster: str) -> World:
         """The inside of a simulated cluster, for tests that look closer."""

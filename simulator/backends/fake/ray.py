@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 from simulator.backends.fake.stream import FakeStream
 from simulator.backends.fake.tasks import Tasks, usage
 from simulator.backends.fake.world import World
-from simulator.rayapi import FailedAttempts, Job, RayNode, RayUnreachable, Usage
+from simulator.rayapi import (
+    FailedAttempts,
+    Job,
+    JobLog,
+    NoSuchJob,
+    RayNode,
+    RayUnreachable,
+    Usage,
+    job_id_taken,
+)
 
 #: What a simulated Ray says when asked for its version: nobody should take its word for Ray's.
 VERSION = "simulated"
@@ -33,10 +44,21 @@ JobFactory = Callable[[World, str, str, Callable[[str, str], None]], FakeJob]
 
 @dataclass
 class _Submitted:
+    entrypoint: str = ""
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
     status: str = "PENDING"
     message: str = "Job has not started yet."
     program: FakeJob | None = None
     logs: str = ""
+    exit_code: int | None = None
+    driver_node: str = ""
+    began: float = 0.0
+    ended: float | None = None
+
+    def end(self, world: World, status: str, message: str, exit_code: int | None = None) -> None:
+        if self.ended is None:
+            self.status, self.message, self.exit_code = status, message, exit_code
+            self.ended = world.clock.now
 
 
 class FakeRay:
@@ -90,36 +112,48 @@ class FakeRay:
                 total[name] = (before[0] + used, before[1] + amount)
         return Usage(total=total, by_node=by_node)
 
+    def has_package(self, name: str) -> bool:
+        return name in packages_of(self._ask("has_package"))
+
+    def put_package(self, name: str, path: Path) -> None:
+        packages_of(self._ask("put_package"))[name] = path.read_bytes()
+
     def submit(
         self,
         entrypoint: str,
         job_id: str,
         *,
         resources: Mapping[str, float] | None = None,  # noqa: ARG002 - the driver is on the head
+        runtime_env: Mapping[str, Any] | None = None,
     ) -> None:
         world = self._ask("submit")
-        submitted = jobs_of(world)[job_id] = _Submitted()
+        if job_id in jobs_of(world):
+            raise job_id_taken(job_id)
+        submitted = jobs_of(world)[job_id] = _Submitted(
+            entrypoint, dict(runtime_env or {}), began=world.clock.now
+        )
         if not world.script.job_never_starts:
             world.head.do(
-                world.behaviour.driver_start_s,
-                lambda: self._begin(world, submitted, shlex.split(entrypoint)),
+                world.behaviour.driver_start_s, lambda: self._begin(world, job_id, submitted)
             )
 
-    def _begin(self, world: World, submitted: _Submitted, argv: list[str]) -> None:
+    def _begin(self, world: World, job_id: str, submitted: _Submitted) -> None:
         def ended(status: str, message: str) -> None:
-            submitted.status, submitted.message = status, message
+            submitted.end(world, status, message)
 
+        if submitted.ended is not None:
+            return
         if world.script.job_ends is not None:
             status, message = world.script.job_ends
             world.script.job_ends = None
             submitted.logs = message
             ended(status, message)
             return
+        argv = shlex.split(submitted.entrypoint)
         module = argv[argv.index("-m") + 1] if "-m" in argv[:-1] else argv[0]
         factory = self._programs.get(module)
         if factory is None:
-            known = ", ".join(sorted(self._programs))
-            ended("FAILED", f"no simulated program is called {module}; there is {known}")
+            self._print(world, job_id, submitted, module)
             return
         run_id = argv[argv.index("--run") + 1] if "--run" in argv[:-1] else ""
         number = len(jobs_of(world))
@@ -127,19 +161,63 @@ class FakeRay:
         submitted.program = factory(world, run_id, f"{number:02x}000000", ended)
         submitted.program.begin()
 
+    def _print(self, world: World, job_id: str, submitted: _Submitted, module: str) -> None:
+        """A program that is not simulated does what was scripted for it, or fails."""
+        printed, world.script.job_prints = world.script.job_prints, None
+        if printed is None:
+            known = ", ".join(sorted(self._programs))
+            submitted.end(
+                world, "FAILED", f"no simulated program is called {module}; there is {known}"
+            )
+            return
+        submitted.status, submitted.message = "RUNNING", "Job is currently running."
+        if world.head.entry is not None:
+            submitted.driver_node = world.head.entry.ray_node_id
+        submitted.logs = f"Running entrypoint for job {job_id}: {submitted.entrypoint}\n"
+
+        def write(text: str) -> None:
+            if submitted.ended is None:
+                submitted.logs += text
+
+        def end() -> None:
+            if printed.exit_code == 0:
+                submitted.end(world, "SUCCEEDED", "Job finished successfully.", 0)
+            else:
+                failed = f"Job entrypoint command failed with exit code {printed.exit_code}"
+                submitted.end(world, "FAILED", failed, printed.exit_code)
+
+        for number, text in enumerate(printed.output):
+            world.head.do(printed.every * number, partial(write, text))
+        world.head.do(printed.every * len(printed.output), end)
+
     def job(self, job_id: str) -> Job:
         submitted = self._job("job", job_id)
-        return Job(job_id, submitted.status, submitted.message)
+        return Job(
+            job_id,
+            submitted.status,
+            submitted.message,
+            submitted.exit_code,
+            submitted.driver_node,
+            None if submitted.ended is None else submitted.ended - submitted.began,
+        )
 
     def job_logs(self, job_id: str) -> str:
         return self._job("job_logs", job_id).logs
 
-    def stop_job(self, job_id: str) -> None:
+    def follow_job_log(self, job: Job) -> JobLog:
+        self._job("follow_job_log", job.job_id)
+        return _FakeLog(self, job.job_id)
+
+    def read_job_log(self, job: Job) -> Iterator[bytes]:
+        yield self._job("read_job_log", job.job_id).logs.encode()
+
+    def stop_job(self, job_id: str) -> bool:
         submitted = self._job("stop_job", job_id)
         if submitted.program is not None:
             submitted.program.stop()
         else:
-            submitted.status, submitted.message = "STOPPED", "Job was intentionally stopped."
+            submitted.end(self._find(), "STOPPED", "Job was intentionally stopped.")
+        return True
 
     def failed_attempts(self, ray_job_id: str) -> FailedAttempts:
         world = self._ask("failed_attempts")
@@ -162,8 +240,31 @@ class FakeRay:
     def _job(self, method: str, job_id: str) -> _Submitted:
         submitted = jobs_of(self._ask(method)).get(job_id)
         if submitted is None:
-            raise RayUnreachable(f"Ray answered 404: there is no job {job_id}")
+            raise NoSuchJob(f"Ray knows of no job {job_id}")
         return submitted
+
+
+class _FakeLog:
+    """What was printed so far, and what comes while the reader waits."""
+
+    def __init__(self, ray: FakeRay, job_id: str) -> None:
+        self._ray, self._job_id, self._position = ray, job_id, 0
+
+    def read(self, wait: float) -> bytes:
+        submitted = self._ray._job("follow_job_log", self._job_id)
+        if len(submitted.logs.encode()) == self._position:
+            self._ray._find().clock.sleep(wait)
+        new = submitted.logs.encode()[self._position :]
+        self._position += len(new)
+        return new
+
+    def close(self) -> None:
+        pass
+
+
+def packages_of(world: World) -> dict[str, bytes]:
+    """What was uploaded, by its name; it goes with the GCS."""
+    return world.gcs.packages if world.gcs is not None else {}
 
 
 def jobs_of(world: World) -> dict[str, _Submitted]:

@@ -72,6 +72,15 @@ class LostLine:
     times: int
 
 
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """What a program that is not simulated writes, a piece every so many seconds, and its end."""
+
+    output: tuple[str, ...]
+    exit_code: int
+    every: float
+
+
 @dataclass
 class Script:
     """What is to go wrong; each entry is used up as it happens."""
@@ -86,6 +95,7 @@ class Script:
     observer_silent: bool = False
     job_ends: tuple[str, str] | None = None
     job_never_starts: bool = False
+    job_prints: Printed | None = None
     hooks: dict[str, list[Callable[[], None]]] = field(default_factory=dict)
 
     def loses(self, where: str, kind: str, key: str) -> bool:

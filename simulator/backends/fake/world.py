@@ -59,6 +59,7 @@ class Gcs:
     entries: list[GcsEntry] = field(default_factory=list)
     events: list[RayEvent] = field(default_factory=list)
     jobs: dict[str, Any] = field(default_factory=dict)
+    packages: dict[str, bytes] = field(default_factory=dict)
 
 
 class FakeNode:

@@ -1,0 +1,666 @@
+"""Runs a program of the user's as a Ray job: packs it, submits it, follows it to its end.
+
+What is packed is what Ray's own client would pack: a zip file that is named by its content, so that
+the same folder is uploaded once, and of which Ray makes the job's working directory on every node. The
+orchestrator imports no Ray, so the rules are written down here again, each with where it stands in Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+import shlex
+import stat
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from pathspec import GitIgnoreSpec
+
+from simulator.errors import BadInput, CannotRun, Problem
+from simulator.rayapi import UPLOAD_LIMIT, Job, JobLog, NoSuchJob, RayApi
+from simulator.waiting import Clock, Deadline, RealClock
+
+#: Never part of a package, as in Ray (RAY_RUNTIME_ENV_DEFAULT_EXCLUDES); nor is a folder that has a
+#: pyvenv.cfg, however it is called: the nodes have a Python of their own.
+LEFT_OUT = (".git", "__pycache__", ".venv", "venv")
+_VENV = "pyvenv.cfg"
+
+#: Files that say what else to leave out, in every folder (Ray's get_excludes_from_ignore_files).
+IGNORE_FILES = (".gitignore", ".rayignore")
+
+#: How often a job is asked how it stands, seconds.
+POLL_S = 0.5
+
+#: How long a job may be pending before it is said what it waits for, seconds.
+PENDING_S = 3.0
+
+#: How long Ray may be silent before a job is given up, seconds: as long as a head takes to restart.
+PATIENCE_S = 30.0
+
+_URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_MIB = 1024**2
+
+
+# -- what is to run --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program as it is to run.
+
+    Attributes
+    ----------
+    script
+        Its path in the job's working directory.
+    folder
+        What is packed as the job's working directory; None if the runtime_env names a URI for it.
+    only_script
+        Whether nothing but the script is packed.
+    excludes
+        Patterns, as in .gitignore, of what is not packed.
+    """
+
+    script: str
+    arguments: Sequence[str] = ()
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    only_script: bool = False
+    excludes: Sequence[str] = ()
+
+    @property
+    def entrypoint(self) -> str:
+        """Its command line, unbuffered: what it prints is to be seen when it prints it."""
+        return shlex.join(["python", "-u", self.script, *self.arguments])
+
+    def new_job_id(self) -> str:
+        """An id for a job that runs it: the script's name and some hex digits."""
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(self.script).stem)
+        return f"{stem.strip('-')[:40] or 'job'}-{secrets.token_hex(4)}"
+
+
+def read_runtime_env(text: str) -> Mapping[str, Any]:
+    """A runtime_env from a YAML or JSON file, or from JSON itself.
+
+    Files that pip, uv and conda entries name are read here, as Ray's client does: they are on this
+    machine and not on the nodes.
+
+    Raises
+    ------
+    BadInput
+        Lists every problem.
+    """
+    where = "--runtime-env"
+    if text.lstrip().startswith("{"):
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BadInput(Problem(where, f"is not JSON: {error}")) from None
+    else:
+        where = f"{where} {text}"
+        data = _yaml_file(Path(text), where)
+    if not isinstance(data, dict):
+        raise BadInput(
+            Problem(where, "is not a mapping", 'it needs keys such as {"env_vars": {"A": "1"}}')
+        )
+    env: Mapping[str, Any] = data
+    problems = list(_env_problems(env, where))
+    for key in ("pip", "uv", "conda"):
+        try:
+            env = _with_files_read(env, key, where)
+        except BadInput as error:
+            problems.extend(error.problems)
+    _raise(problems)
+    return env
+
+
+def _yaml_file(path: Path, where: str) -> Any:
+    if path.is_dir():
+        raise BadInput(Problem(where, "is a folder", "name a YAML or JSON file, or give JSON"))
+    if not path.is_file():
+        raise BadInput(
+            Problem(where, "there is no such file", "name a YAML or JSON file, or give JSON: {...}")
+        )
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(
+            Problem(where, "is neither YAML nor JSON", " ".join(str(error).split()))
+        ) from None
+    except OSError as error:
+        raise BadInput(Problem(where, f"cannot be read: {error.strerror}")) from None
+
+
+def _env_problems(data: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """What Ray would refuse after the upload, or take in silence and never find on its nodes."""
+    variables = data.get("env_vars") or {}
+    if not isinstance(variables, dict):
+        yield Problem(f"{where}: env_vars", "is not a mapping", 'such as {"A": "1"}')
+    else:
+        for name, value in variables.items():
+            if not (isinstance(name, str) and isinstance(value, str)):
+                shown = json.dumps(value, default=str)
+                yield Problem(
+                    f"{where}: env_vars.{name}",
+                    f"is {shown}, and Ray takes text only",
+                    f'write "{str(value).strip()}" in quotation marks',
+                )
+    excludes = data.get("excludes") or []
+    if not (isinstance(excludes, list) and all(isinstance(e, str) for e in excludes)):
+        yield Problem(f"{where}: excludes", "is not a list of patterns", 'such as ["*.csv"]')
+    folder = data.get("working_dir")
+    if folder is not None and not isinstance(folder, str):
+        yield Problem(f"{where}: working_dir", "is not text", "name a folder, or a URI")
+    modules = data.get("py_modules") or []
+    if not isinstance(modules, list):
+        yield Problem(f"{where}: py_modules", "is not a list", "of URIs")
+        return
+    for module in modules:
+        if not (isinstance(module, str) and _URI.match(module)):
+            yield Problem(
+                f"{where}: py_modules",
+                f"{module!r} is on this machine, and is not uploaded",
+                "put it below the working directory, or name a URI",
+            )
+
+
+def _with_files_read(data: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    named = data.get(key)
+    if not isinstance(named, str):
+        return data
+    path = Path(named)
+    if key == "conda":
+        if path.suffix not in (".yaml", ".yml"):
+            return data  # the name of an environment that the nodes have
+        return {**data, key: _yaml_file(path, f"{where}: {key} {named}")}
+    if not path.is_file():
+        raise BadInput(
+            Problem(
+                f"{where}: {key} {named}", "there is no such file", "or give a list of packages"
+            )
+        )
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return {**data, key: [line for line in lines if line and not line.startswith("#")]}
+
+
+def plan_program(
+    script: str,
+    arguments: Sequence[str] = (),
+    *,
+    working_dir: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+) -> Program:
+    """What to pack, and how to call it.
+
+    Parameters
+    ----------
+    script
+        A Python file: by its path here, or by its path inside the working directory.
+    working_dir
+        The folder that the job sees as its current one; without it, only the script is shipped. A
+        ``working_dir`` of the runtime_env is the same.
+
+    Raises
+    ------
+    BadInput
+        Lists every problem.
+    """
+    env = dict(runtime_env or {})
+    excludes = tuple(env.pop("excludes", None) or ())
+    in_env = env.pop("working_dir", None)
+    problems: list[Problem] = []
+    if working_dir is not None and in_env is not None:
+        problems.append(
+            Problem("--working-dir", "stands in the runtime_env too", "leave one of them out")
+        )
+    where = "--working-dir" if working_dir is not None else "runtime_env: working_dir"
+    folder = working_dir if working_dir is not None else in_env
+    path = Path(script)
+    if folder is not None and _URI.match(folder):
+        if where == "--working-dir":
+            problems.append(
+                Problem(where, f"{folder} is a URI", "name it as working_dir in --runtime-env")
+            )
+        if path.is_absolute():
+            problems.append(Problem(script, "is not a path inside the working directory"))
+        _raise(problems)
+        return Program(path.as_posix(), arguments, {**env, "working_dir": folder})
+    if folder is None:
+        problems.extend(_script_problems(path, script))
+        _raise(problems)
+        return Program(path.name, arguments, env, path.absolute().parent, only_script=True)
+    root = Path(folder)
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "there is no such folder"
+        problems.append(Problem(f"{where} {folder}", what, "name a folder"))
+        _raise(problems)
+    inside = _inside(path, root)
+    if inside is None:
+        problems.extend(_script_problems(path, script) or [_outside(script, folder)])
+    _raise(problems)
+    assert inside is not None
+    return Program(inside.as_posix(), arguments, env, root.absolute(), excludes=excludes)
+
+
+def _inside(path: Path, root: Path) -> Path | None:
+    """Where a script is below the working directory; None if it is not, or is no file."""
+    if not path.is_absolute() and ".." not in path.parts and (root / path).is_file():
+        return path
+    if path.is_file():
+        with suppress(ValueError):
+            return path.resolve().relative_to(root.resolve())
+    return None
+
+
+def _script_problems(path: Path, script: str) -> list[Problem]:
+    if path.is_dir():
+        return [
+            Problem(script, "is a folder", "name the script, and the folder with --working-dir")
+        ]
+    if not path.is_file():
+        return [Problem(script, "there is no such file", "name a Python script")]
+    return []
+
+
+def _outside(script: str, folder: str) -> Problem:
+    return Problem(
+        script, f"is not inside the working directory {folder}", "name a folder that holds it"
+    )
+
+
+def _raise(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise BadInput(problems)
+
+
+# -- packing ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A packed working directory: a zip file, and the name by which Ray knows its content."""
+
+    path: Path
+    name: str
+    files: int
+    size: int
+
+    @property
+    def uri(self) -> str:
+        return f"gcs://{self.name}"
+
+
+def pack(program: Program, into: Path, *, limit: int = UPLOAD_LIMIT) -> Package:
+    """Write a program's working directory as a zip file into a folder.
+
+    The same content gives the same name, whenever and wherever it is packed.
+
+    Raises
+    ------
+    BadInput
+        The script is left out by what says what to leave out, or it is all too large: says how
+        large, and which parts are.
+    """
+    assert program.folder is not None
+    root = program.folder
+    if program.only_script:
+        entries = [(program.script, root / program.script)]
+    else:
+        entries = sorted(_entries(root, GitIgnoreSpec.from_lines(program.excludes)))
+        if program.script not in {name for name, _ in entries}:
+            raise BadInput(
+                Problem(
+                    program.script,
+                    f"is left out of {root} by {', '.join(IGNORE_FILES)} or excludes",
+                    "let them take it in (!name), or name another script",
+                )
+            )
+    target = into / "package.zip"
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in entries:
+            try:
+                _add(archive, digest, name, path)
+            except OSError as error:
+                raise BadInput(Problem(str(path), f"cannot be read: {error.strerror}")) from None
+            except UnicodeEncodeError:
+                what = "has a name that is no UTF-8"
+                raise BadInput(
+                    Problem(repr(str(path)), what, "rename it, or leave it out")
+                ) from None
+            if target.stat().st_size > limit:
+                raise _too_large(root, entries, limit)
+    size = target.stat().st_size
+    if size > limit:
+        raise _too_large(root, entries, limit)
+    name = f"_ray_pkg_{digest.hexdigest()[:40]}.zip"
+    return Package(target, name, sum(not name.endswith("/") for name, _ in entries), size)
+
+
+def _entries(root: Path, excludes: GitIgnoreSpec) -> Iterator[tuple[str, Path]]:
+    """Names in the package (folders that are empty end with a slash), and where they are."""
+
+    def walk(
+        folder: Path, ignores: Sequence[tuple[Path, GitIgnoreSpec]], above: frozenset[Path]
+    ) -> Iterator[tuple[str, Path]]:
+        real = folder.resolve()
+        if real in above:
+            return  # a link to a folder that holds it
+        try:
+            children = sorted(folder.iterdir())
+            ignores = [*ignores, *_ignore_files(folder)]
+        except OSError as error:
+            raise BadInput(Problem(str(folder), f"cannot be read: {error.strerror}")) from None
+        if not children and folder != root:
+            yield folder.relative_to(root).as_posix() + "/", folder
+        for child in children:
+            is_folder = child.is_dir()
+            if is_folder and (child.name in LEFT_OUT or (child / _VENV).is_file()):
+                continue
+            name = child.relative_to(root).as_posix()
+            if excludes.match_file(name + "/" * is_folder) or _ignored(child, is_folder, ignores):
+                continue
+            if is_folder:
+                yield from walk(child, ignores, above | {real})
+            elif child.is_file():  # no sockets, pipes, links that lead nowhere
+                yield name, child
+
+    return walk(root, [], frozenset())
+
+
+def _ignore_files(folder: Path) -> list[tuple[Path, GitIgnoreSpec]]:
+    found = []
+    for name in IGNORE_FILES:
+        path = folder / name
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            found.append((folder, GitIgnoreSpec.from_lines(lines)))
+    return found
+
+
+def _ignored(path: Path, is_folder: bool, ignores: Sequence[tuple[Path, GitIgnoreSpec]]) -> bool:
+    """As in git, the file that is nearest has the last word."""
+    answer = False
+    for folder, spec in ignores:
+        said = spec.check_file(path.relative_to(folder).as_posix() + "/" * is_folder).include
+        answer = answer if said is None else said
+    return answer
+
+
+def _add(archive: zipfile.ZipFile, digest: Any, name: str, path: Path) -> None:
+    info = zipfile.ZipInfo(name)  # of 1980: when a file was written is not what it is
+    mode = path.stat().st_mode
+    info.external_attr = (
+        mode & 0o777 | (stat.S_IFDIR if name.endswith("/") else stat.S_IFREG)
+    ) << 16
+    digest.update(f"{name}\0{mode & 0o111:o}\0".encode())
+    if name.endswith("/"):
+        archive.writestr(info, b"")
+        return
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.file_size = path.stat().st_size
+    digest.update(f"{info.file_size}\0".encode())
+    with path.open("rb") as source, archive.open(info, "w") as target:
+        while block := source.read(_MIB):
+            digest.update(block)
+            target.write(block)
+
+
+def _too_large(root: Path, entries: Sequence[tuple[str, Path]], limit: int) -> BadInput:
+    parts: dict[str, int] = {}
+    for name, path in entries:
+        if not name.endswith("/"):
+            first, slash, _ = name.partition("/")
+            parts[first + slash] = parts.get(first + slash, 0) + path.stat().st_size
+    biggest = sorted(parts.items(), key=lambda part: -part[1])[:5]
+    total = sum(parts.values())
+    return BadInput(
+        Problem(
+            f"working directory {root}",
+            f"is {total / _MIB:.0f} MiB, and packed still more than the {limit / _MIB:.0f} MiB that "
+            "Ray takes; its biggest parts are "
+            + ", ".join(f"{name} ({size / _MIB:.1f} MiB)" for name, size in biggest),
+            "leave out what the program does not need with .rayignore, .gitignore or the "
+            "runtime_env's excludes, and put data into the image",
+        )
+    )
+
+
+# -- submitting and following ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job that Ray took: its id, and the command line that it begins with."""
+
+    job_id: str
+    entrypoint: str
+
+
+def submit(
+    ray: RayApi,
+    program: Program,
+    *,
+    job_id: str | None = None,
+    resources: Mapping[str, float] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Submitted:
+    """Pack a program, upload it unless it is there already, and start it as a job.
+
+    Parameters
+    ----------
+    resources
+        Custom resources that the driver's node must have, by name; on the head without them.
+    say
+        Told about the upload.
+
+    Raises
+    ------
+    BadInput
+        It cannot be packed, or there is a job of this id.
+    RayUnreachable
+        Ray does not answer.
+    """
+    job_id = job_id or program.new_job_id()
+    env = dict(program.runtime_env)
+    if program.folder is not None:
+        with TemporaryDirectory(prefix="ray-sim-") as folder:
+            package = pack(program, Path(folder))
+            if not ray.has_package(package.name):
+                if not program.only_script:
+                    what = f"{package.files} file{'s' * (package.files != 1)}"
+                    say(f"uploading {what}, {_size(package.size)}")
+                ray.put_package(package.name, package.path)
+        env["working_dir"] = package.uri
+    ray.submit(program.entrypoint, job_id, resources=resources, runtime_env=env)
+    return Submitted(job_id, program.entrypoint)
+
+
+def _size(size: int) -> str:
+    return f"{size / _MIB:.1f} MiB" if size >= _MIB else f"{max(1, size // 1024)} KiB"
+
+
+class JobLost(CannotRun):
+    """A job did not come to an end of its own; `job` is what Ray last said of it."""
+
+    def __init__(self, what: str, job: Job | None, **more: Any) -> None:
+        self.job = job
+        super().__init__(what, **more)
+
+
+def follow(
+    ray: RayApi,
+    submitted: Submitted,
+    *,
+    output: Callable[[bytes], None],
+    say: Callable[[str], None] = lambda text: None,
+    stop: Callable[[], bool] = lambda: False,
+    clock: Clock | None = None,
+    patience: float = PATIENCE_S,
+) -> Job:
+    """Follow a job to its end, and return how it ended; its exit code is the program's own.
+
+    Parameters
+    ----------
+    output
+        Given what the program prints as it comes: exactly that, nothing lost and nothing twice.
+    say
+        Told what is waited for.
+    stop
+        Asked again and again; once it is true, Ray is asked to stop the job, which is then followed on.
+    patience
+        How long Ray may be silent, seconds.
+
+    Raises
+    ------
+    JobLost
+        It has no exit code: stopped, never begun, lost with its node; or Ray is gone.
+    """
+    clock = clock or RealClock()
+    log = _Log(ray, submitted, output)
+    silence: Deadline | None = None
+    pending: Deadline | None = Deadline(PENDING_S, clock=clock.mono)
+    stopping = False
+    job: Job | None = None
+    try:
+        while True:
+            try:
+                if stop() and not stopping:
+                    stopping = ray.stop_job(submitted.job_id)
+                job = ray.job(submitted.job_id)
+            except NoSuchJob as error:
+                why = "its head was started anew, and knows no earlier job" if job else error.why
+                raise JobLost(
+                    f"Ray knows of no job {submitted.job_id}", job, why=why, details=log.last
+                ) from None
+            except CannotRun as error:
+                if silence is None:
+                    silence = Deadline(patience, clock=clock.mono)
+                    say(f"{error}; waiting up to {patience:.0f} s")
+                if silence.passed:
+                    raise JobLost(
+                        f"job {submitted.job_id} is lost from sight",
+                        job,
+                        why=str(error),
+                        details=log.last,
+                    ) from None
+                clock.sleep(POLL_S)
+                continue
+            silence = None
+            if job.over:
+                break
+            if pending is not None and (job.status != "PENDING" or pending.passed):
+                if job.status == "PENDING":
+                    say(job.message)
+                pending = None
+            log.follow(job, Deadline(POLL_S, clock=clock.mono), clock)
+        whole = log.finish(job)
+    finally:
+        log.close()
+    if not whole:
+        say("the end of the job's log cannot be read: its node is gone")
+    if job.status == "STOPPED" or job.exit_code is None:
+        ended = "was stopped" if job.status == "STOPPED" else "did not come to an end of its own"
+        # Of a long message, the end says what went wrong: a stack trace, or what pip wrote.
+        first, *more = job.message.strip().splitlines() or [""]
+        raise JobLost(f"job {job.job_id} {ended}", job, why=first, details=[*more[-10:], *log.last])
+    return job
+
+
+class _Log:
+    """Hands on what the program writes into its job's log, and not what Ray writes there before.
+
+    Ray's stream of a log has no end of its own and may break off, so the last part, and whatever
+    follows an interruption, is read from the whole log, less what was handed on already.
+    """
+
+    def __init__(
+        self,
+        ray: RayApi,
+        submitted: Submitted,
+        output: Callable[[bytes], None],
+    ) -> None:
+        self._ray, self._output = ray, output
+        # Ray's JobSupervisor writes this line, then starts the program.
+        self._begins = (
+            f"Running entrypoint for job {submitted.job_id}: {submitted.entrypoint}\n".encode()
+        )
+        self._stream: JobLog | None = None
+        self._position = 0
+        self._skip = 0
+        self._before = b""
+        self._running = False
+        self._tail = b""
+
+    @property
+    def last(self) -> list[str]:
+        """The last lines that were handed on."""
+        return self._tail.decode("utf-8", errors="replace").splitlines()[-10:]
+
+    def follow(self, job: Job, until: Deadline, clock: Clock) -> None:
+        """Hand on what comes before a deadline; that there is no log yet is no error."""
+        while not until.passed:
+            try:
+                if self._stream is None:
+                    if not job.driver_node:
+                        break
+                    self._stream, self._skip = self._ray.follow_job_log(job), self._position
+                self._take(self._stream.read(until.left))
+            except CannotRun:
+                self.close()
+                break
+        clock.sleep(until.left)
+
+    def finish(self, job: Job) -> bool:
+        """Hand on all that is left once the job is over; whether that could be read."""
+        self.close()
+        self._skip = self._position
+        try:
+            if job.driver_node:
+                for chunk in self._ray.read_job_log(job):
+                    self._take(chunk)
+        except CannotRun:
+            return False
+        finally:
+            if not self._running:
+                self._without_beginning(job)
+        return True
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _take(self, chunk: bytes) -> None:
+        skipped = min(self._skip, len(chunk))
+        self._skip -= skipped
+        new = chunk[skipped:]
+        if not new:
+            return
+        self._position += len(new)
+        if not self._running:
+            self._before += new
+            _, found, new = self._before.partition(self._begins)
+            if not found:
+                return
+            self._running, self._before = True, b""
+        self._hand_on(new)
+
+    def _without_beginning(self, job: Job) -> None:
+        """A program that ran has its output, even if another Ray announced it in other words."""
+        if job.exit_code is None:
+            self._tail = self._before[-4000:]
+        else:
+            self._hand_on(self._before)
+
+    def _hand_on(self, data: bytes) -> None:
+        if data:
+            self._tail = (self._tail + data)[-4000:]
+            self._output(data)
