@@ -47,9 +47,16 @@ class ExecResult(NamedTuple):
 
 @dataclass(frozen=True)
 class RayJob:
-    """A program that was submitted to the cluster."""
+    """A program that was submitted to the cluster.
+
+    Attributes
+    ----------
+    folder
+        Where the program is: a folder that every node has, and every node can write to.
+    """
 
     job_id: str
+    folder: str
     _cluster: Cluster
 
     def status(self) -> str:
@@ -344,11 +351,12 @@ class RayClusterContainer:
             raise BadInput(Problem(str(path), "is not a file", "name a Python file to run"))
         job_id = f"job-{secrets.token_hex(4)}"
         # The ledger is the one folder that every node has.
-        there = f"jobs/{job_id}/{path.name}"
-        self._backend.put_ledger_file(self.cluster.name, there, path.read_bytes())
-        entrypoint = shlex.join(["python", f"{LEDGER_TARGET}/{there}", *arguments])
+        folder = f"jobs/{job_id}"
+        program_there = f"{folder}/{path.name}"
+        self._backend.put_ledger_file(self.cluster.name, program_there, path.read_bytes())
+        entrypoint = shlex.join(["python", f"{LEDGER_TARGET}/{program_there}", *arguments])
         self.cluster.ray.submit(entrypoint, job_id)
-        return RayJob(job_id, self.cluster)
+        return RayJob(job_id, f"{LEDGER_TARGET}/{folder}", self.cluster)
 
     def exec(self, command: str | Sequence[str], node: str = "head") -> ExecResult:
         """Run a command in a node; a string is split as a shell would, but run without one."""
