@@ -15,11 +15,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, cast
 
@@ -225,9 +225,7 @@ class DockerBackend:
             networks, volumes = self._networks(cluster), self._volumes(cluster)
             if not (containers or networks or volumes):
                 return
-            # Not an executor of concurrent.futures: that refuses work when the interpreter ends.
-            with ThreadPool(_AT_A_TIME) as pool:
-                pool.map(self._remove_container, containers)
+            self._remove_containers(containers)
             for name, _ in networks:
                 self._unless_gone(f"network {name} was removed", self._api.remove_network, name)
             for name, _ in volumes:
@@ -576,6 +574,14 @@ class DockerBackend:
         return used | (set(host_routes()) if self._connection.is_this_kernel else set())
 
     # -- taking it away ----------------------------------------------------------------------------
+
+    def _remove_containers(self, containers: Sequence[_Container]) -> None:
+        try:
+            with ThreadPoolExecutor(_AT_A_TIME) as pool:
+                list(pool.map(self._remove_container, containers))
+        except RuntimeError:  # the interpreter is ending, so no thread can be started any more
+            for container in containers:
+                self._remove_container(container)
 
     def _remove_container(self, container: _Container) -> None:
         if relay := self._relays.pop(container.id, None):
