@@ -201,8 +201,8 @@ class RayClusterContainer:
     def waiting_for(self, strategy: WaitStrategy) -> Self:
         """Also wait for this, once all nodes are alive; the strategy looks at the head.
 
-        Its only published port is 8265 (dashboard, jobs, state), where all but ``/api/healthz`` and
-        the like want the token.
+        Its only published port is 8265 (dashboard, jobs, state), where ``/api/gcs_healthz`` and
+        little else answers without the token.
         """
         self._strategy = strategy
         return self

@@ -32,7 +32,7 @@ def test_stock_wait_strategies_look_at_the_head(ray: RayClusterContainer) -> Non
         NodesAliveWaitStrategy(),
         LogMessageWaitStrategy("."),
         PortWaitStrategy(8265),
-        HttpWaitStrategy(8265, "/api/healthz"),
+        HttpWaitStrategy(8265, "/api/gcs_healthz"),
         HttpWaitStrategy(8265, "/api/version").with_header(*next(iter(ray.auth_headers().items()))),
         ExecWaitStrategy(["test", "-e", "/tmp/ray-sim/ready"]),
     ).with_startup_timeout(30).wait_until_ready(ray)
