@@ -129,4 +129,4 @@ def test_everything_runs_from_an_empty_directory(tool: Tool, made_cluster: str) 
 
     simulator("down", "--name", made_cluster)
     left = simulator("clusters", "--json")
-    assert made_cluster not in {c["name"] for c in json.loads(left)}
+    assert made_cluster not in {c["cluster"] for c in json.loads(left)}
