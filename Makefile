@@ -14,7 +14,7 @@ SIMULATOR := $(BIN)/python -m simulator
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status doctor report-latest test lint format engine image acceptance bench clean ready
+.PHONY: help demo up down status doctor report-latest test lint format wheel engine image acceptance bench clean ready
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ lint: $(VENV)/.dev ## Format and lint (ruff), types (mypy strict), layers (impor
 format: $(VENV)/.dev ## Format the code and apply ruff's safe fixes
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+wheel: $(BIN)/python ## Build the wheel into dist/
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 engine: ## Install and start a Docker engine where none answers (Debian, as root)
 	@scripts/engine.sh

@@ -246,7 +246,7 @@ def to_yaml(project: Mapping[str, Any]) -> str:
 
 
 def _labels(spec: ClusterSpec) -> dict[str, str]:
-    labels = {LABEL_CLUSTER: spec.name, LABEL_DEFINITION: definition(spec)}
+    labels = {**spec.labels, LABEL_CLUSTER: spec.name, LABEL_DEFINITION: definition(spec)}
     if spec.run_dir is not None:
         labels[LABEL_RUN_DIR] = str(spec.run_dir.resolve())
     return labels

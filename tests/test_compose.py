@@ -194,6 +194,15 @@ def test_the_run_that_owns_a_cluster_is_on_everything_of_it(tmp_path: Path) -> N
             assert thing["labels"][LABEL_RUN_DIR] == str(tmp_path.resolve())
 
 
+def test_labels_of_somebody_elses_are_on_everything_of_it() -> None:
+    project = expand(spec(labels={"reaper": "session-1", LABEL_CLUSTER: "not-to-be-hidden"}))
+    things = [*project["services"].values(), *project["networks"].values()]
+    for thing in [*things, *project["volumes"].values()]:
+        assert thing["labels"]["reaper"] == "session-1"
+        assert thing["labels"][LABEL_CLUSTER] == "lab"
+    assert definition(spec(labels={"reaper": "session-1"})) == definition(spec())
+
+
 def test_the_addresses_are_those_that_were_chosen() -> None:
     project = expand(spec(), network=ClusterNetwork("10.9.0.0/24", "10.9.0.128/25", "10.9.0.10"))
     head = project["services"]["head"]

@@ -99,7 +99,7 @@ def test_what_the_engine_says_becomes_the_reason() -> None:
 
 
 def test_a_missing_image_comes_with_the_way_to_build_it() -> None:
-    with pytest.raises(CannotRun, match="make image") as caught, asking("x"):
+    with pytest.raises(CannotRun, match="simulator image build") as caught, asking("x"):
         raise ImageNotFound("404", response=answer(404, ""), explanation="No such image: y")
     assert is_gone(caught.value)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 import simulator
+from simulator import assets
 from simulator.backends.docker import image
 from simulator.backends.process import checks
 from simulator.checkers import anatomy, registry
@@ -124,3 +127,18 @@ def test_the_page_of_topologies_shows_one_that_is_valid() -> None:
     assert shown
     for example in shown:
         parse_topology(yaml.safe_load(example), "docs/reference/topology.md")
+
+
+def test_no_message_names_what_only_a_checkout_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = "|".join(re.findall(r"^([a-z-]+):.*##", text("Makefile"), re.MULTILINE))
+    only_here = re.compile(rf"\bmake ({targets})\b|\bscripts/|\.venv/")
+    said = {}
+    for path in (ROOT / "simulator").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                if only_here.search(node.value) and "in a checkout" not in node.value:
+                    said[node.value] = path.name
+    assert said == {"on Debian as root: make engine": "assets.py"}  # what `engine_help` says here
+    assert assets.engine_help() in said
+    monkeypatch.setattr(assets, "is_checkout", lambda: False)
+    assert not only_here.search(assets.engine_help())

@@ -143,3 +143,30 @@ def test_the_guide_names_every_way_to_make_things_go_wrong() -> None:
     ]
     assert len(scripted) > 10
     assert [name for name in scripted if f"{name}(" not in guide] == []
+
+
+def test_the_guide_to_testcontainers_shows_the_files_that_are_tested() -> None:
+    root = Path(__file__).parent
+    guide = (root.parent / "docs/guides/testcontainers.md").read_text()
+    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", guide, re.DOTALL)
+    assert [name for name, _ in blocks] == [
+        "conftest.py",
+        "count_primes.py",
+        "test_job_survives_a_dead_worker.py",
+    ]
+    for name, code in blocks:
+        shown = [line for line in code.splitlines() if line]
+        tested = (root / "integration" / name).read_text().splitlines()
+        assert [line for line in shown if line not in tested] == [], name
+        if name != "conftest.py":  # which also has what only this project needs
+            assert shown == [line for line in tested if line], name
+
+
+def test_the_guide_to_testcontainers_names_all_that_a_cluster_can_do() -> None:
+    from simulator.testcontainers import RayClusterContainer, RayJob
+
+    guide = (Path(__file__).parent.parent / "docs/guides/testcontainers.md").read_text()
+    for_strategies = {"get_container_host_ip", "get_exposed_port", "reload", "status", "name"}
+    for of, skipped in ((RayClusterContainer, for_strategies), (RayJob, set[str]())):
+        names = {name for name in vars(of) if not name.startswith("_")} - skipped
+        assert [name for name in sorted(names) if f"`{name}" not in guide] == []

@@ -57,6 +57,9 @@ class ClusterSpec:
         Environment of every Ray node (failure-detection settings, for example).
     run_dir
         The run that owns it, so that `down` can salvage into it; None for a cluster by hand.
+    labels
+        Of whoever else must find it again, on everything that it is made of; a backend without
+        labels leaves them out.
     """
 
     name: str
@@ -65,6 +68,7 @@ class ClusterSpec:
     image: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     run_dir: Path | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +99,20 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class ClusterRecord:
-    """One cluster as the engine sees it."""
+    """One cluster as the engine sees it.
+
+    Attributes
+    ----------
+    labels
+        Of all that it is made of, together; the engine's and its image's among them.
+    """
 
     name: str
     backend: str
     gpu: GpuKind
     nodes: Sequence[NodeRecord]
     run_dir: Path | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

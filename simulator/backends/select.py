@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from simulator.assets import engine_help
 from simulator.backends.base import Backend
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 
@@ -65,7 +66,7 @@ def choose(name: str = "auto") -> Choice:
         raise CannotRun(
             "no Docker engine answers",
             why=silent,
-            remedy="Start Docker, or on Debian as root: make engine; or use --backend process",
+            remedy=f"Start Docker, or install it ({engine_help()}), or use --backend process",
         )
     return Choice(make("process"), f"processes, because no Docker engine answers ({silent})")
 

@@ -84,7 +84,7 @@ def build_image(
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every layer again.")] = False,
 ) -> None:
-    """Build the node image and print its name; the same as `make image`."""
+    """Build the node image and print its name; in a checkout, `make image` is the same."""
     from simulator.backends import select
     from simulator.backends.docker.image import build_image as build
     from simulator.cli.plan import Problems

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import docker
+from docker.models.containers import Container
 from docker.types import LogConfig, Mount
 from python_on_whales import DockerClient
 
@@ -155,6 +156,7 @@ class DockerBackend:
         self._connected: tuple[Connection, docker.APIClient] | None = None
         self._facts: dict[str, _Facts] = {}
         self._relays: dict[str, Relay] = {}
+        self._client: docker.DockerClient | None = None
 
     # -- what this machine can do ------------------------------------------------------------------
 
@@ -189,17 +191,16 @@ class DockerBackend:
         found: dict[str, list[_Container]] = {}
         for container in self._containers():
             found.setdefault(container.cluster, []).append(container)
-        dirs: dict[str, str] = {}
+        more: dict[str, dict[str, str]] = {}
         for _, labels in (*self._networks(), *self._volumes()):
             found.setdefault(labels[LABEL_CLUSTER], [])
-            if LABEL_RUN_DIR in labels:
-                dirs[labels[LABEL_CLUSTER]] = labels[LABEL_RUN_DIR]
-        return [self._record(name, found[name], dirs.get(name)) for name in sorted(found)]
+            more.setdefault(labels[LABEL_CLUSTER], {}).update(labels)
+        return [self._record(name, found[name], more.get(name, {})) for name in sorted(found)]
 
     def cluster(self, name: str) -> ClusterRecord:
         containers = self._containers(name)
         if containers:
-            return self._record(name, containers, None)
+            return self._record(name, containers)
         everything = self.clusters()
         for record in everything:
             if record.name == name:
@@ -214,7 +215,9 @@ class DockerBackend:
         kept = next((c.labels.get(LABEL_RUN_DIR) for c in existing if c.is_node), None)
         if existing:
             # What exists keeps its labels; Compose would make anew what differs in them.
-            spec = replace(spec, run_dir=Path(kept) if kept else None)
+            spec = replace(
+                spec, run_dir=Path(kept) if kept else None, labels=self._given_labels(spec.name)
+            )
         self._compose_create(spec)
         self._run_init(spec.name)
 
@@ -225,8 +228,7 @@ class DockerBackend:
             networks, volumes = self._networks(cluster), self._volumes(cluster)
             if not (containers or networks or volumes):
                 return
-            with ThreadPoolExecutor(_AT_A_TIME) as pool:
-                list(pool.map(self._remove_container, containers))
+            self._remove_containers(containers)
             for name, _ in networks:
                 self._unless_gone(f"network {name} was removed", self._api.remove_network, name)
             for name, _ in volumes:
@@ -378,6 +380,20 @@ class DockerBackend:
                 port = self._relays[head.id].port
         return Endpoint(f"http://127.0.0.1:{port}", self._token(cluster), relayed)
 
+    def container(self, cluster: str, node: str) -> Container:
+        """A node's container as the SDK's own object, for a library that wants one."""
+        found = self._node(cluster, node)
+        connection = self._connection
+        with asking(f"the engine was asked about {node}"), self._lock:
+            if self._client is None:
+                self._client = docker.DockerClient(
+                    base_url=connection.host or None,
+                    tls=connection.tls,
+                    version="auto",
+                    use_ssh_client=connection.host.startswith("ssh://"),
+                )
+            return self._client.containers.get(found.id)
+
     # -- programs ----------------------------------------------------------------------------------
 
     def run_program(
@@ -392,7 +408,8 @@ class DockerBackend:
             lean = self._api.inspect_container(workers[0].id) if workers else model
             variables = dict(item.split("=", 1) for item in lean["Config"]["Env"])
             variables |= {"NVIDIA_VISIBLE_DEVICES": "void", **env}
-            labels = {LABEL_CLUSTER: cluster, LABEL_ROLE: "program", LABEL_PROGRAM: name}
+            labels = self._given_labels(cluster)
+            labels |= {LABEL_CLUSTER: cluster, LABEL_ROLE: "program", LABEL_PROGRAM: name}
             if LABEL_RUN_DIR in head.labels:
                 labels[LABEL_RUN_DIR] = head.labels[LABEL_RUN_DIR]
             container = self._api.create_container(
@@ -570,6 +587,14 @@ class DockerBackend:
 
     # -- taking it away ----------------------------------------------------------------------------
 
+    def _remove_containers(self, containers: Sequence[_Container]) -> None:
+        try:
+            with ThreadPoolExecutor(_AT_A_TIME) as pool:
+                list(pool.map(self._remove_container, containers))
+        except RuntimeError:  # the interpreter is ending, so no thread can be started any more
+            for container in containers:
+                self._remove_container(container)
+
     def _remove_container(self, container: _Container) -> None:
         if relay := self._relays.pop(container.id, None):
             relay.close()
@@ -640,19 +665,31 @@ class DockerBackend:
         return found
 
     def _record(
-        self, name: str, containers: Sequence[_Container], run_dir: str | None
+        self, name: str, containers: Sequence[_Container], more: Mapping[str, str] | None = None
     ) -> ClusterRecord:
         nodes = [node for c in containers if c.is_node and (node := self._node_record(c))]
         nodes.sort(key=lambda n: (n.role != "head", n.group, _number(n.name)))
-        labels = {key: value for c in containers for key, value in c.labels.items()}
-        run_dir = labels.get(LABEL_RUN_DIR, run_dir)
+        labels = dict(more or {})
+        labels |= {key: value for c in containers for key, value in c.labels.items()}
+        run_dir = labels.get(LABEL_RUN_DIR)
         return ClusterRecord(
             name=name,
             backend=self.name,
             gpu=_gpu_of(containers, nodes),
             nodes=nodes,
             run_dir=Path(run_dir) if run_dir else None,
+            labels=labels,
         )
+
+    def _given_labels(self, cluster: str) -> dict[str, str]:
+        """The labels that its spec gave it; its network has them, and none of an image's."""
+        ours = (LABEL_CLUSTER, LABEL_DEFINITION, LABEL_RUN_DIR)
+        return {
+            key: value
+            for _, labels in self._networks(cluster)
+            for key, value in labels.items()
+            if key not in ours and not key.startswith("com.docker.")
+        }
 
     def _node_record(self, container: _Container) -> NodeRecord | None:
         """None if it was removed since the list was made."""

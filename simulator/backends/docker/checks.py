@@ -13,6 +13,7 @@ from typing import Any
 import docker
 from python_on_whales import DockerClient
 
+from simulator.assets import engine_help
 from simulator.backends.base import Check, GpuKind, resolve_gpus
 from simulator.backends.docker.engine import Connection, asking, connect, find_connection
 from simulator.backends.docker.image import DEFAULT_IMAGE, image_is_current
@@ -105,7 +106,7 @@ def _engine(client: docker.APIClient, connection: Connection, info: Mapping[str,
 
 
 def _compose() -> Iterator[Check]:
-    remedy = "Install Docker Compose 2.20 or later; on Debian as root: make engine"
+    remedy = f"Install Docker Compose 2.20 or later; {engine_help()}"
     try:
         with asking("docker compose was asked for its version"):
             client = DockerClient()
@@ -127,7 +128,7 @@ def _compose() -> Iterator[Check]:
             "warning",
             "buildx",
             "buildx is missing, so the node image cannot be built here",
-            "Install docker-buildx-plugin; on Debian as root: make engine",
+            f"Install docker-buildx-plugin; {engine_help()}",
         )
 
 
@@ -141,7 +142,7 @@ def _image() -> Check:
             "warning",
             "image",
             f"{DEFAULT_IMAGE} is missing or older than its Dockerfile",
-            "It is built when it is missing; to do it now: make image",
+            "It is built when it is missing; to do it now: python -m simulator image build",
         )
     return Check("ok", "image", DEFAULT_IMAGE)
 

@@ -24,6 +24,7 @@ from docker.utils import kwargs_from_env
 from python_on_whales import ClientNotFoundError
 from python_on_whales.exceptions import DockerException as CommandFailed
 
+from simulator.assets import engine_help
 from simulator.errors import CannotRun
 
 _TIMEOUT_S = 60.0
@@ -142,7 +143,9 @@ def asking(what: str, remedy: str = "") -> Iterator[None]:
         yield
     except ImageNotFound as error:
         raise CannotRun(
-            what, why=_explained(error), remedy=remedy or "Build the node image: make image"
+            what,
+            why=_explained(error),
+            remedy=remedy or "Build the node image: python -m simulator image build",
         ) from error
     except APIError as error:
         raise CannotRun(what, why=_explained(error), remedy=remedy) from error
@@ -156,13 +159,13 @@ def asking(what: str, remedy: str = "") -> Iterator[None]:
         raise CannotRun(
             "no Docker engine answers",
             why=_silence(error),
-            remedy="Start it, or on Debian as root: make engine",
+            remedy=f"Start it, or install one; {engine_help()}",
         ) from error
     except ClientNotFoundError as error:
         raise CannotRun(
             what,
             why="there is no docker client on the PATH",
-            remedy="Install Docker, or on Debian as root: make engine",
+            remedy=f"Install Docker; {engine_help()}",
         ) from error
     except CommandFailed as error:
         lines = [line for line in (error.stderr or "").splitlines() if line.strip()]

@@ -32,7 +32,7 @@ from urllib.request import getproxies, proxy_bypass
 from python_on_whales import ClientNotFoundError, DockerClient
 from python_on_whales.exceptions import DockerException
 
-from simulator.assets import asset_path
+from simulator.assets import asset_path, engine_help
 from simulator.errors import BadInput, CannotRun, Problem
 
 Target = Literal["cpu", "gpu"]
@@ -100,7 +100,10 @@ def ensure_image(tag: str, *, say: Say) -> str:
     """
     if image_present(tag):
         if image_is_current(tag) is False:
-            say(f"image {tag} is older than its Dockerfile; rebuild it with: make image")
+            say(
+                f"image {tag} is older than its Dockerfile; "
+                "rebuild it with: python -m simulator image build"
+            )
         return tag
     for target, ours in IMAGES.items():
         if tag == ours:
@@ -575,7 +578,7 @@ def _check_buildx(client: DockerClient) -> None:
         raise CannotRun(
             "the node image cannot be built",
             why="the docker client has no buildx plugin",
-            remedy="Install docker-buildx-plugin; on Debian as root `make engine` does it",
+            remedy=f"Install docker-buildx-plugin; {engine_help()}",
         ) from error
 
 
@@ -588,7 +591,7 @@ def _engine_errors() -> Iterator[None]:
         raise CannotRun(
             "no Docker engine can be asked",
             why="there is no docker client on the PATH",
-            remedy="Install Docker, or run `make engine`",
+            remedy=f"Install Docker; {engine_help()}",
         ) from error
     except DockerException as error:
         lines = (error.stderr or "").strip().splitlines()
@@ -597,5 +600,5 @@ def _engine_errors() -> Iterator[None]:
             why=lines[-1].removesuffix(". Is the docker daemon running?")
             if lines
             else f"docker exited with {error.return_code}",
-            remedy="Start it, or run `make engine`",
+            remedy=f"Start it, or install one; {engine_help()}",
         ) from error

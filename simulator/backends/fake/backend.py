@@ -429,4 +429,5 @@ class FakeBackend:
             gpu=world.spec.gpu,
             nodes=[n.record() for n in world.nodes.values()],
             run_dir=world.spec.run_dir,
+            labels=world.spec.labels,
         )

@@ -17,7 +17,7 @@ RAY_VERSION = "2.60.0"
 #: Memory of a node that works a little, bytes (measured, with a margin).
 HEAD_MEMORY, WORKER_MEMORY = int(1.3e9), int(0.35e9)
 
-_INSTALL = "pip install 'ray-cluster-simulator[local]'"
+_INSTALL = "pip install 'ray-cluster-simulator[ray]'"
 
 
 def checks(topology: Topology | None, platform: str = sys.platform) -> list[Check]:
