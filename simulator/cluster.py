@@ -30,6 +30,7 @@ from simulator.backends.base import (
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
 from simulator.rayapi import RayApi, RayNode, Usage
+from simulator.topology import Profile
 from simulator.waiting import Deadline, T, wait_until
 
 State = Literal["alive", "starting", "paused", "exited", "dead"]
@@ -67,6 +68,7 @@ class NodeStatus:
     resources: Mapping[str, float]
     used: Mapping[str, float]
     exit_code: int | None
+    profile: Profile = Profile.DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class ClusterStatus:
                     "used": dict(n.used),
                     "gpu": self.gpu if n.resources.get("GPU") else "none",
                     "exit_code": n.exit_code,
+                    "profile": n.profile.value,
                 }
                 for n in self.nodes
             ],
@@ -549,6 +552,7 @@ def _node_status(record: NodeRecord, known: Sequence[RayNode], usage: Usage) -> 
         resources=record.resources or (alive.resources if alive else {}),
         used={name: pair[0] for name, pair in used.items()},
         exit_code=record.exit_code,
+        profile=record.profile,
     )
 
 

@@ -135,6 +135,18 @@ class Run:
         return str(self.result.get("topology") or name or "unknown")
 
     @property
+    def lean_groups(self) -> list[str]:
+        """Worker groups whose nodes ran bare Ray, whatever the topology asked for."""
+        recorded = self.history.last("cluster.nodes")
+        return sorted(
+            {
+                str(n.get("group", "?"))
+                for n in (recorded.data.get("nodes", ()) if recorded else ())
+                if isinstance(n, Mapping) and n.get("profile") == "lean"
+            }
+        )
+
+    @property
     def command(self) -> str:
         return clean(str(self.spec.get("command") or ""))
 
