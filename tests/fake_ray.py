@@ -14,11 +14,11 @@ from pathlib import Path
 START = """
 import os, subprocess, sys, time
 
-def main():
-    print("ray start", *sys.argv[1:], flush=True)
+def cli(args, prog_name):
+    print("ray start", *args, flush=True)
     here = os.path.dirname(os.path.abspath(__file__))
     if os.path.exists(os.path.join(here, "fails")):
-        temp = next(a.partition("=")[2] for a in sys.argv if a.startswith("--temp-dir="))
+        temp = next(a.partition("=")[2] for a in args if a.startswith("--temp-dir="))
         logs = os.path.join(temp, "session_latest", "logs")
         os.makedirs(logs, exist_ok=True)
         with open(os.path.join(logs, "raylet.out"), "w") as file:
@@ -26,12 +26,9 @@ def main():
         sys.exit("the GCS did not answer")
     if os.path.exists(os.path.join(here, "hangs")):
         time.sleep(90)
-    names = ["raylet"] if "--head" not in sys.argv else ["gcs_server", "raylet"]
+    names = ["raylet"] if "--head" not in args else ["gcs_server", "raylet"]
     for name in [*names, "orphan"]:
         subprocess.Popen([os.path.join(here, name)])
-
-if __name__ == "__main__":
-    main()
 """
 
 

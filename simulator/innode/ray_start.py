@@ -26,13 +26,12 @@ def main() -> None:
     # Importing what stands here as None is an ImportError.
     sys.modules.update(dict.fromkeys(OPTIONAL))  # type: ignore[arg-type] # documented, not typed
     try:
-        run = import_module(COMMANDS).main
+        cli = import_module(COMMANDS).cli
     except (ImportError, AttributeError):
         os.execv(sys.executable, [sys.executable, "-m", COMMANDS, *arguments])
     for name in OPTIONAL:
         del sys.modules[name]
-    sys.argv = ["ray", *arguments]
-    run()
+    cli(args=arguments, prog_name="ray")
 
 
 if __name__ == "__main__":

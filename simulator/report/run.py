@@ -138,13 +138,11 @@ class Run:
     def lean_groups(self) -> list[str]:
         """Worker groups whose nodes ran bare Ray, whatever the topology asked for."""
         recorded = self.history.last("cluster.nodes")
-        return sorted(
-            {
-                str(n.get("group", "?"))
-                for n in (recorded.data.get("nodes", ()) if recorded else ())
-                if isinstance(n, Mapping) and n.get("profile") == "lean"
-            }
-        )
+        nodes = recorded.data.get("nodes") if recorded else None
+        if not isinstance(nodes, list):
+            return []
+        lean = [n for n in nodes if isinstance(n, Mapping) and n.get("profile") == "lean"]
+        return sorted({str(n.get("group", "?")) for n in lean})
 
     @property
     def command(self) -> str:
