@@ -441,17 +441,23 @@ class _Starter:
 
     def run(self) -> None:
         begun = self.clock.mono()
-        while self.waiting or self.starting:
+        while True:
+            # One question a round for all of it: answering takes CPU that the nodes are in need of.
             ray_nodes = self._ray_nodes()
             if ray_nodes is None and self._head_is_gone():
                 raise _no_head()
-            if self.waiting and ray_nodes is not None:
-                known = frozenset(n.ray_node_id for n in ray_nodes if n.alive)
-                while self.waiting and len(self.starting) < self.parallelism:
-                    self._start(*self.waiting.pop(0), known)
-            self.clock.sleep(0.2)
+            # What fails now is tried again in the next round, when it is known what is left of it.
+            due = len(self.waiting)
             if self.starting:
-                self._look(self._ray_nodes() or [])
+                self._look(ray_nodes or [])
+            if ray_nodes is not None:
+                known = frozenset(n.ray_node_id for n in ray_nodes if n.alive)
+                while due and len(self.starting) < self.parallelism:
+                    self._start(*self.waiting.pop(0), known)
+                    due -= 1
+            if not (self.waiting or self.starting):
+                break
+            self.clock.sleep(0.2)
         if self.failed:
             name, lines = next(iter(self.failed.items()))
             raise NodeStartFailed(

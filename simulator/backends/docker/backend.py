@@ -153,6 +153,7 @@ class DockerBackend:
         self._connected: tuple[Connection, docker.APIClient] | None = None
         self._facts: dict[str, _Facts] = {}
         self._relays: dict[str, Relay] = {}
+        self._tokens: dict[str, str] = {}  # by the head's container; it never changes
 
     # -- what this machine can do ------------------------------------------------------------------
 
@@ -371,7 +372,10 @@ class DockerBackend:
                 if head.id not in self._relays:
                     self._relays[head.id] = Relay(head.id, DASHBOARD_PORT)
                 port = self._relays[head.id].port
-        return Endpoint(f"http://127.0.0.1:{port}", self._token(cluster))
+        # Asked several times a second while a head starts; reading it costs more than all the rest.
+        if head.id not in self._tokens:
+            self._tokens[head.id] = self._token(cluster)
+        return Endpoint(f"http://127.0.0.1:{port}", self._tokens[head.id])
 
     # -- programs ----------------------------------------------------------------------------------
 
