@@ -150,6 +150,19 @@ def test_only_the_images_that_a_cluster_needs_are_made_ready(
     assert any("profile lean has no effect" in line for line in said) == (image is not None)
 
 
+def test_the_token_is_read_once_for_each_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, tokens = DockerBackend(), iter(["one", "two"])
+    heads = iter(["first", "first", "second"])
+    ports = {"NetworkSettings": {"Ports": {"8265/tcp": [{"HostPort": "1"}]}}}
+    engine = SimpleNamespace(inspect_container=lambda ident: ports)
+    monkeypatch.setattr(backend, "_connect", lambda: (LOCAL, engine))
+    monkeypatch.setattr(
+        backend, "_node", lambda cluster, node: SimpleNamespace(id=next(heads), state="running")
+    )
+    monkeypatch.setattr(backend, "_token", lambda cluster: next(tokens))
+    assert [backend.endpoint("c").token for _ in range(3)] == ["one", "one", "two"]
+
+
 def test_lean_workers_count_for_less_memory() -> None:
     info = {"MemTotal": 64 * 2**30}
     default, lean = (

@@ -76,7 +76,8 @@ def test_it_holds_no_fault_tools(node: str) -> None:
 @pytest.mark.parametrize("kind", ["node", "lean"])
 def test_what_nodes_import_is_compiled(kind: str, request: pytest.FixtureRequest) -> None:
     program = (
-        "import ray.scripts.scripts, ray._private.workers.default_worker, ray.dashboard.agent, sys, os;"
+        f"import {'torch, ' if kind == 'node' else ''}ray._private.workers.default_worker;"
+        "import ray.scripts.scripts, ray.dashboard.agent, sys, os;"
         "from importlib.util import cache_from_source as compiled;"
         "m = [m for m in sys.modules.values() if (getattr(m, '__file__', None) or '').endswith('.py')];"
         "print([m.__name__ for m in m if not os.path.exists(compiled(m.__file__))])"
