@@ -55,8 +55,8 @@ class Profile(str, Enum):
 
 #: What a lean node gives up, as found in Ray 2.60 (docs/decisions/0014).
 LEAN_LACKS = (
-    "no metrics and no HTTP health of the node, none of its logs in the dashboard, "
-    "no torch, Serve, Data, Train or Tune, no job drivers, no pip or uv in runtime environments"
+    "no metrics and no HTTP health of the node, none of its logs in the dashboard, no log of a job "
+    "whose driver runs there, no torch, Serve, Data, Train or Tune, no pip or uv in runtime environments"
 )
 
 
