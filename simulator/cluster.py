@@ -30,6 +30,7 @@ from simulator.backends.base import (
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
 from simulator.rayapi import RayApi, RayNode, Usage
+from simulator.topology import Profile
 from simulator.waiting import Deadline, T, wait_until
 
 State = Literal["alive", "starting", "paused", "exited", "dead"]
@@ -67,6 +68,7 @@ class NodeStatus:
     resources: Mapping[str, float]
     used: Mapping[str, float]
     exit_code: int | None
+    profile: Profile = Profile.DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class ClusterStatus:
                     "used": dict(n.used),
                     "gpu": self.gpu if n.resources.get("GPU") else "none",
                     "exit_code": n.exit_code,
+                    "profile": n.profile.value,
                 }
                 for n in self.nodes
             ],
@@ -438,17 +441,23 @@ class _Starter:
 
     def run(self) -> None:
         begun = self.clock.mono()
-        while self.waiting or self.starting:
+        while True:
+            # One question a round for all of it: answering takes CPU that the nodes are in need of.
             ray_nodes = self._ray_nodes()
             if ray_nodes is None and self._head_is_gone():
                 raise _no_head()
-            if self.waiting and ray_nodes is not None:
-                known = frozenset(n.ray_node_id for n in ray_nodes if n.alive)
-                while self.waiting and len(self.starting) < self.parallelism:
-                    self._start(*self.waiting.pop(0), known)
-            self.clock.sleep(0.2)
+            # What fails now is tried again in the next round, when it is known what is left of it.
+            due = len(self.waiting)
             if self.starting:
-                self._look(self._ray_nodes() or [])
+                self._look(ray_nodes or [])
+            if ray_nodes is not None:
+                known = frozenset(n.ray_node_id for n in ray_nodes if n.alive)
+                while due and len(self.starting) < self.parallelism:
+                    self._start(*self.waiting.pop(0), known)
+                    due -= 1
+            if not (self.waiting or self.starting):
+                break
+            self.clock.sleep(0.2)
         if self.failed:
             name, lines = next(iter(self.failed.items()))
             raise NodeStartFailed(
@@ -549,6 +558,7 @@ def _node_status(record: NodeRecord, known: Sequence[RayNode], usage: Usage) -> 
         resources=record.resources or (alive.resources if alive else {}),
         used={name: pair[0] for name, pair in used.items()},
         exit_code=record.exit_code,
+        profile=record.profile,
     )
 
 

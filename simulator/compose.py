@@ -30,7 +30,7 @@ from simulator.backends.base import (
     ClusterSpec,
 )
 from simulator.errors import CannotRun
-from simulator.topology import Head, WorkerGroup
+from simulator.topology import Head, Profile, WorkerGroup
 
 #: A hash of what the cluster was asked to be, on every container that the simulator made.
 LABEL_DEFINITION = "ray-sim.definition"
@@ -101,8 +101,9 @@ def expand(
             "RAY_SIM_HEAD_IP": network.head_ip,
         }
     project = load_compose(variables)
+    lean = load_override("lean", variables)["services"]["worker"]
     if spec.gpu == "real":
-        _pass_gpu(project, load_gpu_override(variables), spec.topology.head.gpus_declared, cdi)
+        _pass_gpu(project, load_override("gpu", variables), spec.topology.head.gpus_declared, cdi)
     project["name"] = spec.name
 
     services = project["services"]
@@ -110,7 +111,9 @@ def expand(
     labels = _labels(spec)
     _node(services["head"], "head", spec.topology.head, spec, labels, cores)
     for group in spec.topology.worker_groups:
-        service = copy.deepcopy(worker)
+        # An image of the user's own is what every node has, whatever the profile.
+        is_lean = group.profile is Profile.LEAN and not spec.image
+        service = _merge(worker, lean) if is_lean else copy.deepcopy(worker)
         service["deploy"]["replicas"] = group.replicas
         _node(service, group.group_name, group, spec, labels, cores)
         services[group.group_name] = service
@@ -137,9 +140,9 @@ def load_compose(variables: Mapping[str, str]) -> dict[str, Any]:
     return project
 
 
-def load_gpu_override(variables: Mapping[str, str]) -> dict[str, Any]:
-    """docker/gpu.yaml with its variables filled in."""
-    return _load(asset_path("docker") / "gpu.yaml", variables)
+def load_override(name: str, variables: Mapping[str, str]) -> dict[str, Any]:
+    """docker/gpu.yaml or docker/lean.yaml with its variables filled in."""
+    return _load(asset_path("docker") / f"{name}.yaml", variables)
 
 
 def definition(spec: ClusterSpec) -> str:

@@ -46,6 +46,20 @@ class Gpus(str, Enum):
     SIMULATED = "simulated"  # declared to Ray, no device
 
 
+class Profile(str, Enum):
+    """What is installed on the nodes of a worker group."""
+
+    DEFAULT = "default"  # ray[default,serve] and torch
+    LEAN = "lean"  # bare ray: starts sooner, takes less memory, gives up what `LEAN_LACKS` says
+
+
+#: What a lean node gives up, as found in Ray 2.60 (docs/decisions/0014).
+LEAN_LACKS = (
+    "no metrics and no HTTP health of the node, none of its logs in the dashboard, no log of a job "
+    "whose driver runs there, no torch, Serve, Data, Train or Tune, no pip or uv in runtime environments"
+)
+
+
 def parse_size(text: str) -> int:
     """Bytes of a size as Docker writes it: ``"512m"``, ``"2g"``; ValueError if it is not one."""
     match = _SIZE.match(text.lower())
@@ -102,6 +116,7 @@ class WorkerGroup(_Node):
     """Workers that are all alike."""
 
     group_name: str
+    profile: Profile = Profile.DEFAULT
     replicas: Annotated[NonNegativeInt, Field(le=_MOST_REPLICAS)] = 1
     min_replicas: NonNegativeInt | None = None
     max_replicas: NonNegativeInt | None = None
@@ -141,6 +156,7 @@ class NodeSpec:
     resources: Mapping[str, float]
     labels: Mapping[str, str]
     memory: str | None
+    profile: Profile = Profile.DEFAULT
 
 
 class Topology(BaseModel):
@@ -176,6 +192,7 @@ class Topology(BaseModel):
                     g.resources,
                     g.labels,
                     g.memory,
+                    g.profile,
                 )
                 for g in self.worker_groups
                 for i in range(1, g.replicas + 1)
@@ -184,6 +201,11 @@ class Topology(BaseModel):
 
     def workers(self) -> list[NodeSpec]:
         return [n for n in self.nodes() if n.role == "worker"]
+
+    @property
+    def lean_groups(self) -> list[str]:
+        """Names of the worker groups whose nodes are lean."""
+        return [g.group_name for g in self.worker_groups if g.profile is Profile.LEAN]
 
     def total(self, resource: str) -> float:
         """How much of a resource all nodes offer together."""
@@ -228,6 +250,10 @@ def topology_problems(error: ValidationError, where: str) -> list[Problem]:
 def _nearest_keys(path: Sequence[int | str]) -> str:
     """What a key that is not known may have been meant to be."""
     model: type[BaseModel] = Topology
+    if tuple(path) == ("head", "profile"):
+        return (
+            "only a worker group has one: the head needs all of Ray, for its dashboard and for jobs"
+        )
     if len(path) > 1:
         model = Head if path[0] == "head" else WorkerGroup
     near = get_close_matches(str(path[-1]), model.model_fields, n=2)

@@ -13,20 +13,22 @@ from pathlib import Path
 
 START = """
 import os, subprocess, sys, time
-print("ray start", *sys.argv[1:], flush=True)
-here = os.path.dirname(os.path.abspath(__file__))
-if os.path.exists(os.path.join(here, "fails")):
-    temp = next(a.partition("=")[2] for a in sys.argv if a.startswith("--temp-dir="))
-    logs = os.path.join(temp, "session_latest", "logs")
-    os.makedirs(logs, exist_ok=True)
-    with open(os.path.join(logs, "raylet.out"), "w") as file:
-        file.write("the raylet's last words\\n")
-    sys.exit("the GCS did not answer")
-if os.path.exists(os.path.join(here, "hangs")):
-    time.sleep(90)
-names = ["raylet"] if "--head" not in sys.argv else ["gcs_server", "raylet"]
-for name in [*names, "orphan"]:
-    subprocess.Popen([os.path.join(here, name)])
+
+def cli(args, prog_name):
+    print("ray start", *args, flush=True)
+    here = os.path.dirname(os.path.abspath(__file__))
+    if os.path.exists(os.path.join(here, "fails")):
+        temp = next(a.partition("=")[2] for a in args if a.startswith("--temp-dir="))
+        logs = os.path.join(temp, "session_latest", "logs")
+        os.makedirs(logs, exist_ok=True)
+        with open(os.path.join(logs, "raylet.out"), "w") as file:
+            file.write("the raylet's last words\\n")
+        sys.exit("the GCS did not answer")
+    if os.path.exists(os.path.join(here, "hangs")):
+        time.sleep(90)
+    names = ["raylet"] if "--head" not in args else ["gcs_server", "raylet"]
+    for name in [*names, "orphan"]:
+        subprocess.Popen([os.path.join(here, name)])
 """
 
 

@@ -398,6 +398,14 @@ def test_status_says_that_a_gpu_is_simulated(command: Command) -> None:
     assert {n["name"]: n["gpu"] for n in nodes}["worker-1"] == "none"
 
 
+def test_status_says_which_nodes_are_lean(command: Command) -> None:
+    command("up", "--topology", "lean")
+    out = command("status").out
+    assert out.count("(lean)") == 3
+    nodes = command("status", "--json").data["nodes"]
+    assert [n["profile"] for n in nodes] == ["default", "lean", "lean", "lean"]
+
+
 def test_up_again_starts_what_exited(command: Command) -> None:
     command("up")
     command("kill", "worker-3")

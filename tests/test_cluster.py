@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from simulator.cluster import (
     wait_alive,
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound
+from simulator.rayapi import RayNode
 from simulator.topology import override
 
 WORKERS = ["worker-1", "worker-2", "worker-3"]
@@ -222,6 +224,25 @@ def test_sixteen_join_where_all_at_once_would_lose_all() -> None:
     admitted = fake(carried)
     Cluster(admitted, "c").up(cluster_spec(workers=16), parallelism=4)
     assert list(states(Cluster(admitted, "c")).values()).count("alive") == 17
+
+
+def test_ray_is_asked_once_a_round_while_nodes_start(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(backend, "c")
+    asked: list[float] = []
+    nodes = cluster.ray.nodes
+
+    def counted() -> list[RayNode]:
+        asked.append(backend.simulated_clock.now)
+        return nodes()
+
+    monkeypatch.setattr(cluster.ray, "nodes", counted)
+    backend.create(cluster_spec(workers=6))
+    cluster.start_nodes(["head", *(f"worker-{i}" for i in range(1, 7))])
+    assert len(asked) > 10
+    gaps = [later - sooner for sooner, later in pairwise(asked)]
+    assert sum(gap < 0.1 for gap in gaps) <= 1  # the workers' first round follows the head's last
 
 
 def test_at_least_two_may_start_at_once() -> None:

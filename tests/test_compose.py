@@ -14,12 +14,13 @@ from simulator.backends.base import (
     LABEL_CLUSTER,
     LABEL_GPU,
     LABEL_GROUP,
+    LABEL_PROFILE,
     LABEL_ROLE,
     LABEL_RUN_DIR,
     ClusterSpec,
     GpuKind,
 )
-from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE
+from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
 from simulator.compose import (
     DASHBOARD_PORT,
     INNODE_TARGET,
@@ -31,6 +32,7 @@ from simulator.compose import (
     expand,
     free_network,
     load_compose,
+    load_override,
     ray_arguments,
     resources_of,
     to_yaml,
@@ -173,6 +175,44 @@ def test_a_real_gpu_can_come_by_cdi() -> None:
     assert head["deploy"]["resources"]["reservations"]["devices"] == [
         {"driver": "cdi", "device_ids": ["nvidia.com/gpu=0"], "capabilities": ["gpu"]}
     ]
+
+
+def test_only_workers_of_a_lean_group_run_bare_ray() -> None:
+    topology = parse_topology(
+        {"worker_groups": [{"group_name": "whole"}, {"group_name": "bare", "profile": "lean"}]},
+        "test",
+    )
+    services = expand(spec(topology, gpu="none"))["services"]
+    images = {name: service["image"] for name, service in services.items()}
+    assert images == {
+        **dict.fromkeys(("init", "head", "whole"), DEFAULT_IMAGE),
+        "bare": LEAN_IMAGE,
+    }
+    assert services["bare"]["labels"][LABEL_PROFILE] == "lean"
+    assert not [n for n in ("head", "whole") if LABEL_PROFILE in services[n]["labels"]]
+    assert {**services["bare"], "image": "", "labels": {}} == {
+        **services["whole"],
+        "image": "",
+        "labels": {},
+    }
+
+
+def test_an_image_of_the_users_own_wins_over_the_profile() -> None:
+    services = expand(spec(load_topology("lean"), gpu="none", image="my/ray:1"))["services"]
+    assert {s["image"] for s in services.values()} == {"my/ray:1"}
+    assert LABEL_PROFILE not in services["worker"]["labels"]
+
+
+def test_the_lean_topology_is_what_compose_gives_by_hand_with_its_override() -> None:
+    hand = by_hand()["services"]["worker"]
+    over = load_override("lean", {})["services"]["worker"]
+    expanded = without_definition(expand(spec(load_topology("lean"), gpu="simulated")))
+    worker = expanded["services"]["worker"]
+    assert worker == {
+        **hand,
+        "image": over["image"],
+        "labels": {**hand["labels"], **over["labels"]},
+    }
 
 
 def test_a_cpu_limit_is_never_above_what_the_engine_has() -> None:

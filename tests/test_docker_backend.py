@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from python_on_whales.exceptions import DockerException as CommandFailed
 
-from simulator.backends.base import Backend, CanKill, CanPause
+from simulator.backends.base import Backend, CanKill, CanPause, ClusterSpec, GpuKind
 from simulator.backends.docker import DockerBackend, engine_answers
 from simulator.backends.docker.archive import (
     extract,
@@ -26,7 +27,7 @@ from simulator.backends.docker.archive import (
     tar_of_folder,
 )
 from simulator.backends.docker.backend import host_routes, parse_engine_time
-from simulator.backends.docker.checks import resolve_gpu
+from simulator.backends.docker.checks import _memory, resolve_gpu
 from simulator.backends.docker.engine import (
     Connection,
     asking,
@@ -35,9 +36,10 @@ from simulator.backends.docker.engine import (
     is_unmountable,
 )
 from simulator.backends.docker.events import to_event
+from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
 from simulator.backends.docker.programs import DockerProgram
 from simulator.errors import CannotRun
-from simulator.topology import Topology, load_topology, override, parse_topology
+from simulator.topology import LEAN_LACKS, Topology, load_topology, override, parse_topology
 
 LOCAL = Connection("", False, "test")
 ELSEWHERE = Connection("tcp://far.invalid:2376", False, "test")
@@ -164,6 +166,54 @@ def test_any_other_refusal_to_freeze_is_said_at_once(monkeypatch: pytest.MonkeyP
 
 
 # ---- the engine's words in ours
+
+
+@pytest.mark.parametrize(
+    ("topology", "gpu", "image", "needed"),
+    [
+        ("default", "simulated", None, [DEFAULT_IMAGE]),
+        ("default", "real", None, [DEFAULT_IMAGE, GPU_IMAGE]),
+        ("lean", "none", None, [DEFAULT_IMAGE, LEAN_IMAGE]),
+        ("lean", "none", "my/ray:1", ["my/ray:1"]),
+    ],
+)
+def test_only_the_images_that_a_cluster_needs_are_made_ready(
+    monkeypatch: pytest.MonkeyPatch, topology: str, gpu: GpuKind, image: str | None,
+    needed: list[str],
+) -> None:  # fmt: skip
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "simulator.backends.docker.backend.ensure_image", lambda tag, say: asked.append(tag)
+    )
+    said: list[str] = []
+    spec = ClusterSpec("c", load_topology(topology), gpu, image=image)
+    assert DockerBackend().prepare(spec, said.append) == spec
+    assert asked == needed
+    assert any(LEAN_LACKS in line for line in said) == (LEAN_IMAGE in needed)
+    assert any("profile lean has no effect" in line for line in said) == (image is not None)
+
+
+def test_the_token_is_read_once_for_each_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, tokens = DockerBackend(), iter(["one", "two"])
+    heads = iter(["first", "first", "second"])
+    ports = {"NetworkSettings": {"Ports": {"8265/tcp": [{"HostPort": "1"}]}}}
+    engine = SimpleNamespace(inspect_container=lambda ident: ports)
+    monkeypatch.setattr(backend, "_connect", lambda: (LOCAL, engine))
+    monkeypatch.setattr(
+        backend, "_node", lambda cluster, node: SimpleNamespace(id=next(heads), state="running")
+    )
+    monkeypatch.setattr(backend, "_token", lambda cluster: next(tokens))
+    assert [backend.endpoint("c").token for _ in range(3)] == ["one", "one", "two"]
+
+
+def test_lean_workers_count_for_less_memory() -> None:
+    info = {"MemTotal": 64 * 2**30}
+    default, lean = (
+        next(c.text for c in _memory(info, load_topology(name).with_workers(64)))
+        for name in ("default", "lean")
+    )
+    idle = [float(re.findall(r"about ([\d.]+) GiB idle", text)[0]) for text in (default, lean)]
+    assert idle[1] < 0.7 * idle[0]
 
 
 def test_the_engines_clock_is_read_to_the_nanosecond() -> None:

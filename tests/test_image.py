@@ -243,9 +243,8 @@ def dockerfile() -> str:
 
 
 def default_of(argument: str) -> str:
-    found = re.search(rf"^ARG {argument}=(.*)$", dockerfile(), re.MULTILINE)
-    assert found is not None
-    return found.group(1)
+    (found,) = set(re.findall(rf"^ARG {argument}=(.*)$", dockerfile(), re.MULTILINE))
+    return str(found)
 
 
 def test_the_dockerfile_has_the_same_pins() -> None:
@@ -271,3 +270,24 @@ def test_the_gpu_override_gives_devices_to_the_head_alone() -> None:
     head = override["services"]["head"]
     assert image.GPU_IMAGE in head["image"]
     assert head["environment"]["NVIDIA_VISIBLE_DEVICES"] == "all"
+
+
+def test_every_image_is_a_stage_and_bare_ray_stands_on_the_same_python() -> None:
+    above = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\w+)$", dockerfile(), re.M)}
+    assert set(image.IMAGES) <= set(above)
+    assert above["lean"] == above["ray"] == "python"
+    for target, tag in image.IMAGES.items():
+        assert tag.endswith(f":{image.RAY_VERSION}-{target}")
+
+
+def test_the_standard_library_is_compiled_in_every_image() -> None:
+    python = re.findall(r"AS python\n(.*?)^FROM", dockerfile(), re.MULTILINE | re.DOTALL)[0]
+    assert "compileall" in python
+    assert 'get_path("stdlib")' in python
+
+
+def test_the_lean_override_changes_workers_alone() -> None:
+    override = yaml.safe_load((asset_path("docker") / "lean.yaml").read_text())
+    assert list(override["services"]) == ["worker"]
+    assert set(override["services"]["worker"]) == {"image", "labels"}
+    assert image.LEAN_IMAGE in override["services"]["worker"]["image"]

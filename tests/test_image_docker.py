@@ -31,6 +31,11 @@ def node() -> str:
 
 
 @pytest.fixture(scope="module")
+def lean() -> str:
+    return image.ensure_image(image.LEAN_IMAGE, say=print)
+
+
+@pytest.fixture(scope="module")
 def stock_layout(node: str) -> str:
     tag = "ray-cluster-simulator/stock-layout:test"
     builder = docker("context", "show")
@@ -68,14 +73,37 @@ def test_it_holds_no_fault_tools(node: str) -> None:
     assert in_node(node, f"for tool in {tools}; do command -v $tool; done; true") == ""
 
 
-def test_what_nodes_import_is_compiled(node: str) -> None:
+@pytest.mark.parametrize("kind", ["node", "lean"])
+def test_what_nodes_import_is_compiled(kind: str, request: pytest.FixtureRequest) -> None:
     program = (
-        "import ray.scripts.scripts, ray._private.workers.default_worker as w, torch, sys, os;"
+        f"import {'torch, ' if kind == 'node' else ''}ray._private.workers.default_worker;"
+        "import ray.scripts.scripts, ray.dashboard.agent, sys, os;"
+        "from importlib.util import cache_from_source as compiled;"
         "m = [m for m in sys.modules.values() if (getattr(m, '__file__', None) or '').endswith('.py')];"
-        "print([m.__name__ for m in m if 'site-packages' in m.__file__"
-        " and not os.path.exists(m.__cached__ or '')])"
+        "print([m.__name__ for m in m if not os.path.exists(compiled(m.__file__))])"
     )
-    assert in_node(node, f'python -c "{program}"') == "[]"
+    assert in_node(request.getfixturevalue(kind), f'python -c "{program}"') == "[]"
+
+
+def test_a_lean_node_is_the_same_ray_and_python_and_nothing_more(node: str, lean: str) -> None:
+    for command in ("ray --version", "python --version", "id -u; pwd; echo $HOME"):
+        assert in_node(lean, command) == in_node(node, command)
+    wanted = "torch aiohttp grpc opentelemetry starlette fastapi pandas virtualenv numpy ray"
+    program = (
+        f"import importlib.util as u; print([n for n in '{wanted}'.split() if u.find_spec(n)])"
+    )
+    assert in_node(lean, f'python -c "{program}"') == "['numpy', 'ray']"
+    assert "No broken requirements" in in_node(lean, "pip check")
+    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", lean))
+    assert (labels["ray-sim.image"], labels["ray-sim.image-kind"]) == ("node", "lean")
+
+
+def test_a_lean_node_can_do_what_the_in_node_programs_ask_of_it(lean: str) -> None:
+    program = (
+        "from ray._raylet import GcsClient; from ray.core.generated import autoscaler_pb2;"
+        "print(autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION)"
+    )
+    assert in_node(lean, f'python -c "{program}"') == "2"
 
 
 def test_nothing_of_the_machine_stays_in_it(node: str) -> None:

@@ -19,7 +19,7 @@ from simulator.experiment import PHASES, load_experiment
 from simulator.history import read_history
 from simulator.runner import Runner, RunRequest, exit_code
 from simulator.store import Store
-from simulator.topology import load_topology
+from simulator.topology import Profile, Topology, load_topology
 
 BACKENDS = [
     pytest.param("process", marks=pytest.mark.real_process),
@@ -27,11 +27,25 @@ BACKENDS = [
 ]
 
 
+def nodes_on(backend: str) -> Topology:
+    """A head and three workers; where that is possible, one of them is lean."""
+    topology = load_topology("default")
+    if backend != "docker":
+        return topology
+    whole = topology.worker_groups[0].model_copy(update={"replicas": 2})
+    lean = (
+        load_topology("lean")
+        .worker_groups[0]
+        .model_copy(update={"group_name": "lean", "replicas": 1})
+    )
+    return topology.model_copy(update={"name": "mixed", "worker_groups": [whole, lean]})
+
+
 @pytest.fixture(scope="module", params=BACKENDS)
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     backend = choose(request.param).backend
     cluster = Cluster(backend, f"test-main-{secrets.token_hex(2)}")
-    topology = load_topology("default")
+    topology = nodes_on(backend.name)
     spec = ClusterSpec(cluster.name, topology, backend.gpu_kind(topology), env=HEALTH["fast"])
     try:
         cluster.up(backend.prepare(spec, lambda text: None))
@@ -45,7 +59,7 @@ def run(cluster: Cluster, folder: Path, *params: str, seed: int = 1) -> dict[str
     request = RunRequest(
         experiment=experiment,
         params=experiment.parse_params(params),
-        topology=load_topology("default"),
+        topology=nodes_on(cluster.backend.name),
         source="node_failure",
         seed=seed,
         reuse=cluster.name,
@@ -95,9 +109,23 @@ def test_a_fault_after_the_work_is_done_proves_nothing(cluster: Cluster, tmp_pat
     assert verdicts(result)["no_task_lost"] == "valid"
 
 
+@pytest.mark.parametrize(
+    "cluster", [pytest.param("docker", marks=pytest.mark.real_docker)], indirect=True
+)
+def test_a_lean_worker_dies_and_nothing_is_lost(cluster: Cluster, tmp_path: Path) -> None:
+    assert cluster.node("lean-1").profile is Profile.LEAN
+    result = run(cluster, tmp_path, "victim=lean-1", seed=4)
+    assert result["status"] == "completed", result["error"]
+    assert set(verdicts(result).values()) == {"valid"}, result["findings"]
+    history = read_history(Path(result["run_dir"]) / "history.jsonl")
+    assert {op.node for op in history.of("task.start")} >= {"lean-1"}
+    report = Path(result["report"]).read_text(encoding="utf-8")
+    assert "lean (lean)" in report
+
+
 def test_every_node_is_alive_and_at_rest_after_the_runs(cluster: Cluster) -> None:
     status = cluster.status()
     assert {n.name: n.state for n in status.nodes} == {
-        n.name: "alive" for n in load_topology("default").nodes()
+        n.name: "alive" for n in nodes_on(cluster.backend.name).nodes()
     }
     assert status.ray["resources"]["CPU"][0] == 0

@@ -32,6 +32,7 @@ def test_every_pin_of_ray_is_the_same() -> None:
         "the process backend": checks.RAY_VERSION,
         "compose.yaml": re.findall(r"/node:([\d.]+)-cpu", text("compose.yaml"))[0],
         "docker/gpu.yaml": re.findall(r"/node:([\d.]+)-gpu", text("docker/gpu.yaml"))[0],
+        "docker/lean.yaml": re.findall(r"/node:([\d.]+)-lean", text("docker/lean.yaml"))[0],
         "docker/Dockerfile, by hand": re.findall(r"/node:([\d.]+)-cpu", text("docker/Dockerfile"))[0],
         "docker/stock-layout": re.findall(r"/node:([\d.]+)-cpu", text("docker/stock-layout/Dockerfile"))[0],
         "README.md": re.findall(r"rayproject/ray:([\d.]+)-", text("README.md"))[0],
@@ -142,3 +143,13 @@ def test_no_message_names_what_only_a_checkout_has(monkeypatch: pytest.MonkeyPat
     assert assets.engine_help() in said
     monkeypatch.setattr(assets, "is_checkout", lambda: False)
     assert not only_here.search(assets.engine_help())
+
+
+def test_what_a_lean_node_gives_up_is_said_on_the_page_as_it_is_everywhere() -> None:
+    from simulator.topology import LEAN_LACKS
+
+    assert LEAN_LACKS in " ".join(text("docs/reference/topology.md").split())
+
+
+def test_the_images_that_can_be_built_are_those_of_the_help() -> None:
+    assert f'metavar="{"|".join(image.IMAGES)}"' in text("simulator/cli/machine.py")

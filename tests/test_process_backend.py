@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -729,3 +730,16 @@ def test_an_image_is_not_needed_and_that_is_said(backend: ProcessBackend) -> Non
     except CannotRun:
         pytest.skip("no Ray is installed here")
     assert said == ["processes need no image; --image is ignored"]
+
+
+def test_lean_nodes_are_whole_here_and_that_is_said(backend: ProcessBackend) -> None:
+    lean = load_topology("lean")
+    (check,) = [c for c in machine.checks(lean) if c.name == "lean nodes"]
+    assert (check.level, check.remedy) == ("warning", "use Docker: --backend docker")
+    said: list[str] = []
+    try:
+        backend.prepare(replace(spec("one"), topology=lean), said.append)
+    except CannotRun:
+        pytest.skip("no Ray is installed here")
+    (sentence,) = said
+    assert sentence.startswith("processes share one Python, so profile lean has no effect")

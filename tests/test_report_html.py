@@ -18,6 +18,7 @@ from simulator.errors import BadInput
 from simulator.history import read_history
 from simulator.report import load_run, write_html
 from simulator.report.html import ASSETS, render_html
+from simulator.topology import LEAN_LACKS
 
 
 class Page(HTMLParser):
@@ -141,6 +142,19 @@ def test_the_gpu_is_called_what_it_is(run: Path, gpu: str) -> None:
     words = page_of(run).words
     assert f"GPU {gpu}" in words
     assert ("no device behind it" in words) == (gpu == "simulated")
+
+
+def test_lean_nodes_are_named_with_what_they_give_up(run: Path) -> None:
+    assert "Lean nodes" not in page_of(run).words
+    path = run / "history.jsonl"
+    text = path.read_text(encoding="utf-8").replace(
+        '"group":"worker"', '"group":"worker","profile":"lean"'
+    )
+    path.write_text(text, encoding="utf-8")
+    page = page_of(run)
+    assert "Lean nodes worker" in page.words
+    assert "worker (lean)" in page.words
+    assert [a for _, a in page.elements if LEAN_LACKS in (a.get("title") or "")]
 
 
 def test_the_page_holds_seed_versions_oversubscription_and_the_replay(runs: Path) -> None:

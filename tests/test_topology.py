@@ -216,6 +216,7 @@ def test_sizes_are_read_as_docker_writes_them(text: str, size: int) -> None:
         ({"heads": {}}, "did you mean head?"),
         ({"worker_groups": [{"group_name": "w", "replica": 2}]}, "did you mean replicas"),
         ({"head": {"colour": "red"}}, "known: resources, labels, memory, gpus"),
+        ({"head": {"profile": "lean"}}, "only a worker group has one: the head needs all of Ray"),
     ],
 )
 def test_a_key_that_is_not_known_comes_with_the_nearest(
@@ -248,3 +249,15 @@ def test_two_gpu_is_server_1_with_the_gpus_and_server_2_with_cpus() -> None:
     head, worker = load_topology("two_gpu").nodes()
     assert (head.resources["GPU"], "GPU" in worker.resources) == (2, False)
     assert (head.labels["server"], worker.labels["server"]) == ("1", "2")
+
+
+def test_a_profile_that_is_not_known_is_refused_with_those_there_are() -> None:
+    with pytest.raises(BadInput, match=r"worker_groups\[0\].profile: is 'thin'.*default.*lean"):
+        parse_topology({"worker_groups": [{"group_name": "w", "profile": "thin"}]}, "t")
+
+
+def test_only_the_workers_of_a_lean_group_are_lean() -> None:
+    topology = load_topology("lean")
+    assert topology.lean_groups == ["worker"]
+    assert [n.profile.value for n in topology.nodes()] == ["default", "lean", "lean", "lean"]
+    assert override(topology, ["worker_groups.worker.profile=default"]).lean_groups == []

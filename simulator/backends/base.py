@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from simulator.errors import CannotRun, Problem
-from simulator.topology import Gpus, Role, Topology
+from simulator.topology import Gpus, Profile, Role, Topology
 from simulator.waiting import Clock, RealClock
 
 NodeState = Literal["created", "running", "paused", "exited"]
@@ -30,6 +30,7 @@ LABEL_ROLE = "ray-sim.role"  # head | worker | init | program
 LABEL_GROUP = "ray-sim.group"
 LABEL_RUN_DIR = "ray-sim.run-dir"  # absolute path of the run that owns the cluster, or absent
 LABEL_GPU = "ray-sim.gpu"  # real | simulated | none, as resolved when the cluster was made
+LABEL_PROFILE = "ray-sim.profile"  # lean, or absent
 
 #: It becomes a Compose project, a folder and part of host names, so it must suit all of them.
 _CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
@@ -85,6 +86,8 @@ class NodeRecord:
         What the engine says; whether Ray holds it alive is another question.
     exit_code
         Of PID 1, when exited.
+    profile
+        What is really installed on it, whatever its topology asks for.
     """
 
     name: str
@@ -95,6 +98,7 @@ class NodeRecord:
     address: str
     exit_code: int | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
+    profile: Profile = Profile.DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -64,9 +64,9 @@ def build_image(
         str,
         typer.Option(
             "--target",
-            metavar="cpu|gpu",
-            help="cpu, or gpu with CUDA's libraries.",
-            autocompletion=complete.choices("cpu", "gpu"),
+            metavar="cpu|gpu|lean",
+            help="cpu, gpu with CUDA's libraries, or lean: bare Ray, for workers.",
+            autocompletion=complete.choices("cpu", "gpu", "lean"),
         ),
     ] = "cpu",
     base: Annotated[
@@ -84,19 +84,24 @@ def build_image(
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every layer again.")] = False,
 ) -> None:
-    """Build the node image and print its name; in a checkout, `make image` is the same."""
+    """Build the node image and print its name; in a checkout, `make image` is the same.
+
+    Those of a real GPU and of lean workers are built when a cluster first needs them; to build one
+    before that, name it with --target.
+    """
     from simulator.backends import select
+    from simulator.backends.docker.image import IMAGES, Target
     from simulator.backends.docker.image import build_image as build
     from simulator.cli.plan import Problems
     from simulator.cli.screen import Screen
 
     problems = Problems()
-    problems.one_of("--target", target, ("cpu", "gpu"))
+    problems.one_of("--target", target, IMAGES)
     problems.raise_any()
     select.choose("docker")  # says plainly when no engine answers
     with Screen("building the node image").showing() as screen:
         built = build(
-            target="gpu" if target == "gpu" else "cpu",
+            target=cast(Target, target),
             say=screen.say,
             tag=tag,
             base=base,

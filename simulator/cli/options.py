@@ -86,7 +86,7 @@ ImageOption = Annotated[
     typer.Option(
         "--image",
         metavar="IMAGE",
-        help="Node image of your own, instead of ours (Docker).",
+        help="Node image of your own, instead of ours, lean ones too (Docker).",
         show_default=False,
     ),
 ]

@@ -60,7 +60,7 @@ def status_view(status: ClusterStatus) -> RenderableType:
     rows = table("node", "state", "CPU", "GPU", "address", "Ray node", right=("CPU",))
     for node in status.nodes:
         rows.add_row(
-            Text(node.name, "bold" if node.role == "head" else ""),
+            _name(node),
             _state(node),
             _used(node, "CPU"),
             _gpu(node, status.gpu),
@@ -82,6 +82,13 @@ def _ray_line(status: ClusterStatus) -> Text:
         if total:
             parts.append(f"{used:g} of {total:g} {name} used")
     return Text("   ".join([*parts, gpu_words(status.gpu)]), "dim")
+
+
+def _name(node: NodeStatus) -> Text:
+    text = Text(node.name, "bold" if node.role == "head" else "")
+    if node.profile.value != "default":
+        text.append(f" ({node.profile.value})", "dim")
+    return text
 
 
 def _state(node: NodeStatus) -> Text:

@@ -100,7 +100,7 @@ def option(extra: list[str], name: str, default: str) -> str:
 
 def ray_command(role: str, extra: list[str]) -> list[str]:
     """``ray start`` for this node; what is given in `extra` wins over what is set here."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start"]
+    command = [sys.executable, "-m", "simulator.innode.ray_start"]
     if PathFinder.find_spec("ray") is None:
         command = ["ray", "start"]  # an image whose `python` is not the one that has Ray
     defaults = {

@@ -33,6 +33,7 @@ from simulator.report.timeline import (
     Timeline,
     build_timeline,
 )
+from simulator.topology import LEAN_LACKS
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -139,6 +140,8 @@ def _badges(run: Run) -> list[tuple[str, str, str]]:
         ("Status", run.status, story.status_means(run)),
         ("Backend", run.backend, "docker: containers; process: process groups on this machine."),
         ("Topology", run.topology, "Which nodes the cluster has."),
+        *([("Lean nodes", ", ".join(run.lean_groups), f"Bare Ray: {LEAN_LACKS}.")]
+          if run.lean_groups else []),
         ("Ray", run.ray_version, ""),
         ("GPU", run.gpu, story.GPU_MEANS.get(run.gpu, "")),
         ("Failure detection", run.health, health.get(run.health, "")),
@@ -289,7 +292,11 @@ def _nodes(run: Run) -> list[dict[str, str]]:
             if isinstance(g, Mapping)
         ]
         return [
-            {"name": name, "count": str(count), "resources": _resources(g.get("resources"))}
+            {
+                "name": f"{name} (lean)" if name in run.lean_groups else name,
+                "count": str(count),
+                "resources": _resources(g.get("resources")),
+            }
             for name, count, g in groups
             if isinstance(g, Mapping)
         ]

@@ -135,6 +135,16 @@ class Run:
         return str(self.result.get("topology") or name or "unknown")
 
     @property
+    def lean_groups(self) -> list[str]:
+        """Worker groups whose nodes ran bare Ray, whatever the topology asked for."""
+        recorded = self.history.last("cluster.nodes")
+        nodes = recorded.data.get("nodes") if recorded else None
+        if not isinstance(nodes, list):
+            return []
+        lean = [n for n in nodes if isinstance(n, Mapping) and n.get("profile") == "lean"]
+        return sorted({str(n.get("group", "?")) for n in lean})
+
+    @property
     def command(self) -> str:
         return clean(str(self.spec.get("command") or ""))
 

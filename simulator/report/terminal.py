@@ -71,6 +71,7 @@ def _verdict(run: Run, timeline: Timeline) -> Panel:
     facts = [
         run.backend,
         f"topology {run.topology}",
+        *([f"lean nodes: {', '.join(run.lean_groups)}"] if run.lean_groups else []),
         f"Ray {run.ray_version}",
         f"GPU {run.gpu}",
         f"health {run.health}",

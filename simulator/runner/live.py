@@ -149,6 +149,7 @@ class LiveRun:
                     "hostname": n.hostname,
                     "address": n.address,
                     "resources": dict(n.resources),
+                    "profile": n.profile.value,
                 }
                 for n in nodes
             ],

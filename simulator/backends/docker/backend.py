@@ -34,6 +34,7 @@ from simulator.backends.base import (
     LABEL_CLUSTER,
     LABEL_GPU,
     LABEL_GROUP,
+    LABEL_PROFILE,
     LABEL_ROLE,
     LABEL_RUN_DIR,
     Check,
@@ -69,7 +70,7 @@ from simulator.backends.docker.engine import (
     is_unmountable,
 )
 from simulator.backends.docker.events import EventWatch
-from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, ensure_image
+from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE, ensure_image
 from simulator.backends.docker.programs import DockerProgram
 from simulator.backends.docker.relay import Relay
 from simulator.compose import (
@@ -89,7 +90,7 @@ from simulator.compose import (
     to_yaml,
 )
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
-from simulator.topology import Role, Topology
+from simulator.topology import LEAN_LACKS, Profile, Role, Topology
 from simulator.waiting import Deadline, wait_until
 
 LABEL_PROGRAM = "ray-sim.program"
@@ -157,6 +158,7 @@ class DockerBackend:
         self._facts: dict[str, _Facts] = {}
         self._relays: dict[str, Relay] = {}
         self._client: docker.DockerClient | None = None
+        self._tokens: dict[str, str] = {}  # by the head's container; it never changes
 
     # -- what this machine can do ------------------------------------------------------------------
 
@@ -175,13 +177,19 @@ class DockerBackend:
         return resolve_gpu(self._connection, self._info(), topology)
 
     def prepare(self, spec: ClusterSpec, say: Callable[[str], None]) -> ClusterSpec:
-        """Build the node image if it is missing; an image that was named is pulled instead."""
+        """Build the images that it needs, if missing; one that was named is pulled instead."""
+        lean = spec.topology.lean_groups
         if spec.image:
+            if lean:
+                say(f"every node has the image {spec.image}: profile lean has no effect")
             ensure_image(spec.image, say=say)
             return spec
         ensure_image(DEFAULT_IMAGE, say=say)
         if spec.gpu == "real":
             ensure_image(GPU_IMAGE, say=say)
+        if lean:
+            ensure_image(LEAN_IMAGE, say=say)
+            say(f"lean nodes ({', '.join(lean)}): {LEAN_LACKS}")
         return spec
 
     # -- clusters ----------------------------------------------------------------------------------
@@ -378,7 +386,10 @@ class DockerBackend:
                 if head.id not in self._relays:
                     self._relays[head.id] = Relay(head.id, DASHBOARD_PORT)
                 port = self._relays[head.id].port
-        return Endpoint(f"http://127.0.0.1:{port}", self._token(cluster), relayed)
+        # Asked several times a second while a head starts; reading it costs more than all the rest.
+        if head.id not in self._tokens:
+            self._tokens[head.id] = self._token(cluster)
+        return Endpoint(f"http://127.0.0.1:{port}", self._tokens[head.id], relayed)
 
     def container(self, cluster: str, node: str) -> Container:
         """A node's container as the SDK's own object, for a library that wants one."""
@@ -401,28 +412,26 @@ class DockerBackend:
     ) -> Program:
         """Like a node, but without a raylet, ports or a terminal: same image, network, volumes."""
         head = self._node(cluster, "head")
-        workers = [c for c in self._containers(cluster) if c.role == "worker"]
         with asking(f"program {name} was started beside the nodes of {cluster}"):
+            # The head's image has all of Ray; a lean worker's lacks gRPC. It is here, however large.
             model = self._api.inspect_container(head.id)
-            # A head with a GPU has an image of its own, larger than such a program needs.
-            lean = self._api.inspect_container(workers[0].id) if workers else model
-            variables = dict(item.split("=", 1) for item in lean["Config"]["Env"])
+            variables = dict(item.split("=", 1) for item in model["Config"]["Env"])
             variables |= {"NVIDIA_VISIBLE_DEVICES": "void", **env}
             labels = self._given_labels(cluster)
             labels |= {LABEL_CLUSTER: cluster, LABEL_ROLE: "program", LABEL_PROGRAM: name}
             if LABEL_RUN_DIR in head.labels:
                 labels[LABEL_RUN_DIR] = head.labels[LABEL_RUN_DIR]
             container = self._api.create_container(
-                image=lean["Image"],
+                image=model["Image"],
                 name=f"{cluster}-program-{name}",
                 entrypoint=["python", "-m"],
                 command=list(argv),
                 environment=variables,
                 labels=labels,
-                user=lean["Config"]["User"],
+                user=model["Config"]["User"],
                 host_config=self._api.create_host_config(
                     network_mode=model["HostConfig"]["NetworkMode"],
-                    mounts=[_same_mount(m) for m in lean["Mounts"]],
+                    mounts=[_same_mount(m) for m in model["Mounts"]],
                     cap_drop=["ALL"],
                     security_opt=["no-new-privileges:true"],
                     mem_limit="512m",
@@ -434,7 +443,7 @@ class DockerBackend:
                     ),
                 ),
             )["Id"]
-            if not any(m["Destination"] == INNODE_TARGET for m in lean["Mounts"]):
+            if not any(m["Destination"] == INNODE_TARGET for m in model["Mounts"]):
                 self._copy_innode(container)
             self._api.start(container)
         return DockerProgram(self._api, container, name)
@@ -716,6 +725,9 @@ class DockerBackend:
             address=addresses.get(network) or next(iter(addresses.values()), ""),
             exit_code=code if container.state == "exited" else None,
             resources=facts.resources,
+            profile=Profile.LEAN
+            if container.labels.get(LABEL_PROFILE) == Profile.LEAN.value
+            else Profile.DEFAULT,
         )
 
     # -- files -------------------------------------------------------------------------------------

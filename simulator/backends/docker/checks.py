@@ -16,9 +16,9 @@ from python_on_whales import DockerClient
 from simulator.assets import engine_help
 from simulator.backends.base import Check, GpuKind, resolve_gpus
 from simulator.backends.docker.engine import Connection, asking, connect, find_connection
-from simulator.backends.docker.image import DEFAULT_IMAGE, image_is_current
+from simulator.backends.docker.image import DEFAULT_IMAGE, LEAN_IMAGE, image_is_current
 from simulator.errors import CannotRun
-from simulator.topology import Topology, parse_size
+from simulator.topology import LEAN_LACKS, Profile, Topology, parse_size
 
 _OLDEST_API = (1, 41)  # Engine 20.10
 _OLDEST_COMPOSE = (2, 20)
@@ -27,6 +27,7 @@ _GIB = 1024**3
 #: Measured on an idle cluster and while it works (tasks that import torch), bytes.
 _HEAD_IDLE, _HEAD_BUSY = int(0.8 * _GIB), int(1.5 * _GIB)
 _WORKER_IDLE, _WORKER_BUSY = int(0.2 * _GIB), int(0.4 * _GIB)
+_LEAN_IDLE, _LEAN_BUSY = int(0.12 * _GIB), int(0.25 * _GIB)
 #: Below these a node dies of memory before it does any work.
 _HEAD_LEAST, _WORKER_LEAST = int(0.75 * _GIB), int(0.25 * _GIB)
 
@@ -43,7 +44,7 @@ def checks(topology: Topology | None) -> list[Check]:
             Check("problem", "engine", f"{error.what}: {error.why}", error.remedy),
             *_compose(),
         ]
-    found = [_engine(client, connection, info), *_compose(), _image(), *_kernel(info)]
+    found = [_engine(client, connection, info), *_compose(), *_images(topology), *_kernel(info)]
     if topology is not None:
         found += [
             *_memory(info, topology),
@@ -132,19 +133,28 @@ def _compose() -> Iterator[Check]:
         )
 
 
-def _image() -> Check:
+def _images(topology: Topology | None) -> Iterator[Check]:
+    yield _image("image", DEFAULT_IMAGE, "python -m simulator image build")
+    if topology is not None and topology.lean_groups:
+        command = "python -m simulator image build --target lean"
+        yield _image("lean image", LEAN_IMAGE, command)
+        names = ", ".join(topology.lean_groups)
+        yield Check("ok", "lean nodes", f"bare Ray on the nodes of {names}: {LEAN_LACKS}")
+
+
+def _image(name: str, tag: str, command: str) -> Check:
     try:
-        current = image_is_current()
+        current = image_is_current(tag)
     except CannotRun as error:
-        return Check("warning", "image", str(error))
+        return Check("warning", name, str(error))
     if current is False:
         return Check(
             "warning",
-            "image",
-            f"{DEFAULT_IMAGE} is missing or older than its Dockerfile",
-            "It is built when it is missing; to do it now: python -m simulator image build",
+            name,
+            f"{tag} is missing or older than its Dockerfile",
+            f"It is built when it is missing; to do it now: {command}",
         )
-    return Check("ok", "image", DEFAULT_IMAGE)
+    return Check("ok", name, tag)
 
 
 def _kernel(info: Mapping[str, Any]) -> Iterator[Check]:
@@ -179,11 +189,14 @@ def _memory(info: Mapping[str, Any], topology: Topology) -> Iterator[Check]:
                 f"{node.memory} is less than a {node.role} needs to start",
                 f"give it {least // 1024**2}m or more",
             )
-    workers = len(topology.workers())
+    workers = topology.workers()
+    lean = sum(n.profile is Profile.LEAN for n in workers)
+    whole = len(workers) - lean
     has = int(info.get("MemTotal", 0))
-    idle, busy = _HEAD_IDLE + workers * _WORKER_IDLE, _HEAD_BUSY + workers * _WORKER_BUSY
+    idle = _HEAD_IDLE + whole * _WORKER_IDLE + lean * _LEAN_IDLE
+    busy = _HEAD_BUSY + whole * _WORKER_BUSY + lean * _LEAN_BUSY
     text = (
-        f"{has / _GIB:.1f} GiB; a head and {workers} workers take about "
+        f"{has / _GIB:.1f} GiB; a head and {len(workers)} workers take about "
         f"{idle / _GIB:.1f} GiB idle, {busy / _GIB:.1f} GiB at work"
     )
     remedy = "Use fewer workers (--workers N), or give the engine more memory"
@@ -203,7 +216,7 @@ def _cores(info: Mapping[str, Any], topology: Topology) -> Check:
             "warning",
             "cores",
             text,
-            "Starting takes about 3 CPU-seconds a worker, and work that computes will crawl",
+            "Starting takes about 2 to 3 CPU-seconds a worker, and work that computes will crawl",
         )
     return Check("ok", "cores", text)
 

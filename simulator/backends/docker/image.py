@@ -35,7 +35,7 @@ from python_on_whales.exceptions import DockerException
 from simulator.assets import asset_path, engine_help
 from simulator.errors import BadInput, CannotRun, Problem
 
-Target = Literal["cpu", "gpu"]
+Target = Literal["cpu", "gpu", "lean"]
 Say = Callable[[str], None]
 
 #: What the image contains; the same pins as the extra ``local`` of this package.
@@ -46,7 +46,9 @@ TORCH_VERSION = "2.13.0"
 DEFAULT_IMAGE = f"ray-cluster-simulator/node:{RAY_VERSION}-cpu"
 #: The image of a head that has a real GPU.
 GPU_IMAGE = f"ray-cluster-simulator/node:{RAY_VERSION}-gpu"
-IMAGES: Mapping[Target, str] = {"cpu": DEFAULT_IMAGE, "gpu": GPU_IMAGE}
+#: The image of the workers of a lean group.
+LEAN_IMAGE = f"ray-cluster-simulator/node:{RAY_VERSION}-lean"
+IMAGES: Mapping[Target, str] = {"cpu": DEFAULT_IMAGE, "gpu": GPU_IMAGE, "lean": LEAN_IMAGE}
 
 #: Tried first; an official image that every registry mirror has.
 DEFAULT_BASE = "python:3.11-slim-bookworm"
@@ -133,7 +135,7 @@ def build_image(
     Parameters
     ----------
     target
-        ``"cpu"``, the image of every node, or ``"gpu"``, with CUDA's libraries.
+        ``"cpu"``, the image of every node, ``"gpu"``, with CUDA's libraries, or ``"lean"``, bare Ray.
     say
         Receives progress, one line at a time.
     tag
@@ -155,7 +157,9 @@ def build_image(
         No engine or no buildx, no base image, or the build failed; the last lines are shown.
     """
     if target not in IMAGES:
-        raise BadInput(Problem("image target", f"is {target!r}", "use cpu or gpu"))
+        raise BadInput(
+            Problem("image target", f"is {target!r}", f"use one of: {', '.join(IMAGES)}")
+        )
     tag = tag or IMAGES[target]
     client = DockerClient()
     _check_buildx(client)

@@ -98,6 +98,7 @@ class FakeNode:
             address=self.address if self.state != "created" else "",
             exit_code=self.exit_code,
             resources=dict(self.spec.resources),
+            profile=self.spec.profile,
         )
 
     def say(self, line: str) -> None:

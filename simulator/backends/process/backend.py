@@ -111,6 +111,8 @@ class ProcessBackend:
             )
         if spec.image is not None:
             say("processes need no image; --image is ignored")
+        if spec.topology.lean_groups:
+            say("processes share one Python, so profile lean has no effect: all nodes are whole")
         return spec
 
     def wall_clock(self) -> float:

@@ -47,6 +47,9 @@ def checks(topology: Topology | None, platform: str = sys.platform) -> list[Chec
     ]
     if topology is not None:
         found += [_memory(topology), _cores(topology)]
+        if topology.lean_groups:
+            text = "one Python for all: lean nodes run all of Ray, as the others do"
+            found.append(Check("warning", "lean nodes", text, "use Docker: --backend docker"))
     return found
 
 
