@@ -385,12 +385,13 @@ def test_a_job_that_is_being_set_up_is_asked_to_stop_until_it_can(
 
 
 def test_a_job_that_never_ran_has_no_exit_code(backend: FakeBackend, followed: Followed) -> None:
-    backend.job_ends("FAILED", "runtime_env setup failed: no such package")
-    with pytest.raises(
-        JobLost, match="did not come to an end of its own: runtime_env setup failed"
-    ):
+    trace = "".join(f"  frame {n}\n" for n in range(40))
+    backend.job_ends("FAILED", f"runtime_env setup failed\n{trace}pip: no such package\n")
+    with pytest.raises(JobLost, match="not come to an end of its own: runtime_env setup") as lost:
         followed()
     assert followed.printed == b""
+    assert len(lost.value.details) == 10
+    assert lost.value.details[-1] == "pip: no such package"
 
 
 def test_what_a_pending_job_waits_for_is_said_once(
