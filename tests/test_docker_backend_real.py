@@ -165,8 +165,10 @@ def test_names_that_do_not_exist_are_told_with_those_that_do(
 def test_a_name_in_use_by_something_else_is_refused(
     backend: DockerBackend, cluster: Cluster, topology: Topology
 ) -> None:
-    with pytest.raises(BadInput, match="another definition"):
+    with pytest.raises(BadInput, match=r"also has worker-2.*scale GROUP=N"):
         backend.create(ClusterSpec(NAME, topology.with_workers(1), "simulated"))
+    with pytest.raises(BadInput, match="another definition"):
+        backend.create(ClusterSpec(NAME, topology, "simulated", env={"RAY_x": "1"}))
     backend.create(ClusterSpec(NAME, topology, "simulated"))  # the same again changes nothing
     volume = f"{NAME}-foreign"
     docker("volume", "create", "--label", f"com.docker.compose.project={volume}", volume)

@@ -145,7 +145,7 @@ def test_unknown_names_are_not_found(backend: FakeBackend, call: Any) -> None:
 def test_creating_twice_is_once_unless_the_shape_differs(backend: FakeBackend) -> None:
     backend.create(cluster_spec())
     backend.create(cluster_spec())
-    with pytest.raises(BadInput, match="in use by a cluster with another definition"):
+    with pytest.raises(BadInput, match=r"also has worker-2, worker-3.*scale GROUP=N"):
         backend.create(cluster_spec(workers=1))
 
 
