@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from simulator.backends.base import ClusterRecord, name_problem
+from simulator.backends.base import name_problem
 from simulator.cluster import HEALTH, Cluster
 from simulator.errors import BadInput, NotFound, Problem
-from simulator.topology import Head, Topology, WorkerGroup, load_topology, override
+from simulator.topology import Topology, load_topology, override
 
 T = TypeVar("T")
 
@@ -63,26 +63,6 @@ def load_nodes(
     ):
         topology = problems.attempt(option, partial(apply, topology)) or topology
     return topology
-
-
-def topology_of(record: ClusterRecord) -> Topology:
-    """The topology of a cluster that is up, read back from its nodes."""
-    groups: dict[str, list[Mapping[str, float]]] = {}
-    head = Head()
-    for node in record.nodes:
-        if node.role == "head":
-            head = Head(resources=node.resources or {"CPU": 1})
-        else:
-            groups.setdefault(node.group, []).append(node.resources or {"CPU": 1})
-    return Topology(
-        name=f"of-{record.name}",
-        description=f"what cluster {record.name} has",
-        head=head,
-        worker_groups=[
-            WorkerGroup(group_name=group, replicas=len(nodes), resources=nodes[0])
-            for group, nodes in groups.items()
-        ],
-    )
 
 
 def health_of(cluster: Cluster) -> str | None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from random import Random
 
@@ -79,7 +80,8 @@ class _Watch:
     def close(self) -> None:
         if self._open:
             self._open = False
-            self._world.watchers.remove(self._deliver)
+            with suppress(ValueError):  # the cluster was removed, and with it who watches
+                self._world.watchers.remove(self._deliver)
 
 
 class FakeBackend:
@@ -253,7 +255,7 @@ class FakeBackend:
             same = definition(existing.spec) == definition(spec)
             refuse_other(spec, same=same, existing=existing.nodes)
             with self.simulated_clock.lock:
-                existing.become(replace(spec, run_dir=existing.spec.run_dir))
+                existing.have(spec.topology.nodes())
 
     def cluster(self, name: str) -> ClusterRecord:
         self._called("cluster", name)
@@ -302,8 +304,8 @@ class FakeBackend:
             world.watchers.clear()
             for node in world.nodes.values():
                 world.end(node, 137)
-            for key in [k for k in self._programs if k[0] == cluster]:
-                self._programs.pop(key).remove()
+            for program in [p for key, p in self._programs.items() if key[0] == cluster]:
+                program.remove()
 
     def endpoint(self, cluster: str) -> Endpoint:
         """There is no HTTP here; `ray` answers instead."""
@@ -399,7 +401,9 @@ class FakeBackend:
             raise CannotRun(f"{argv[0]} is not simulated")
         run_id = argv[list(argv).index("--run") + 1]
         with self.simulated_clock.lock:
-            program = FakeObserver(self.world(cluster), run_id)
+            program = FakeObserver(
+                self.world(cluster), run_id, lambda: self._programs.pop((cluster, name), None)
+            )
         self._programs[cluster, name] = program
         return program
 

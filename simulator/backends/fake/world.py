@@ -7,7 +7,7 @@ whether it is alive is the GCS's belief, and the second follows the first only a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import PurePosixPath
@@ -151,7 +151,7 @@ class World:
         self.spec, self.name = spec, spec.name
         self.clock, self.behaviour, self.script, self.rng = clock, behaviour, script, rng
         self.nodes: dict[str, FakeNode] = {}
-        self.become(spec)
+        self.have(spec.topology.nodes())
         self.head = self.nodes["head"]
         self.gcs: Gcs | None = None
         self.watchers: list[Callable[[EngineEvent], None]] = []
@@ -162,14 +162,13 @@ class World:
 
     # -- the engine's side -----------------------------------------------------------------------
 
-    def become(self, spec: ClusterSpec) -> None:
-        """Make the nodes that are missing."""
-        self.spec = spec
+    def have(self, nodes: Sequence[NodeSpec]) -> None:
+        """Make those of these nodes that are missing."""
         have = dict(self.nodes)
         used = {node.address for node in have.values()}
         free = (a for i in count(10) if (a := f"10.77.{i // 250}.{i % 250}") not in used)
         self.nodes.clear()
-        for node in spec.topology.nodes():
+        for node in nodes:
             self.nodes[node.name] = have.get(node.name) or FakeNode(self, node, next(free))
 
     def remove(self, node: FakeNode) -> None:

@@ -160,8 +160,6 @@ class ProcessBackend:
         if (home / "cluster.json").exists():
             facts, made = self._facts(spec.name), self._made(spec.name)
             refuse_other(spec, same=definition(made) == definition(spec), existing=facts["nodes"])
-            # The run that it was made for is still the one that owns it.
-            facts["spec"] = replace(spec, run_dir=made.run_dir).to_json()
         else:
             # Half of one, from a creation that was cut short.
             shutil.rmtree(home, ignore_errors=True)
