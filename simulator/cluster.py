@@ -456,9 +456,9 @@ class Cluster:
         nodes = self.record().nodes
         if not any(n.role == "head" for n in nodes):
             raise CannotRun(f"{self.name} has no head", remedy="Take it down, and make it again")
-        down = [n.name for n in nodes if n.state in ("created", "exited")]
-        lost = [n.name for n in nodes if n.state == "running"] if "head" in down else []
-        paused = [n.name for n in nodes if n.state == "paused"]
+        down = tuple(n.name for n in nodes if n.state in ("created", "exited"))
+        lost = tuple(n.name for n in nodes if n.state == "running" and "head" in down)
+        paused = tuple(n.name for n in nodes if n.state == "paused")
         plan = Started(down, lost, paused)
         on_plan(plan)
         self.stop_together([n for n in nodes if n.name in lost], 10.0, lambda event: None)

@@ -60,7 +60,8 @@ COMMANDS = dict(all_commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_of_the_documentation() -> None:
     assert list(COMMANDS) == [
-        "up", "down", "status", "kill", "restart", "pause", "resume", "logs", "exec", "clusters",
+        "up", "down", "stop", "start", "scale", "status", "nodes", "monitor", "clusters",
+        "kill", "restart", "pause", "resume", "logs", "exec", "attach", "cp",
         "experiments", "run", "check", "report", "runs", "doctor", "image build",
     ]  # fmt: skip
 
@@ -203,6 +204,19 @@ def test_the_program_runs_as_a_module_and_says_its_version() -> None:
         ("status --name lab", "there is no cluster; start one with: python -m simulator up"),
         ("status", "cluster: there is none; start one with: python -m simulator up"),
         ("kill worker-1", "cluster: there is none"),
+        ("stop", "cluster: there is none"),
+        ("start --name lab", "there is no cluster"),
+        ("scale", "Missing argument"),
+        ("scale worker", "worker: is not GROUP=N; for example worker=3"),
+        ("scale worker=two", "worker=two: 'two' is no whole number of nodes"),
+        ("scale worker=1.5", "'1.5' is no whole number of nodes"),
+        ("scale worker=2", "cluster: there is none"),
+        ("nodes", "cluster: there is none"),
+        ("monitor", "cluster: there is none"),
+        ("attach", "Missing argument"),
+        ("attach worker-1", "cluster: there is none"),
+        ("cp a", "Missing argument"),
+        ("cp a worker-1:/tmp", "cluster: there is none"),
         ("exec head", "Missing argument"),
         ("down --all --name lab", "contradict each other"),
         ("check latest", "there is no run yet"),
@@ -319,7 +333,7 @@ def test_all_problems_of_a_topology_file_are_said_at_once(command: Command, tmp_
 
 def test_a_node_that_does_not_exist_is_named_with_the_nearest(command: Command) -> None:
     command("up")
-    for verb in ("kill", "pause", "restart", "resume", "logs"):
+    for verb in ("kill", "pause", "restart", "resume", "logs", "attach"):
         done = command(verb, "worker-11")
         assert done.code == 2
         assert "no node named 'worker-11': did you mean worker-1" in done.err

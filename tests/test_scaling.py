@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fakes import Lab, cluster_spec, cluster_up, fake
@@ -27,7 +28,7 @@ def states(cluster: Cluster) -> dict[str, str]:
 def grouped(backend: FakeBackend, **limits: int) -> Cluster:
     """Workers, and a group "big" of one."""
     spec = cluster_spec(workers=2)
-    big = WorkerGroup(group_name="big", resources={"CPU": 2}, **limits)
+    big = WorkerGroup.model_validate({"group_name": "big", "resources": {"CPU": 2}, **limits})
     topology = spec.topology.model_copy(
         update={"worker_groups": [*spec.topology.worker_groups, big]}
     )
@@ -158,8 +159,8 @@ def test_a_frozen_node_is_killed_and_removed(backend: FakeBackend) -> None:
     assert states(cluster) == {"head": "alive", "worker-1": "alive"}
 
 
-def test_what_ran_on_a_removed_node_is_told(tmp_path: object) -> None:
-    lab = Lab(tmp_path)  # type: ignore[arg-type]
+def test_what_ran_on_a_removed_node_is_told(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
     told: list[Removal] = []
 
     def shrink(history: object) -> None:

@@ -13,7 +13,7 @@ from simulator.backends.fake.world import Gcs, World
 class FakeObserver:
     """Looks at the GCS and at the ledger of one run, again and again."""
 
-    def __init__(self, world: World, run_id: str, forget: Callable[[], None]) -> None:
+    def __init__(self, world: World, run_id: str, forget: Callable[[], object]) -> None:
         self.world, self.run_id, self._forget = world, run_id, forget
         self.stream: LineStream = world.clock.stream()
         self.blind_until = 0.0
