@@ -624,7 +624,11 @@ def test_a_kept_cluster_stays_and_can_be_run_on(command: Command, backend: FakeB
 
 @pytest.mark.parametrize(
     ("verb", "node", "remedy"),
-    [("pause", "worker-1", "resume"), ("pause", "head", "resume"), ("kill", "head", "restart")],
+    [
+        ("pause", "worker-1", "resume worker-1"),
+        ("pause", "head", "resume head"),
+        ("kill", "head", "start"),
+    ],
 )
 def test_a_cluster_that_cannot_be_borrowed_is_refused_at_once(
     command: Command, tmp_path: Path, verb: str, node: str, remedy: str
@@ -633,7 +637,7 @@ def test_a_cluster_that_cannot_be_borrowed_is_refused_at_once(
     command(verb, node)
     done = command("run", "node_failure", "--reuse", "lab")
     assert done.code == 2
-    assert f"first: python -m simulator {remedy} {node} --name lab" in done.err
+    assert f"first: python -m simulator {remedy} --name lab" in done.err
     assert not (tmp_path / "runs").exists()
 
 
