@@ -111,11 +111,14 @@ def scale(
     names = {n.name for n in have}
     missing = [name for name in wanted if name not in names]
     surplus = [n for n in reversed(have) if n.name not in wanted]
+    have_now = {g.group_name: g.replicas for g in made.topology.worker_groups}
+    larger = made.with_counts({group: max(n, have_now[group]) for group, n in counts.items()})
+    if missing:
+        cluster.need_head("no worker can join")
+        refuse_unable(cluster.backend, larger.topology)
     on_plan(Plan(missing, missing, [n.name for n in surplus]))
     if missing:
-        have_now = {g.group_name: g.replicas for g in made.topology.worker_groups}
-        larger = {group: max(n, have_now[group]) for group, n in counts.items()}
-        _add(cluster, made.with_counts(larger), missing, timeout, parallelism, progress)
+        _add(cluster, larger, missing, timeout, parallelism, progress)
     removed: list[Removal] = []
     for first in range(0, len(surplus), AT_A_TIME):
         removed += _take_away(cluster, surplus[first : first + AT_A_TIME], grace, on_removal)
@@ -131,8 +134,6 @@ def _add(
     progress: Callable[[StartEvent], None],
 ) -> None:
     """Make and start nodes; all of them, or none."""
-    cluster.need_head("no worker can join")
-    refuse_unable(cluster.backend, spec.topology)
     try:
         cluster.backend.create(spec)
         cluster.start_nodes(names, timeout=timeout, parallelism=parallelism, progress=progress)

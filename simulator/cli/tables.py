@@ -128,7 +128,7 @@ def ray_nodes_view(records: Sequence[RayNodeRecord]) -> RenderableType:
             _clock(ray.until),
         )
         if not ray.alive:
-            line = Text(f"{record.node or '-'} {ray.ray_node_id[:8]} died: ", "dim")
+            line = Text(f"{record.node or ray.hostname} {ray.ray_node_id[:8]} died: ", "dim")
             line.append(ray.message or "Ray does not say why", "default")
             dead.append(line)
     return Group(rows, *dead)
