@@ -33,7 +33,7 @@ Written by `scripts/cli_reference.py` from the commands themselves; each one's `
 | 3 | unknown: nothing can be said, and why |
 | 4 | could not run: the machine, the engine or the image cannot do it, or it was interrupted |
 
-`exec` ends with the command's own code, `submit` with the script's. Of a repeat, the exit code is the first that occurred of 4, 1, 3, 0.
+`exec` and `attach` end with the code of what ran in the node, `submit` with the script's. Of a repeat, the exit code is the first that occurred of 4, 1, 3, 0.
 An unhandled error of ours is 4, never 1.
 
 ## Streams

@@ -1,4 +1,4 @@
-"""A cluster as its user sees it: brought up, looked at, taken down.
+"""A cluster as its user sees it: brought up, looked at, stopped, scaled, taken down.
 
 The engine is the only state. What should exist (a `Topology`) minus what does exist (labels) is a
 printable `Plan`; applying it is the whole control loop, run when asked and never in the background.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +25,14 @@ from simulator.backends.base import (
     CanPause,
     ClusterRecord,
     ClusterSpec,
+    KeepsTime,
     NodeRecord,
     ServesRay,
     clock_of,
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
 from simulator.rayapi import RayApi, RayNode, Usage
-from simulator.topology import Profile
+from simulator.topology import Profile, Topology
 from simulator.waiting import Deadline, T, wait_until
 
 State = Literal["alive", "starting", "paused", "exited", "dead"]
@@ -48,6 +50,7 @@ HEALTH: Mapping[str, Mapping[str, str]] = {
 }
 
 START_ATTEMPTS = 3
+AT_A_TIME = 8  # nodes that are stopped together
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,61 @@ class StartEvent:
     seconds: float = 0.0
     attempt: int = 1
     details: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StopEvent:
+    """Progress of stopping nodes: ``stopped``, or ``killed`` because it was frozen."""
+
+    node: str
+    verb: Literal["stopped", "killed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What `Cluster.start` did.
+
+    Attributes
+    ----------
+    started
+        Nodes that were down.
+    renewed
+        Workers that ran without their head and were started anew: no new head takes them back.
+    paused
+        Nodes that were left frozen.
+    """
+
+    started: Sequence[str] = ()
+    renewed: Sequence[str] = ()
+    paused: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RayNodeRecord:
+    """A node as Ray remembers it, under our name for it: None if no node of ours has that hostname."""
+
+    node: str | None
+    ray: RayNode
+
+    def to_data(self) -> dict[str, Any]:
+        return {
+            "node": self.node,
+            "ray_node_id": self.ray.ray_node_id,
+            "state": "ALIVE" if self.ray.alive else "DEAD",
+            "is_head": self.ray.is_head,
+            "hostname": self.ray.hostname,
+            "address": self.ray.address,
+            "resources": dict(self.ray.resources),
+            "labels": dict(self.ray.labels),
+            "since": self.ray.since,
+            "until": self.ray.until,
+            "message": self.ray.message or None,
+        }
+
+
+#: Bash where there is one. Its prompt gets the node's name in front, whatever its own files made of it.
+_SHELL = "if command -v bash >/dev/null 2>&1; then exec bash; else exec sh; fi"
+_PROMPT = 'case $PS1 in "({0}) "*) ;; *) PS1="({0}) $PS1" ;; esac'
 
 
 @dataclass
@@ -279,8 +337,8 @@ class Cluster:
                     f"--name {self.name}",
                     f"a cluster of that name exists already and has {len(existing.nodes)} nodes, "
                     f"not {len(wanted)}",
-                    f"take it down first (python -m simulator down --name {self.name}) "
-                    "or use another name",
+                    f"scale it (python -m simulator scale GROUP=N --name {self.name}), take it down "
+                    f"first (python -m simulator down --name {self.name}) or use another name",
                 )
             )
         on_plan(todo)
@@ -323,6 +381,130 @@ class Cluster:
         for batch in (head, [n for n in names if n != "head"]):
             if batch:
                 _Starter(self, batch, timeout, parallelism, progress).run()
+
+    def stop(
+        self, *, grace: float = 10.0, progress: Callable[[StopEvent], None] = lambda event: None
+    ) -> list[str]:
+        """Stop every node that runs, the workers together and then the head; returns their names.
+
+        All that the containers hold is kept, and `start` starts them again. A frozen node cannot
+        sign off and is killed.
+
+        Parameters
+        ----------
+        grace
+            Seconds between SIGTERM and SIGKILL, for each node.
+
+        Raises
+        ------
+        CannotRun
+            Some could not be stopped; the others are.
+        """
+        record = self.record()
+        head = [n for n in record.nodes if n.role == "head"]
+        workers = [n for n in record.nodes if n.role != "head"]
+        stopped = self.stop_together(workers, grace, progress)
+        return [*self.stop_together(head, grace, progress), *stopped]
+
+    def stop_together(
+        self, nodes: Sequence[NodeRecord], grace: float, progress: Callable[[StopEvent], None]
+    ) -> list[str]:
+        """Stop those of these nodes that run, some at a time, each as `stop` does."""
+
+        def stop(node: NodeRecord) -> None:
+            if node.state == "paused" and isinstance(self.backend, CanKill):
+                self.backend.kill(self.name, node.name)
+                progress(StopEvent(node.name, "killed"))
+            else:
+                self.backend.stop(self.name, node.name, grace)
+                progress(StopEvent(node.name, "stopped"))
+
+        up = [n for n in nodes if n.state in ("running", "paused")]
+        failed: dict[str, CannotRun] = {}
+        # Simulated time is slept away by one at a time, so that each run of it is like the other.
+        at_a_time = 1 if isinstance(self.backend, KeepsTime) else AT_A_TIME
+        with ThreadPoolExecutor(at_a_time) as pool:
+            for node, future in [(n, pool.submit(stop, n)) for n in up]:
+                try:
+                    future.result()
+                except CannotRun as error:
+                    failed[node.name] = error
+        if failed:
+            raise CannotRun(
+                f"{', '.join(failed)} could not be stopped",
+                why="; ".join(str(e) for e in failed.values()),
+            ) from next(iter(failed.values()))
+        return [n.name for n in up]
+
+    def start(
+        self,
+        *,
+        timeout: float = 120.0,
+        parallelism: int | None = None,
+        progress: Callable[[StartEvent], None] = lambda event: None,
+        on_plan: Callable[[Started], None] = lambda plan: None,
+    ) -> Started:
+        """Start every node that is down, the head first, and wait until each is alive.
+
+        With its GCS in memory, as it is unless the image says otherwise, a head that starts again
+        knows no job, actor or placement group of before, and workers that outlived it are started
+        anew with it. A frozen node is left as it is.
+
+        Raises
+        ------
+        NodeStartFailed
+            Some nodes did not join; the others are up.
+        """
+        nodes = self.record().nodes
+        if not any(n.role == "head" for n in nodes):
+            raise CannotRun(f"{self.name} has no head", remedy="Take it down, and make it again")
+        down = tuple(n.name for n in nodes if n.state in ("created", "exited"))
+        lost = tuple(n.name for n in nodes if n.state == "running" and "head" in down)
+        paused = tuple(n.name for n in nodes if n.state == "paused")
+        plan = Started(down, lost, paused)
+        on_plan(plan)
+        self.stop_together([n for n in nodes if n.name in lost], 10.0, lambda event: None)
+        self.start_nodes(
+            [*down, *lost], timeout=timeout, parallelism=parallelism, progress=progress
+        )
+        wait_alive(self, [n.name for n in nodes if n.name not in paused], timeout)
+        return plan
+
+    def need_head(self, what: str) -> None:
+        """Raise `CannotRun`, without waiting for an answer that cannot come, if no head runs.
+
+        Parameters
+        ----------
+        what
+            That cannot be done then, such as ``Ray cannot be asked for its nodes``.
+        """
+        state = next((n.state for n in self.record().nodes if n.role == "head"), "missing")
+        if state != "running":
+            remedy = (
+                "Resume it first: resume head" if state == "paused" else "Start it first: start"
+            )
+            raise CannotRun(what, why=f"the head is {state}", remedy=remedy)
+
+    def ray_nodes(self) -> list[RayNodeRecord]:
+        """Every node that Ray remembers: the living in our order, then the dead, the latest last.
+
+        Raises
+        ------
+        CannotRun
+            Ray does not answer.
+        """
+        self.need_head("Ray cannot be asked for its nodes")
+        names = {n.hostname: (i, n.name) for i, n in enumerate(self.record().nodes)}
+        unknown = (len(names), None)
+
+        def place(ray: RayNode) -> tuple[bool, float]:
+            first = names.get(ray.hostname, unknown)[0]
+            return not ray.alive, first if ray.alive else ray.until or 0.0
+
+        return [
+            RayNodeRecord(names.get(ray.hostname, unknown)[1], ray)
+            for ray in sorted(self.ray.nodes(), key=place)
+        ]
 
     def down(self) -> None:
         """Remove everything that carries the cluster's label."""
@@ -406,11 +588,33 @@ class Cluster:
             self.backend.stop(self.name, node, grace)
         self.start_nodes([node], timeout=timeout, progress=progress)
 
+    def attach(self, node: str) -> int:
+        """Have this terminal be a shell in a node; returns its exit code when it ends.
+
+        Raises
+        ------
+        NotFound, CannotRun
+            There is no such node; it does not run.
+        """
+        self.node(node)
+        env = {"PS1": f"({node}) $ ", "PROMPT_COMMAND": _PROMPT.format(node)}
+        shell = ["sh", "-c", _SHELL]
+        return self.backend.execute(self.name, node, shell, env=env, interactive=True).code
+
     def _need_running(self, node: str) -> NodeRecord:
         record = self.node(node)
         if record.state not in ("running", "paused"):
             raise BadInput(Problem(node, f"is {record.state}", f"start it with: restart {node}"))
         return record
+
+
+def refuse_unable(backend: Backend, topology: Topology) -> None:
+    """Raise `CannotRun` if the machine has not what such a cluster needs."""
+    blocking = [c for c in backend.check(topology) if c.level == "problem"]
+    if blocking:
+        raise CannotRun(
+            "this machine cannot run it", why="; ".join(str(c.as_problem()) for c in blocking)
+        )
 
 
 def _no_head() -> CannotRun:

@@ -9,7 +9,6 @@ All of it is pure: dictionaries in, dictionaries out, no engine asked.
 from __future__ import annotations
 
 import copy
-import hashlib
 import ipaddress
 import json
 import re
@@ -28,12 +27,15 @@ from simulator.backends.base import (
     LABEL_ROLE,
     LABEL_RUN_DIR,
     ClusterSpec,
+    definition,
 )
 from simulator.errors import CannotRun
 from simulator.topology import Head, Profile, WorkerGroup
 
 #: A hash of what the cluster was asked to be, on every container that the simulator made.
 LABEL_DEFINITION = "ray-sim.definition"
+#: The `ClusterSpec` as JSON, on the one container that always exists and that no fault hits: init.
+LABEL_SPEC = "ray-sim.spec"
 
 #: Where things are in a node; compose.yaml says so, and a test holds the two together.
 INNODE_TARGET = "/opt/ray-sim/simulator/innode"
@@ -117,10 +119,12 @@ def expand(
         service["deploy"]["replicas"] = group.replicas
         _node(service, group.group_name, group, spec, labels, cores)
         services[group.group_name] = service
-    services["init"]["labels"] |= labels
+    services["init"]["labels"] |= {**labels, LABEL_SPEC: spec.to_json()}
     if not mount_innode:
         for service in services.values():
             service["volumes"] = [v for v in service["volumes"] if v["target"] != INNODE_TARGET]
+    # Without the definition, so that Compose finds those of a cluster by hand unchanged.
+    del labels[LABEL_DEFINITION]
     for thing in (*project["networks"].values(), *project["volumes"].values()):
         thing["labels"] |= labels
     return project
@@ -145,17 +149,6 @@ def load_override(name: str, variables: Mapping[str, str]) -> dict[str, Any]:
     return _load(asset_path("docker") / f"{name}.yaml", variables)
 
 
-def definition(spec: ClusterSpec) -> str:
-    """A short hash of what was asked for, so that a name in use by something else can be told."""
-    asked = {
-        "topology": spec.topology.model_dump(mode="json", exclude={"name", "description"}),
-        "gpu": spec.gpu,
-        "image": spec.image,
-        "env": dict(spec.env),
-    }
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def ray_arguments(node: Head | WorkerGroup) -> list[str]:
     """What a node offers, as arguments of ``ray start``.
 
@@ -177,6 +170,25 @@ def ray_arguments(node: Head | WorkerGroup) -> list[str]:
     if node.labels:
         arguments.append("--labels=" + ",".join(f"{k}={v}" for k, v in sorted(node.labels.items())))
     return arguments
+
+
+def passed_through() -> list[str]:
+    """The variables that compose.yaml hands over from a shell, for a cluster by hand."""
+    raw = yaml.safe_load(asset_path("compose.yaml").read_text(encoding="utf-8"))
+    return [name for name, value in raw["x-node"]["environment"].items() if value is None]
+
+
+def labels_of(command: Sequence[str]) -> dict[str, str]:
+    """A node's labels for Ray, read back from the arguments that it was made with.
+
+    Examples
+    --------
+    >>> labels_of(["worker", "--num-cpus=1", "--labels=tier=spot,zone=a"])
+    {'tier': 'spot', 'zone': 'a'}
+    """
+    given = [a.partition("=")[2] for a in command if a.startswith("--labels=")]
+    pairs = [pair.partition("=") for text in given for pair in text.split(",")]
+    return {key: value for key, equals, value in pairs if equals}
 
 
 def resources_of(command: Sequence[str]) -> dict[str, float]:

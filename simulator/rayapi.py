@@ -1,4 +1,4 @@
-"""Talks to a running Ray by HTTP: version, nodes, resources, jobs, failed attempts.
+"""Talks to a running Ray by HTTP: version, nodes, resources, what runs, jobs, failed attempts.
 
 The orchestrator is outside the cluster's failure domain and imports no Ray, so it works with any Ray
 version in any image that still serves these paths (docs of Ray: Jobs REST API, State API). Every
@@ -35,7 +35,17 @@ class NoSuchJob(RayUnreachable):
 
 @dataclass(frozen=True, slots=True)
 class RayNode:
-    """A node as the GCS has it."""
+    """A node as the GCS has it.
+
+    Attributes
+    ----------
+    labels
+        Those that it was started with, and Ray's own (``ray.io/...``).
+    since, until
+        When it joined and when the GCS gave it up, seconds; None where Ray does not say.
+    message
+        Why it is dead.
+    """
 
     ray_node_id: str
     hostname: str
@@ -44,6 +54,20 @@ class RayNode:
     is_head: bool
     resources: Mapping[str, float]
     message: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    since: float | None = None
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunningWork:
+    """What runs on one node: names of tasks and classes of actors, each as often as it runs."""
+
+    tasks: Sequence[str] = ()
+    actors: Sequence[str] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.tasks or self.actors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +160,7 @@ class RayApi:
 
     def nodes(self) -> list[RayNode]:
         """Every node that the GCS remembers, dead ones included."""
-        rows = self._state("nodes", {"limit": "10000"})["result"]
+        rows = self._state("nodes", {"limit": "10000", "detail": "1"})["result"]
         return [
             RayNode(
                 ray_node_id=row["node_id"],
@@ -150,9 +174,32 @@ class RayApi:
                     if not name.startswith("node:")
                 },
                 message=row.get("state_message") or "",
+                labels=row.get("labels") or {},
+                since=_seconds(row.get("start_time_ms")),
+                until=_seconds(row.get("end_time_ms")),
             )
             for row in rows
         ]
+
+    def running(self) -> dict[str, RunningWork]:
+        """What runs where, by Ray node id: tasks that run now and actors that live.
+
+        A call of an actor that is going on belongs to its actor and is not counted again. Up to a
+        second old, and of more than ten thousand only so many, as Ray gives it.
+        """
+        tasks: dict[str, list[str]] = {}
+        for row in self._state("tasks", _only("RUNNING"))["result"]:
+            if row.get("type", "NORMAL_TASK") == "NORMAL_TASK" and row.get("node_id"):
+                tasks.setdefault(row["node_id"], []).append(row["name"])
+        actors: dict[str, list[str]] = {}
+        for row in self._state("actors", _only("ALIVE"))["result"]:
+            if row.get("node_id"):
+                name = f"{row['class_name']} {row['name']}" if row["name"] else row["class_name"]
+                actors.setdefault(row["node_id"], []).append(name)
+        return {
+            node: RunningWork(tuple(tasks.get(node, ())), tuple(actors.get(node, ())))
+            for node in sorted({*tasks, *actors})
+        }
 
     def usage(self) -> Usage:
         """Resources in use now, as the autoscaler's report has them (up to a few seconds old)."""
@@ -404,6 +451,20 @@ def _last_words(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip(" .")]
     traced = bool(lines) and lines[0].startswith("Traceback")
     return (lines[-1] if traced else text).strip()[:300]
+
+
+def _only(state: str) -> dict[str, str]:
+    return {
+        "limit": "10000",
+        "filter_keys": "state",
+        "filter_predicates": "=",
+        "filter_values": state,
+    }
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    """Ray writes 0 for what has not happened."""
+    return milliseconds / 1000 if milliseconds else None
 
 
 def _pairs(raw: Mapping[str, Sequence[float]] | None) -> dict[str, tuple[float, float]]:

@@ -60,9 +60,11 @@ COMMANDS = dict(all_commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_of_the_documentation() -> None:
     assert list(COMMANDS) == [
-        "up", "down", "status", "kill", "restart", "pause", "resume", "logs", "exec", "submit",
-        "dashboard", "clusters", "init", "topologies", "experiments", "run", "check", "report", "runs",
-        "doctor", "image build",
+        "up", "down", "stop", "start", "scale", "status", "nodes", "monitor", "submit",
+        "dashboard", "clusters",
+        "kill", "restart", "pause", "resume", "logs", "exec", "attach", "cp",
+        "init", "topologies", "experiments", "run", "check", "report", "runs", "doctor",
+        "image build",
     ]  # fmt: skip
 
 
@@ -204,6 +206,19 @@ def test_the_program_runs_as_a_module_and_says_its_version() -> None:
         ("status --name lab", "there is no cluster; start one with: python -m simulator up"),
         ("status", "cluster: there is none; start one with: python -m simulator up"),
         ("kill worker-1", "cluster: there is none"),
+        ("stop", "cluster: there is none"),
+        ("start --name lab", "there is no cluster"),
+        ("scale", "Missing argument"),
+        ("scale worker", "worker: is not GROUP=N; for example worker=3"),
+        ("scale worker=two", "worker=two: 'two' is no whole number of nodes"),
+        ("scale worker=1.5", "'1.5' is no whole number of nodes"),
+        ("scale worker=2", "cluster: there is none"),
+        ("nodes", "cluster: there is none"),
+        ("monitor", "cluster: there is none"),
+        ("attach", "Missing argument"),
+        ("attach worker-1", "cluster: there is none"),
+        ("cp a", "Missing argument"),
+        ("cp a worker-1:/tmp", "cluster: there is none"),
         ("exec head", "Missing argument"),
         ("down --all --name lab", "contradict each other"),
         ("check latest", "there is no run yet"),
@@ -322,7 +337,7 @@ def test_all_problems_of_a_topology_file_are_said_at_once(command: Command, tmp_
 
 def test_a_node_that_does_not_exist_is_named_with_the_nearest(command: Command) -> None:
     command("up")
-    for verb in ("kill", "pause", "restart", "resume", "logs"):
+    for verb in ("kill", "pause", "restart", "resume", "logs", "attach"):
         done = command(verb, "worker-11")
         assert done.code == 2
         assert "no node named 'worker-11': did you mean worker-1" in done.err
@@ -621,7 +636,11 @@ def test_a_kept_cluster_stays_and_can_be_run_on(command: Command, backend: FakeB
 
 @pytest.mark.parametrize(
     ("verb", "node", "remedy"),
-    [("pause", "worker-1", "resume"), ("pause", "head", "resume"), ("kill", "head", "restart")],
+    [
+        ("pause", "worker-1", "resume worker-1"),
+        ("pause", "head", "resume head"),
+        ("kill", "head", "start"),
+    ],
 )
 def test_a_cluster_that_cannot_be_borrowed_is_refused_at_once(
     command: Command, tmp_path: Path, verb: str, node: str, remedy: str
@@ -630,7 +649,7 @@ def test_a_cluster_that_cannot_be_borrowed_is_refused_at_once(
     command(verb, node)
     done = command("run", "node_failure", "--reuse", "lab")
     assert done.code == 2
-    assert f"first: python -m simulator {remedy} {node} --name lab" in done.err
+    assert f"first: python -m simulator {remedy} --name lab" in done.err
     assert not (tmp_path / "runs").exists()
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,22 @@ BACKENDS = [
     pytest.param("process", marks=pytest.mark.real_process),
     pytest.param("docker", marks=pytest.mark.real_docker),
 ]
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What a command prints, one JSON object a line, while it goes on."""
+
+    process: subprocess.Popen[str]
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The next one that is wanted."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            event: dict[str, Any] = json.loads(line)
+            if wanted(event):
+                return event
+        raise AssertionError(f"it ended with {self.process.wait()}")
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,39 @@ class Shell:
     @property
     def exists(self) -> bool:
         return any(c.name == self.cluster for c in choose(self.backend).backend.clusters())
+
+    @contextmanager
+    def following(self, verb: str, *arguments: str) -> Iterator[Followed]:
+        """One that goes on until Ctrl-C, which it then gets."""
+        process = subprocess.Popen(
+            self.words(verb, "--name", self.cluster, *arguments),
+            env=self.env,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield Followed(process)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+            assert process.returncode == 0
+        finally:
+            process.kill()
+            process.communicate()
+
+    def attached(self, node: str, line: str, *, code: int) -> str:
+        """What is on a terminal on which one line was typed after the first prompt."""
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execv(sys.executable, self.words("attach", node, "--name", self.cluster))
+        shown = b""
+        with suppress(OSError):  # so says a terminal whose last program has ended
+            while data := os.read(terminal, 4096):
+                shown += data
+                if f"({node}) ".encode() in shown and line:
+                    os.write(terminal, f"{line}\n".encode())
+                    line = ""
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code, shown
+        return shown.decode()
 
     @contextmanager
     def running(self, *params: str) -> Iterator[subprocess.Popen[str]]:
@@ -202,6 +252,58 @@ def the_dashboard_answers_to_the_token(shell: Shell) -> None:
     headers = {"Authorization": f"Bearer {token}"}
     asked = requests.get(f"{url}/api/version", headers=headers, timeout=10)
     assert asked.json()["ray_version"]
+
+
+HOLD = """
+import ray
+ray.init("auto", log_to_driver=False)
+@ray.remote(num_cpus=1)
+class Holder:
+    def ready(self):
+        return True
+made = [Holder.options(name=f"h-{i}", lifetime="detached").remote() for i in range(3)]
+print(ray.get([holder.ready.remote() for holder in made]))
+"""
+
+
+def test_a_cluster_is_scaled_followed_stopped_and_started_again(
+    shell: Shell, tmp_path: Path
+) -> None:
+    shell("up", "--backend", shell.backend, "--workers", "1")
+    added = json.loads(shell("scale", "worker=2", "--json"))
+    assert (added["added"], added["removed"]) == (["worker-2"], [])
+
+    # One actor for each CPU: head, worker-1, worker-2.
+    (tmp_path / "hold.py").write_text(HOLD)
+    shell("cp", str(tmp_path / "hold.py"), "head:.")
+    assert "True" in shell("exec", "head", "--", "python", "hold.py")
+    shell("cp", "head:hold.py", str(tmp_path / "back.py"))
+    assert (tmp_path / "back.py").read_text() == HOLD
+
+    with shell.following("monitor", "--json") as seen:
+        seen.until(lambda e: e["kind"] == "ray.actor" and e["node"] == "worker-2")
+        (removed,) = json.loads(shell("scale", "worker=1", "--json"))["removed"]
+        assert removed["node"] == "worker-2"
+        (actor,) = removed["running"]["actors"]
+        assert actor.startswith("Holder h-")
+        dead = seen.until(lambda e: e["kind"] == "ray.node" and e["data"]["state"] == "DEAD")
+        assert (dead["node"], dead["present"]) == ("worker-2", False)
+        again = json.loads(shell("scale", "worker=2", "--json"))
+        assert again["added"] == ["worker-2"]
+        seen.until(lambda e: e["kind"] == "engine.start" and e["node"] == "worker-2")
+        remembered = json.loads(shell("nodes", "--json"))["nodes"]
+        assert [n["state"] for n in remembered] == ["ALIVE", "ALIVE", "ALIVE", "DEAD"]
+        assert "SIGTERM" in remembered[3]["message"]
+
+        head = json.loads(shell("status", "--json"))["nodes"][0]["address"]
+        shell("stop")
+        seen.until(lambda e: e["kind"] == "engine.die" and e["node"] == "head")
+    assert set(shell.status().values()) == {"exited"}
+    shell("start")
+    status = json.loads(shell("status", "--json"))
+    assert {n["state"] for n in status["nodes"]} == {"alive"}
+    assert status["nodes"][0]["address"] == head
+    assert "(worker-1) " in shell.attached("worker-1", "exit 7", code=7)
 
 
 def test_after_its_orchestrator_was_killed_a_run_keeps_every_start(shell: Shell) -> None:

@@ -12,11 +12,13 @@ from fakes import cluster_spec, cluster_up, fake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.backends.base import ClusterRecord, NodeRecord, NodeState
+from simulator.backends.base import ClusterRecord, Completed, NodeRecord, NodeState
 from simulator.backends.fake import Behaviour, FakeBackend
 from simulator.cluster import (
     Cluster,
+    Started,
     StartEvent,
+    StopEvent,
     default_parallelism,
     plan,
     salvage,
@@ -497,3 +499,136 @@ def test_salvage_works_with_every_node_down(backend: FakeBackend, tmp_path: Path
 def test_salvage_of_a_cluster_that_is_gone_says_so(backend: FakeBackend, tmp_path: Path) -> None:
     problems = salvage(backend, "gone", run_dir(tmp_path, "a", "run-1"))
     assert any("no cluster named 'gone'" in p for p in problems)
+
+
+# -- stopped and started as a whole --------------------------------------------------------------------
+
+
+def test_stopping_keeps_the_nodes_and_stops_the_head_last(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    told: list[StopEvent] = []
+    assert cluster.stop(progress=told.append) == ["head", *WORKERS]
+    assert set(states(cluster).values()) == {"exited"}
+    assert told == [StopEvent(name, "stopped") for name in [*WORKERS, "head"]]
+    assert {n.exit_code for n in cluster.record().nodes} == {0}
+    assert cluster.stop() == []
+
+
+def test_a_frozen_node_is_killed_when_the_cluster_stops(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.pause("worker-2")
+    told: list[StopEvent] = []
+    cluster.stop(progress=told.append)
+    assert StopEvent("worker-2", "killed") in told
+    assert cluster.node("worker-2").exit_code == 137
+
+
+def test_one_that_does_not_stop_does_not_keep_the_others(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    backend.fail_next("stop", CannotRun("the engine is busy"))
+    with pytest.raises(CannotRun, match="worker-1 could not be stopped: the engine is busy"):
+        cluster.stop()
+    assert states(cluster)["worker-3"] == "exited"
+    assert cluster.node("head").state == "running"
+
+
+def test_a_stopped_cluster_starts_with_its_head_first(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    addresses = {n.name: n.address for n in cluster.record().nodes}
+    cluster.stop()
+    progress = Progress()
+    assert cluster.start(progress=progress).started == ("head", *WORKERS)
+    assert progress.events[0] == StartEvent("head", "starting")
+    assert set(states(cluster).values()) == {"alive"}
+    assert {n.name: n.address for n in cluster.record().nodes} == addresses
+    assert cluster.start() == Started()
+
+
+def test_workers_that_outlived_their_head_are_started_anew_with_it(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.kill("head")
+    plans: list[Started] = []
+    cluster.start(on_plan=plans.append)
+    assert plans == [Started(("head",), tuple(WORKERS))]
+    assert set(states(cluster).values()) == {"alive"}
+
+
+def test_a_frozen_node_is_left_frozen_when_the_others_start(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.kill("worker-1")
+    cluster.pause("worker-2")
+    assert cluster.start() == Started(("worker-1",), (), ("worker-2",))
+    assert (states(cluster)["worker-1"], states(cluster)["worker-2"]) == ("alive", "paused")
+
+
+def test_one_that_does_not_come_back_is_named_and_the_others_are_up(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.stop()
+    backend.start_fails("worker-2", times=3)
+    with pytest.raises(NodeStartFailed, match="missing worker-2"):
+        cluster.start()
+    assert states(cluster)["worker-3"] == "alive"
+
+
+# -- what Ray remembers --------------------------------------------------------------------------------
+
+
+def test_ray_remembers_the_dead_and_why_they_died(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.restart("worker-1")
+    cluster.kill("worker-2")
+    backend.simulated_clock.sleep(10)
+    records = cluster.ray_nodes()
+    assert [(r.node, r.ray.alive) for r in records] == [
+        ("head", True),
+        ("worker-1", True),
+        ("worker-3", True),
+        ("worker-1", False),
+        ("worker-2", False),
+    ]
+    stopped = records[3].to_data()
+    assert (stopped["state"], stopped["message"]) == ("DEAD", "received SIGTERM")
+    assert stopped["since"] < stopped["until"] < records[1].to_data()["since"]
+    assert records[0].to_data()["until"] is None
+
+
+def test_a_node_that_is_no_more_has_no_name(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    cluster.kill("worker-3")
+    backend.simulated_clock.sleep(10)
+    backend.remove_node("c", "worker-3")
+    assert cluster.ray_nodes()[-1].node is None
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (Cluster.kill, "the head is exited. Start it first: start"),
+        (Cluster.pause, "the head is paused. Resume it first: resume head"),
+    ],
+)
+def test_without_a_head_there_is_nobody_to_ask(
+    backend: FakeBackend, act: Callable[[Cluster, str], None], said: str
+) -> None:
+    cluster = cluster_up(backend)
+    act(cluster, "head")
+    with pytest.raises(CannotRun) as caught:
+        cluster.ray_nodes()
+    assert str(caught.value) == f"Ray cannot be asked for its nodes: {said}"
+
+
+def test_a_shell_says_in_which_node_it_is(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    asked: dict[str, object] = {}
+
+    def execute(*arguments: object, **options: object) -> Completed:
+        asked.update(options, argv=arguments[2])
+        return Completed(7, "")
+
+    backend.execute = execute  # type: ignore[method-assign]
+    assert cluster.attach("worker-1") == 7
+    assert asked["interactive"]
+    assert "exec bash" in str(asked["argv"])
+    assert "(worker-1) " in str(asked["env"])
+    with pytest.raises(NotFound):
+        cluster.attach("worker-9")

@@ -19,18 +19,20 @@ from simulator.backends.base import (
     LABEL_RUN_DIR,
     ClusterSpec,
     GpuKind,
+    definition,
 )
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
 from simulator.compose import (
     DASHBOARD_PORT,
     INNODE_TARGET,
     LABEL_DEFINITION,
+    LABEL_SPEC,
     LEDGER_TARGET,
     TOKEN_TARGET,
     ClusterNetwork,
-    definition,
     expand,
     free_network,
+    labels_of,
     load_compose,
     load_override,
     ray_arguments,
@@ -38,7 +40,14 @@ from simulator.compose import (
     to_yaml,
 )
 from simulator.errors import CannotRun
-from simulator.topology import Head, Topology, WorkerGroup, load_topology, parse_topology
+from simulator.topology import (
+    Head,
+    Topology,
+    WorkerGroup,
+    load_topology,
+    override,
+    parse_topology,
+)
 
 
 def spec(topology: Topology | None = None, gpu: GpuKind = "simulated", **more: Any) -> ClusterSpec:
@@ -53,7 +62,8 @@ def by_hand() -> dict[str, Any]:
 def without_definition(project: dict[str, Any]) -> dict[str, Any]:
     for kind in ("services", "networks", "volumes"):
         for thing in project[kind].values():
-            thing["labels"].pop(LABEL_DEFINITION, None)
+            for label in (LABEL_DEFINITION, LABEL_SPEC):
+                thing["labels"].pop(label, None)
     return project
 
 
@@ -278,12 +288,34 @@ def test_the_definition_tells_clusters_apart_by_what_was_asked_for() -> None:
     default = spec()
     assert definition(default) == definition(spec(run_dir=Path("/elsewhere")))
     others = [
-        spec(load_topology("default").with_workers(4)),
+        spec(override(load_topology("default"), ["worker_groups.worker.resources.CPU=2"])),
+        spec(override(load_topology("default"), ["worker_groups.worker.labels.zone=a"])),
         spec(image="other"),
         spec(env={"RAY_x": "1"}),
         spec(gpu="none"),
     ]
-    assert len({definition(s) for s in [default, *others]}) == 5
+    assert len({definition(s) for s in [default, *others]}) == 6
+
+
+def test_how_many_nodes_there_are_is_no_part_of_the_definition() -> None:
+    limits = ["worker_groups.worker.min_replicas=1", "worker_groups.worker.max_replicas=9"]
+    more = override(load_topology("default").with_workers(4), limits)
+    assert definition(spec()) == definition(spec(more))
+
+
+def test_init_keeps_what_the_cluster_was_made_as(tmp_path: Path) -> None:
+    made = spec(load_topology("hybrid"), image="mine:1", env={"RAY_x": "$1"}, run_dir=tmp_path)
+    services = expand(made)["services"]
+    assert ClusterSpec.from_json(services["init"]["labels"][LABEL_SPEC]) == made
+    assert LABEL_SPEC not in services["head"]["labels"]
+
+
+def test_what_a_node_was_made_as_is_read_back_from_its_arguments() -> None:
+    node = Head(resources={"CPU": 2, "GPU": 1, "disk": 0.5}, labels={"zone": "a", "tier": "spot"})
+    command = ["head", *ray_arguments(node)]
+    assert resources_of(command) == node.resources
+    assert labels_of(command) == node.labels
+    assert labels_of(["head", "--num-cpus=1"]) == {}
 
 
 def test_a_dollar_in_a_value_stays_a_dollar() -> None:

@@ -17,16 +17,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from python_on_whales.exceptions import DockerException as CommandFailed
 
-from simulator.backends.base import Backend, CanKill, CanPause, ClusterSpec, GpuKind
+from simulator.backends.base import Backend, CanKill, CanPause, ClusterSpec, GpuKind, NodeState
 from simulator.backends.docker import DockerBackend, engine_answers
 from simulator.backends.docker.archive import (
     extract,
     lines_of,
     only_file,
+    save_file,
+    tar_for,
     tar_of_file,
     tar_of_folder,
 )
-from simulator.backends.docker.backend import host_routes, parse_engine_time
+from simulator.backends.docker.backend import (
+    _Container,
+    _refuse_beside,
+    host_routes,
+    parse_engine_time,
+)
 from simulator.backends.docker.checks import _memory, resolve_gpu
 from simulator.backends.docker.engine import (
     Connection,
@@ -38,7 +45,7 @@ from simulator.backends.docker.engine import (
 from simulator.backends.docker.events import to_event
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
 from simulator.backends.docker.programs import DockerProgram
-from simulator.errors import CannotRun
+from simulator.errors import BadInput, CannotRun
 from simulator.topology import LEAN_LACKS, Topology, load_topology, override, parse_topology
 
 LOCAL = Connection("", False, "test")
@@ -366,6 +373,66 @@ def test_the_programs_that_are_copied_in_are_those_of_the_package(tmp_path: Path
     (tmp_path / "__pycache__" / "a.pyc").write_text("no")
     with tarfile.open(fileobj=io.BytesIO(tar_of_folder(tmp_path, "/opt/x"))) as tar:
         assert tar.getnames() == ["opt/x/a.py"]
+
+
+def test_what_is_copied_in_belongs_to_the_nodes_user(tmp_path: Path) -> None:
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    (tmp_path / "data" / "sub" / "run.sh").write_text("#!/bin/sh")
+    (tmp_path / "data" / "sub" / "run.sh").chmod(0o700)
+    (tmp_path / "data" / "link").symlink_to("sub")
+    os.mkfifo(tmp_path / "data" / "pipe")
+    for name, names in (
+        ("copy", ["copy", "copy/link", "copy/sub", "copy/sub/run.sh"]),
+        (None, ["link", "sub", "sub/run.sh"]),
+    ):
+        buffer = io.BytesIO()
+        left_out = tar_for(buffer, tmp_path / "data", name, (1000, 100))
+        assert left_out == ["copy/pipe" if name else "pipe"]
+        with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as tar:
+            entries = {m.name: m for m in tar}
+        assert sorted(entries) == names
+        assert {(m.uid, m.gid, m.uname) for m in entries.values()} == {(1000, 100, "")}
+        assert entries[names[-1]].mode == 0o700
+
+
+def test_what_is_copied_out_is_listed_if_it_was_left_out(tmp_path: Path) -> None:
+    source = tmp_path / "logs"
+    source.mkdir()
+    (source / "a.sh").write_text("hi")
+    (source / "a.sh").chmod(0o755)
+    (source / "to-a").symlink_to("a.sh")
+    buffer = io.BytesIO()
+    tar_for(buffer, source, "logs", (0, 0))
+    into = tmp_path / "into"
+    assert extract(pieces(buffer.getvalue(), 777), into) == ["logs/to-a"]
+    assert [p.name for p in into.iterdir()] == ["a.sh"]
+    assert os.access(into / "a.sh", os.X_OK)
+    only = io.BytesIO()
+    tar_for(only, source / "a.sh", "a.sh", (0, 0))
+    save_file(pieces(only.getvalue(), 777), tmp_path / "one")
+    assert (tmp_path / "one").read_text() == "hi"
+    assert os.access(tmp_path / "one", os.X_OK)
+
+
+# ---- making nodes beside others
+
+
+def container(group: str, number: int, state: NodeState = "running") -> _Container:
+    labels = {"ray-sim.role": "worker", "ray-sim.group": group}
+    name = f"{group}-{number}"
+    return _Container(name, "lab", "worker", name, state, labels, {}, frozenset())
+
+
+def test_what_compose_cannot_make_is_refused_before_it_tries() -> None:
+    nodes = [container("cpu", 1), container("cpu", 3), container("gpu", 1, "paused")]
+    _refuse_beside(nodes, {"cpu": ["cpu-4"]})
+    _refuse_beside(nodes, {"new": ["new-1"]})
+    with pytest.raises(BadInput) as caught:
+        _refuse_beside(nodes, {"cpu": ["cpu-2"], "gpu": ["gpu-2"]})
+    said = str(caught.value)
+    assert "cpu-2: was removed by hand" in said
+    assert "scale the group down first: scale cpu=1" in said
+    assert "gpu-1: is paused, so no node can be made beside it; resume gpu-1" in said
 
 
 # ---- a program's output

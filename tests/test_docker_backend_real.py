@@ -15,13 +15,14 @@ import pytest
 import requests
 
 from simulator.assets import asset_path
-from simulator.backends.base import ClusterSpec, EngineEvent
+from simulator.backends.base import ClusterSpec, EngineEvent, definition
 from simulator.backends.docker import DockerBackend
 from simulator.backends.docker.engine import Connection, connect, find_connection
 from simulator.backends.docker.image import DEFAULT_IMAGE, ensure_image
 from simulator.cluster import Cluster
 from simulator.compose import DASHBOARD_PORT
 from simulator.errors import BadInput, CannotRun, NotFound
+from simulator.scaling import scale
 from simulator.topology import Topology, load_topology
 from simulator.waiting import wait_until
 
@@ -165,8 +166,10 @@ def test_names_that_do_not_exist_are_told_with_those_that_do(
 def test_a_name_in_use_by_something_else_is_refused(
     backend: DockerBackend, cluster: Cluster, topology: Topology
 ) -> None:
-    with pytest.raises(BadInput, match="another definition"):
+    with pytest.raises(BadInput, match=r"also has worker-2.*scale GROUP=N"):
         backend.create(ClusterSpec(NAME, topology.with_workers(1), "simulated"))
+    with pytest.raises(BadInput, match="another definition"):
+        backend.create(ClusterSpec(NAME, topology, "simulated", env={"RAY_x": "1"}))
     backend.create(ClusterSpec(NAME, topology, "simulated"))  # the same again changes nothing
     volume = f"{NAME}-foreign"
     docker("volume", "create", "--label", f"com.docker.compose.project={volume}", volume)
@@ -194,6 +197,47 @@ def test_what_is_put_into_the_ledger_is_read_in_the_node_and_fetched_again(
     assert (tmp_path / "all" / "run-1" / "worker.jsonl").read_text() == "line\n"
     with pytest.raises(CannotRun, match="ledger"):
         backend.fetch_ledger(NAME, "no-such-run", tmp_path / "none")
+
+
+def test_files_are_copied_to_a_node_and_back_and_belong_to_its_user(
+    backend: DockerBackend, cluster: Cluster, tmp_path: Path
+) -> None:
+    def sh(script: str) -> list[str]:
+        return backend.execute(NAME, "worker-1", ["sh", "-c", script]).output.split()
+
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "sub" / "secret").write_text("hush")
+    (data / "sub" / "secret").chmod(0o600)
+    assert backend.copy_in(NAME, "worker-1", str(data), "/tmp") == []
+    assert sh("cat /tmp/data/sub/secret; touch /tmp/data/mine; stat -c %u:%g /tmp/data") == [
+        "hush",
+        "1000:1000",
+    ]
+    backend.copy_in(NAME, "worker-1", f"{data}/.", "/tmp")
+    assert sh("ls -d /tmp/sub; stat -c %a:%u /tmp") == ["/tmp/sub", "1777:0"]
+    backend.copy_in(NAME, "worker-1", str(data / "sub" / "secret"), "renamed")
+    assert sh("cat renamed; ln -s /etc/passwd /tmp/data/sub/link; ln -s data /tmp/short") == [
+        "hush"
+    ]
+
+    assert backend.copy_out(NAME, "worker-1", "/tmp/short", str(tmp_path / "back")) == [
+        "data/sub/link"
+    ]
+    back = sorted(str(p.relative_to(tmp_path / "back")) for p in (tmp_path / "back").rglob("*"))
+    assert back == ["mine", "sub", "sub/secret"]
+    backend.copy_out(NAME, "worker-1", "renamed", str(tmp_path))
+    assert (tmp_path / "renamed").read_text() == "hush"
+    for source, target, said in (
+        ("/tmp/gone", ".", "does not exist"),
+        ("/tmp/data", str(tmp_path / "renamed"), "a folder cannot be put in its place"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            backend.copy_out(NAME, "worker-1", source, target)
+    with pytest.raises(BadInput, match="there is no folder /no"):
+        backend.copy_in(NAME, "worker-1", str(data), "/no/where")
+    with pytest.raises(CannotRun, match="read-only"):
+        backend.copy_in(NAME, "worker-1", str(data), "/run/ray-sim")
 
 
 def test_the_nodes_clock_is_told(backend: DockerBackend, cluster: Cluster) -> None:
@@ -299,7 +343,10 @@ def test_a_stopped_node_exits_as_asked(
     stopped = cluster.node("worker-2")
     assert (stopped.state, stopped.exit_code) == ("exited", 0)
     assert events.next().exit_code == 0
+    backend.copy_in(NAME, "worker-2", __file__, "/tmp/while-down.py")
     cluster.start_nodes(["worker-2"])
+    copied = backend.execute(NAME, "worker-2", ["cat", "/tmp/while-down.py"]).output
+    assert copied == Path(__file__).read_text(encoding="utf-8")
 
 
 def test_a_restarted_head_keeps_its_address(backend: DockerBackend, cluster: Cluster) -> None:
@@ -413,6 +460,13 @@ def test_plain_docker_compose_gives_a_cluster_that_we_understand(backend: Docker
         assert [n.name for n in found.nodes] == ["head", "worker-1"]
         assert found.gpu == "simulated"
         assert found.run_dir is None
+
+        made = backend.spec(name)
+        assert definition(made) == definition(
+            ClusterSpec(name, load_topology("default"), "simulated")
+        )
+        scale(cluster, {"worker": 2})
+        assert [n.state for n in cluster.status().nodes] == ["alive"] * 3
     finally:
         backend.remove(name)
     assert labelled(name) == []

@@ -145,8 +145,44 @@ def test_unknown_names_are_not_found(backend: FakeBackend, call: Any) -> None:
 def test_creating_twice_is_once_unless_the_shape_differs(backend: FakeBackend) -> None:
     backend.create(cluster_spec())
     backend.create(cluster_spec())
-    with pytest.raises(BadInput, match="in use by a cluster with another definition"):
+    with pytest.raises(BadInput, match=r"also has worker-2, worker-3.*scale GROUP=N"):
         backend.create(cluster_spec(workers=1))
+
+
+def test_creating_more_makes_what_is_missing(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend, workers=1)
+    backend.create(cluster_spec(workers=2))
+    nodes = {n.name: n for n in cluster.record().nodes}
+    assert {name: n.state for name, n in nodes.items()} == {
+        "head": "running",
+        "worker-1": "running",
+        "worker-2": "created",
+    }
+    assert backend.spec("c") == cluster_spec(workers=2)
+    backend.remove_node("c", "worker-1")
+    backend.remove_node("c", "worker-2")
+    assert backend.spec("c").topology.worker_groups[0].replicas == 0
+
+
+def test_files_are_copied_to_a_node_and_back_and_go_with_it(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    backend.create(cluster_spec())
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    (tmp_path / "data" / "sub" / "a.txt").write_text("hi")
+    backend.copy_in("c", "worker-1", str(tmp_path / "data"), "new")
+    backend.copy_in("c", "worker-1", str(tmp_path / "data"), "/tmp/")
+    backend.copy_in("c", "worker-1", str(tmp_path / "data/sub/a.txt"), "new/sub/b.txt")
+    backend.copy_out("c", "worker-1", "/home/ray/new", str(tmp_path))
+    assert (tmp_path / "new" / "sub" / "b.txt").read_text() == "hi"
+    backend.copy_out("c", "worker-1", "/tmp/data/sub/a.txt", str(tmp_path / "a.txt"))
+    assert (tmp_path / "a.txt").read_text() == "hi"
+    with pytest.raises(BadInput, match="does not exist"):
+        backend.copy_out("c", "worker-2", "new", str(tmp_path))
+    backend.remove_node("c", "worker-1")
+    backend.create(cluster_spec())
+    with pytest.raises(BadInput, match="does not exist"):
+        backend.copy_out("c", "worker-1", "new", str(tmp_path))
 
 
 def test_removing_is_idempotent_and_ends_what_reads(backend: FakeBackend) -> None:

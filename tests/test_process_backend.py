@@ -153,7 +153,6 @@ def test_creating_again_changes_nothing(backend: ProcessBackend) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        spec("one", load_topology("default").with_workers(5)),
         spec("one", override(load_topology("default"), ["head.resources.CPU=3"])),
         spec("one", env={"RAY_health_check_period_ms": "1"}),
     ],
@@ -162,8 +161,66 @@ def test_a_name_with_another_definition_is_refused(
     backend: ProcessBackend, other: ClusterSpec
 ) -> None:
     backend.create(spec("one"))
-    with pytest.raises(BadInput, match="defined otherwise"):
+    with pytest.raises(BadInput, match="another definition"):
         backend.create(other)
+
+
+def test_creating_more_makes_what_is_missing_under_addresses_of_its_own(
+    backend: ProcessBackend,
+) -> None:
+    small, default = load_topology("default").with_workers(1), load_topology("default")
+    backend.create(spec("one", small))
+    head = node(backend, "head")
+    backend.create(spec("one", default))
+    assert backend.spec("one") == spec("one", default)
+    assert node(backend, "head") == head
+    addresses = [n.address for n in backend.cluster("one").nodes]
+    assert len(set(addresses)) == 4
+    with pytest.raises(BadInput, match=r"also has worker-2, worker-3"):
+        backend.create(spec("one", small))
+    backend.remove_node("one", "worker-2")
+    assert not (backend.root / "one" / "worker-2").exists()
+    backend.create(spec("one", default))
+    assert [n.name for n in backend.cluster("one").nodes] == [
+        *("head", "worker-1", "worker-2", "worker-3")
+    ]
+    assert [n.address for n in backend.cluster("one").nodes] == addresses
+
+
+def test_a_cluster_of_an_earlier_version_is_told_from_one_that_is_defined_otherwise(
+    backend: ProcessBackend,
+) -> None:
+    backend.create(spec("one"))
+    path = backend.root / "one" / "cluster.json"
+    facts = json.loads(path.read_text())
+    del facts["spec"]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(CannotRun, match="made by an earlier version"):
+        backend.spec("one")
+
+
+def test_files_are_copied_to_a_node_and_back(backend: ProcessBackend, tmp_path: Path) -> None:
+    backend.create(spec("one"))
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "sub" / "run.sh").write_text("#!/bin/sh")
+    (data / "sub" / "run.sh").chmod(0o755)
+    (data / "link").symlink_to("sub")
+    os.mkfifo(data / "pipe")
+    home = backend.root / "one" / "worker-1" / "home"
+    assert backend.copy_in("one", "worker-1", str(data), "new") == ["pipe"]
+    assert os.access(home / "new" / "sub" / "run.sh", os.X_OK)
+    assert (home / "new" / "link").is_symlink()
+    backend.copy_out("one", "worker-1", "new/sub/run.sh", str(tmp_path))
+    assert (tmp_path / "run.sh").read_text() == "#!/bin/sh"
+    backend.copy_out("one", "worker-1", "new/.", str(tmp_path / "back"))
+    assert sorted(p.name for p in (tmp_path / "back").iterdir()) == ["link", "sub"]
+    with pytest.raises(BadInput, match="does not exist"):
+        backend.copy_out("one", "worker-1", "gone", str(tmp_path))
+    with pytest.raises(BadInput, match="inside of what is to be copied"):
+        backend.copy_in("one", "worker-1", str(data), str(data / "deeper"))
+    with pytest.raises(CannotRun, match=r"cannot be copied to .*: .*same file"):
+        backend.copy_in("one", "worker-1", str(data / "sub/run.sh"), str(data / "sub"))
 
 
 def test_a_creation_that_was_cut_short_is_done_again(backend: ProcessBackend) -> None:

@@ -111,6 +111,9 @@ def test_nodes_are_listed_with_the_dead_ones(dashboard: Dashboard, ray: RayApi) 
         "is_head_node": True,
         "resources_total": {"CPU": 1.0, "node:10.0.0.2": 1.0, "node:__internal_head__": 1.0},
         "state_message": None,
+        "labels": {"zone": "a"},
+        "start_time_ms": 1_800_000_000_500,
+        "end_time_ms": 0,
     }
     dead = {**row, "node_id": "b2", "state": "DEAD", "is_head_node": False}
     dead |= {"resources_total": None, "state_message": "health check failed"}
@@ -123,7 +126,25 @@ def test_nodes_are_listed_with_the_dead_ones(dashboard: Dashboard, ray: RayApi) 
         True,
     )
     assert head.resources == {"CPU": 1.0}
+    assert (head.labels, head.since, head.until) == ({"zone": "a"}, 1_800_000_000.5, None)
     assert (worker.alive, worker.resources, worker.message) == (False, {}, "health check failed")
+    assert dashboard.asked[0][2]["detail"] == ["1"]
+
+
+def test_what_runs_is_told_by_node(dashboard: Dashboard, ray: RayApi) -> None:
+    task = {"name": "work", "node_id": "a1", "type": "NORMAL_TASK"}
+    call = {**task, "type": "ACTOR_TASK", "name": "Counter.add"}
+    nowhere = {**task, "node_id": None}
+    actor = {"class_name": "Counter", "name": "c-1", "node_id": "b2"}
+    nameless = {**actor, "name": "", "node_id": "a1"}
+    dashboard.answers["/api/v0/tasks"] = (200, state([task, task, call, nowhere]))
+    dashboard.answers["/api/v0/actors"] = (200, state([actor, nameless]))
+    running = ray.running()
+    assert list(running) == ["a1", "b2"]
+    assert (running["a1"].tasks, running["a1"].actors) == (("work", "work"), ("Counter",))
+    assert (running["b2"].tasks, running["b2"].actors) == ((), ("Counter c-1",))
+    asked = {path: query["filter_values"] for _, path, query, _, _ in dashboard.asked}
+    assert asked == {"/api/v0/tasks": ["RUNNING"], "/api/v0/actors": ["ALIVE"]}
 
 
 def test_usage_leaves_out_what_only_names_a_node(dashboard: Dashboard, ray: RayApi) -> None:

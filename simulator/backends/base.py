@@ -10,13 +10,15 @@ identity is the `hostname`, which Ray also shows as the node's name; `NodeRecord
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from simulator.errors import CannotRun, Problem
+from simulator.errors import BadInput, CannotRun, Problem
 from simulator.topology import Gpus, Profile, Role, Topology
 from simulator.waiting import Clock, RealClock
 
@@ -70,6 +72,84 @@ class ClusterSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     run_dir: Path | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """For a backend to keep with the cluster: the engine is the only state."""
+        return json.dumps(
+            {
+                "name": self.name,
+                "topology": self.topology.model_dump(mode="json"),
+                "gpu": self.gpu,
+                "image": self.image,
+                "env": dict(self.env),
+                "run_dir": str(self.run_dir) if self.run_dir else None,
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> ClusterSpec:
+        data = json.loads(text)
+        return cls(
+            name=data["name"],
+            topology=Topology.model_validate(data["topology"]),
+            gpu=data["gpu"],
+            image=data["image"],
+            env=data["env"],
+            run_dir=Path(data["run_dir"]) if data["run_dir"] else None,
+        )
+
+    def with_counts(self, counts: Mapping[str, int]) -> ClusterSpec:
+        """The same with so many replicas in the groups that are named, whatever their limits say."""
+        groups = [
+            g.model_copy(update={"replicas": counts.get(g.group_name, g.replicas)})
+            for g in self.topology.worker_groups
+        ]
+        return replace(self, topology=self.topology.model_copy(update={"worker_groups": groups}))
+
+
+def definition(spec: ClusterSpec) -> str:
+    """A short hash of how nodes are defined, so that a name in use by something else can be told.
+
+    How many there are is no part of it, nor within which limits: that is what scaling changes.
+    """
+    topology = spec.topology.model_dump(mode="json", exclude={"name", "description"})
+    for group in topology["worker_groups"]:
+        for count in ("replicas", "min_replicas", "max_replicas"):
+            del group[count]
+    asked = {"topology": topology, "gpu": spec.gpu, "image": spec.image, "env": dict(spec.env)}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def refuse_other(spec: ClusterSpec, *, same: bool, existing: Iterable[str]) -> None:
+    """Raise `BadInput` if a cluster that exists cannot become `spec` by making nodes.
+
+    Parameters
+    ----------
+    same
+        Whether what exists has the definition of `spec`.
+    existing
+        The names of its nodes.
+    """
+    where = f"--name {spec.name}"
+    if not same:
+        raise BadInput(
+            Problem(
+                where,
+                "is in use by a cluster with another definition: resources, labels, image or health",
+                f"take it down first (python -m simulator down --name {spec.name}) "
+                "or use another name",
+            )
+        )
+    surplus = sorted(set(existing) - {n.name for n in spec.topology.nodes()})
+    if surplus:
+        raise BadInput(
+            Problem(
+                where,
+                f"is in use by a cluster that also has {', '.join(surplus)}",
+                f"remove nodes with: python -m simulator scale GROUP=N --name {spec.name}",
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,17 +293,27 @@ class Backend(Protocol):
     def create(self, spec: ClusterSpec) -> None:
         """Make network, volumes and nodes, started nothing but what they need beforehand.
 
-        Idempotent for nodes that exist already. A failure leaves nothing behind that `remove`
-        does not find. A name that is in use by another definition raises `BadInput`.
+        Of a cluster that exists, the nodes that are missing are made and the others left as they
+        are. A failure leaves nothing behind that `remove` does not find. `BadInput` if what exists
+        is defined otherwise, or has nodes that `spec` has not.
         """
 
     def cluster(self, name: str) -> ClusterRecord: ...
+
+    def spec(self, cluster: str) -> ClusterSpec:
+        """What it was made as, with as many replicas in each group as nodes of it exist now."""
 
     def start(self, cluster: str, node: str) -> None:
         """Start a created or exited node; returns when the engine did, not when it joined."""
 
     def stop(self, cluster: str, node: str, grace: float) -> None:
         """SIGTERM to PID 1, SIGKILL after `grace` seconds."""
+
+    def remove_node(self, cluster: str, node: str) -> None:
+        """Remove one node with its files, killing what still runs of it.
+
+        A node that is made under its name later is a new one.
+        """
 
     def remove(self, cluster: str) -> None:
         """Remove everything that carries the cluster's label; idempotent."""
@@ -249,6 +339,30 @@ class Backend(Protocol):
         interactive: bool = False,
     ) -> Completed:
         """Run a command in a node; `interactive` hands over the terminal, output is then ""."""
+
+    def copy_in(self, cluster: str, node: str, source: str, target: str) -> list[str]:
+        """Copy a file or folder of this machine into a node, also into one that is down.
+
+        Paths are text, since a ``/`` or ``/.`` at their end means something: where it goes is decided
+        as by ``docker cp`` (`simulator.backends.paths`). A relative `target` begins where `execute`
+        begins. What arrives belongs to the node's user.
+
+        Returns
+        -------
+        list of str
+            What was left out below `source`: what is neither file nor folder nor a harmless link.
+
+        Raises
+        ------
+        BadInput
+            There is no such source, or nothing can be put there.
+        """
+
+    def copy_out(self, cluster: str, node: str, source: str, target: str) -> list[str]:
+        """The other way round.
+
+        What a node has written is not trusted: nothing is written outside of `target`.
+        """
 
     def watch(self, cluster: str, emit: Callable[[EngineEvent], None]) -> Watch:
         """Deliver engine events from now on, from a thread of the backend's."""

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from simulator import __version__
-from simulator.cli import catalog, clusters, jobs, machine, output, runs
+from simulator.cli import catalog, clusters, jobs, machine, nodes, output, runs
 from simulator.cli.run_help import RunCommand
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 
 _CLUSTERS = "Clusters by hand"
+_NODES = "One node"
 _EXPERIMENTS = "Experiments and runs"
 _MACHINE = "This machine"
 
@@ -79,14 +80,12 @@ def _add(
 _add("up", clusters.up, _CLUSTERS, "up", "up --workers 16", "up --name two --topology cpu_only",
      "up --image rayproject/ray:2.60.0-py311")  # fmt: skip
 _add("down", clusters.down, _CLUSTERS, "down", "down --name two", "down --all")
+_add("stop", clusters.stop, _CLUSTERS, "stop", "stop --name two --grace 30")
+_add("start", clusters.start, _CLUSTERS, "start", "start --name two")
+_add("scale", clusters.scale, _CLUSTERS, "scale worker=5", "scale cpu=2 gpu=0 --name two --json")
 _add("status", clusters.status, _CLUSTERS, "status", "status --watch", "status --json")
-_add("kill", clusters.kill, _CLUSTERS, "kill worker-1", "kill head --name two")
-_add("restart", clusters.restart, _CLUSTERS, "restart worker-1")
-_add("pause", clusters.pause, _CLUSTERS, "pause worker-1")
-_add("resume", clusters.resume, _CLUSTERS, "resume worker-1")
-_add("logs", clusters.logs, _CLUSTERS, "logs worker-1", "logs head --tail 20 --follow")
-_add("exec", clusters.execute, _CLUSTERS, "exec head -- ray status",
-     'exec worker-2 -- python -c "import ray; print(ray.__version__)"')  # fmt: skip
+_add("nodes", clusters.nodes, _CLUSTERS, "nodes", "nodes --json")
+_add("monitor", clusters.monitor, _CLUSTERS, "monitor", "monitor --for 60 --json")
 _add("submit", jobs.submit, _CLUSTERS, "submit train.py", "submit train.py 3 fast",
      "submit --working-dir . src/train.py",
      """submit --runtime-env '{"env_vars": {"EPOCHS": "3"}}' train.py""",
@@ -94,6 +93,17 @@ _add("submit", jobs.submit, _CLUSTERS, "submit train.py", "submit train.py 3 fas
 _add("dashboard", jobs.dashboard, _CLUSTERS, "dashboard", "dashboard --open",
      "dashboard --token")  # fmt: skip
 _add("clusters", clusters.clusters, _CLUSTERS, "clusters", "clusters --json")
+
+_add("kill", nodes.kill, _NODES, "kill worker-1", "kill head --name two")
+_add("restart", nodes.restart, _NODES, "restart worker-1")
+_add("pause", nodes.pause, _NODES, "pause worker-1")
+_add("resume", nodes.resume, _NODES, "resume worker-1")
+_add("logs", nodes.logs, _NODES, "logs worker-1", "logs head --tail 20 --follow")
+_add("exec", nodes.execute, _NODES, "exec head -- ray status",
+     'exec worker-2 -- python -c "import ray; print(ray.__version__)"')  # fmt: skip
+_add("attach", nodes.attach, _NODES, "attach worker-1")
+_add("cp", nodes.cp, _NODES, "cp my_job.py head:/tmp", "cp data/. worker-1:input",
+     "cp worker-1:/tmp/ray/session_latest/logs ./logs-of-worker-1")  # fmt: skip
 
 _add("init", catalog.init, _EXPERIMENTS, "init", "init lab")
 _add("topologies", catalog.topologies, _EXPERIMENTS, "topologies", "topologies hybrid",

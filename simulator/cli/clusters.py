@@ -1,9 +1,14 @@
-"""Commands about clusters: up, down, status, and what is done to one node."""
+"""Commands about whole clusters: up, down, stop, start, scale, status, nodes, monitor, clusters."""
 
 from __future__ import annotations
 
-import sys
+import re
+import signal
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,26 +21,21 @@ from simulator.cli.options import (
     BackendOfExisting,
     BackendToUse,
     ImageOption,
+    JoinTimeout,
     NameOfExisting,
-    NodeArgument,
     ParallelismOption,
     SetOption,
     WorkersOption,
+    command_line,
 )
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from simulator.backends.base import ClusterSpec
+    from simulator.cli.plan import Problems
     from simulator.cli.screen import Screen
-    from simulator.cluster import Cluster, Plan
-
-JoinTimeout = Annotated[
-    float,
-    typer.Option(
-        "--timeout", metavar="SECONDS", min=1.0, help="How long one node may take to join."
-    ),
-]
+    from simulator.cluster import Cluster, Plan, Started, StopEvent
 
 
 def up(
@@ -80,8 +80,7 @@ def up(
     from simulator.cli.find import refuse_taken
     from simulator.cli.plan import Problems, load_nodes
     from simulator.cli.screen import Screen
-    from simulator.cluster import HEALTH, Cluster
-    from simulator.errors import CannotRun
+    from simulator.cluster import HEALTH, Cluster, refuse_unable
 
     problems = Problems()
     wanted = load_nodes(problems, topology, workers, settings or ())
@@ -96,11 +95,7 @@ def up(
     refuse_taken(name, but_on=choice.backend.name)
     cluster = Cluster(choice.backend, name)
     if not any(c.name == name for c in choice.backend.clusters()):
-        blocking = [c for c in choice.backend.check(wanted) if c.level == "problem"]
-        if blocking:
-            raise CannotRun(
-                "this machine cannot run it", why="; ".join(str(c.as_problem()) for c in blocking)
-            )
+        refuse_unable(choice.backend, wanted)
     spec = ClusterSpec(
         name=name,
         topology=wanted,
@@ -215,6 +210,242 @@ def down(
     output.say(f"removed {', '.join(f.name for f in found)}")
 
 
+def stop(
+    name: NameOfExisting = None,
+    grace: Annotated[
+        float,
+        typer.Option(
+            "--grace", metavar="SECONDS", min=0.0, help="How long each node has to sign off."
+        ),
+    ] = 10.0,
+    backend: BackendOfExisting = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Stop all nodes of a cluster and keep it: the workers first, then the head.
+
+    What is on the nodes' disks stays; start starts them again. Jobs, actors and placement groups
+    end with the head, which keeps them in memory. A frozen node cannot sign off and is killed.
+    """
+    from simulator.cli.find import find
+
+    cluster = find(name, backend).cluster
+
+    def progress(event: StopEvent) -> None:
+        why = ": it was frozen, and could not sign off" if event.verb == "killed" else ""
+        output.say(f"{event.verb} {event.node}{why}")
+
+    stopped = cluster.stop(grace=grace, progress=progress)
+    if as_json:
+        output.print_json({"cluster": cluster.name, "stopped": stopped})
+    if not stopped:
+        output.say(f"no node of {cluster.name} runs; nothing to do")
+    else:
+        output.say(f"stopped {cluster.name}; start it again with: {command_line('start', name)}")
+
+
+def start(
+    name: NameOfExisting = None,
+    start_parallelism: ParallelismOption = None,
+    timeout: JoinTimeout = 120.0,
+    backend: BackendOfExisting = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Start all nodes of a cluster that are down, and wait until every node of it is alive.
+
+    The head keeps its address; the port of Ray's HTTP API may be another. A frozen node is left as it
+    is.
+    """
+    from simulator.cli.find import find
+    from simulator.cli.screen import Screen
+
+    cluster = find(name, backend).cluster
+    with Screen(f"{cluster.name}: starting").showing() as screen:
+
+        def on_plan(plan: Started) -> None:
+            if "head" in plan.started:
+                screen.say(
+                    "the head keeps Ray's state in memory: jobs, actors and placement groups of "
+                    "before are gone"
+                )
+            if plan.renewed:
+                screen.say(f"started anew, since their head is gone: {', '.join(plan.renewed)}")
+            if plan.paused:
+                screen.say(f"left frozen: {', '.join(plan.paused)}")
+            if not (plan.started or plan.renewed):
+                screen.say(f"all nodes of {cluster.name} run already")
+
+        cluster.start(
+            timeout=timeout,
+            parallelism=start_parallelism,
+            progress=screen.start,
+            on_plan=on_plan,
+        )
+    _show_status(cluster, as_json)
+
+
+def scale(
+    counts: Annotated[
+        list[str],
+        typer.Argument(metavar="GROUP=N", help="How many nodes a worker group is to have."),
+    ],
+    name: NameOfExisting = None,
+    start_parallelism: ParallelismOption = None,
+    timeout: JoinTimeout = 120.0,
+    backend: BackendOfExisting = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Have more or fewer nodes in a worker group of a cluster that is up.
+
+    New nodes are waited for; if they do not join, they are taken away again. Those with the highest
+    numbers are removed, after it was said what runs on them: tasks begin again elsewhere, if they may be
+    tried again, and actors too.
+    """
+    from simulator.cli.find import find
+    from simulator.cli.plan import Problems
+    from simulator.cli.screen import Screen
+    from simulator.cli.tables import removal_words
+    from simulator.errors import Interrupted
+    from simulator.runner import Interrupts
+    from simulator.scaling import scale, scale_problems
+
+    problems = Problems()
+    wanted = _counts(counts, problems)
+    if not wanted:
+        problems.raise_any()
+    cluster = find(name, backend).cluster
+    topology = cluster.backend.spec(cluster.name).topology
+    problems.found.extend(scale_problems(topology, wanted))
+    problems.raise_any()
+    interrupts = Interrupts(
+        lambda: output.say(f"\nStopped at once. See: {command_line('status', cluster.name)}")
+    )
+    with Screen(f"{cluster.name}: scaling").showing() as screen, interrupts.installed():
+
+        def on_plan(plan: Plan) -> None:
+            if plan:
+                screen.say(f"{cluster.name}: {plan}")
+
+        try:
+            done = scale(
+                cluster,
+                wanted,
+                timeout=timeout,
+                parallelism=start_parallelism,
+                progress=screen.start,
+                on_plan=on_plan,
+                on_removal=lambda removal: screen.say(removal_words(removal)),
+            )
+        except Interrupted as error:  # which speaks of what a run does then
+            done_then = "what was being added is taken away again"
+            raise Interrupted(error.what, why=done_then) from None
+    if as_json:
+        output.print_json({"cluster": cluster.name, **done.to_data()})
+    if not done:
+        have = ", ".join(f"{group} has {count}" for group, count in wanted.items())
+        output.say(f"{have} already; nothing to do")
+    down = [n.name for n in cluster.record().nodes if n.state in ("created", "exited")]
+    if down:
+        output.say(f"not running: {', '.join(down)}; start with: {command_line('start', name)}")
+
+
+def _counts(given: Sequence[str], problems: Problems) -> dict[str, int]:
+    """``GROUP=N`` as numbers; what cannot be read is noted."""
+    from simulator.errors import Problem
+
+    counts: dict[str, int] = {}
+    for text in given:
+        group, equals, number = text.partition("=")
+        if not (group and equals):
+            problems.found.append(Problem(text, "is not GROUP=N", "for example worker=3"))
+        elif not re.fullmatch(r"[+-]?[0-9]{1,9}", number):
+            problems.found.append(Problem(text, f"{number!r} is no whole number of nodes"))
+        elif group in counts:
+            problems.found.append(Problem(text, f"{group} is there twice", "say it once"))
+        else:
+            counts[group] = int(number)
+    return counts
+
+
+def nodes(
+    name: NameOfExisting = None, backend: BackendOfExisting = "auto", as_json: AsJson = False
+) -> None:
+    """Show the nodes that Ray remembers, the dead ones with why they died.
+
+    A node that was started again is another one to Ray; the engine's view is: status.
+    """
+    from simulator.cli.find import find
+    from simulator.cli.tables import ray_nodes_view
+
+    cluster = find(name, backend).cluster
+    records = cluster.ray_nodes()
+    if as_json:
+        output.print_json(
+            {"cluster": cluster.name, "nodes": [record.to_data() for record in records]}
+        )
+    else:
+        output.data_console().print(ray_nodes_view(records))
+
+
+def monitor(
+    name: NameOfExisting = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--for",
+            metavar="SECONDS",
+            min=0.0,
+            help="End after so long; without it, at Ctrl-C.",
+            show_default=False,
+        ),
+    ] = None,
+    backend: BackendOfExisting = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Follow a cluster: nodes as the engine has them, nodes and actors as Ray has them.
+
+    First the present state, then each change, one a line, with the time on the nodes' clock. With --json
+    each line is a JSON object.
+    """
+    import json
+
+    from simulator.cli.find import find
+    from simulator.monitor import Seen, follow
+
+    cluster = find(name, backend).cluster
+    width = max([len(n.name) for n in cluster.record().nodes], default=0)
+
+    def show(seen: Seen) -> None:
+        if as_json:
+            output.print_line(json.dumps(seen.to_data(), ensure_ascii=False))
+            return
+        now = time.strftime("%H:%M:%S", time.localtime(seen.wall))
+        now += f".{int(seen.wall * 1000) % 1000:03d}"
+        is_now = "  (now)" if seen.present else ""
+        output.print_line(f"{now}  {seen.node or '':{width}}  {seen.words}{is_now}")
+
+    with _until_a_signal():
+        follow(cluster, show, seconds=seconds, wanted=output.has_reader)
+
+
+@contextmanager
+def _until_a_signal() -> Iterator[None]:
+    """Leave what is inside when somebody ends it: by Ctrl-C, a signal, or by closing the terminal."""
+
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    previous = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def status(
     name: NameOfExisting = None,
     watch: Annotated[
@@ -272,109 +503,6 @@ def _show_status(cluster: Cluster, as_json: bool) -> None:
         output.print_json(found.to_data())
     else:
         output.data_console().print(status_view(found))
-
-
-def _command(verb: str, node: str, name: str | None) -> str:
-    """A command line about one node, naming the cluster if the user had to."""
-    return f"python -m simulator {verb} {node}{f' --name {name}' if name else ''}"
-
-
-def kill(
-    node: NodeArgument, name: NameOfExisting = None, backend: BackendOfExisting = "auto"
-) -> None:
-    """Kill a node with SIGKILL, as when a machine loses power."""
-    from simulator.cli.find import find
-
-    find(name, backend).cluster.kill(node)
-    output.say(f"killed {node}; start it again with: {_command('restart', node, name)}")
-
-
-def restart(
-    node: NodeArgument,
-    name: NameOfExisting = None,
-    backend: BackendOfExisting = "auto",
-    timeout: JoinTimeout = 120.0,
-) -> None:
-    """Stop a node if it runs, start it, and wait until it has joined."""
-    from simulator.cli.find import find
-    from simulator.cli.screen import Screen
-
-    cluster = find(name, backend).cluster
-    with Screen(f"{cluster.name}: restarting {node}").showing() as screen:
-        cluster.restart(node, timeout=timeout, progress=screen.start)
-
-
-def pause(
-    node: NodeArgument, name: NameOfExisting = None, backend: BackendOfExisting = "auto"
-) -> None:
-    """Freeze a node: it keeps its memory and address but runs nothing."""
-    from simulator.cli.find import find
-
-    find(name, backend).cluster.pause(node)
-    output.say(f"paused {node}; thaw it with: {_command('resume', node, name)}")
-
-
-def resume(
-    node: NodeArgument, name: NameOfExisting = None, backend: BackendOfExisting = "auto"
-) -> None:
-    """Thaw a node that was paused. One that Ray gave up meanwhile exits by itself: restart it."""
-    from simulator.cli.find import find
-
-    find(name, backend).cluster.resume(node)
-    output.say(f"resumed {node}")
-
-
-def logs(
-    node: NodeArgument,
-    name: NameOfExisting = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the node ends or Ctrl-C.")
-    ] = False,
-    tail: Annotated[
-        int | None,
-        typer.Option(
-            "--tail", metavar="N", min=0, help="Only the last N lines.", show_default=False
-        ),
-    ] = None,
-    backend: BackendOfExisting = "auto",
-) -> None:
-    """Print what a node's first process wrote: its supervisor and the start of Ray."""
-    from simulator.cli.find import find
-
-    found = find(name, backend)
-    found.cluster.node(node)
-    if not follow:
-        for line in found.backend.logs(found.name, node, tail).splitlines():
-            output.print_line(line)
-        return
-    try:
-        for line in found.backend.follow_logs(found.name, node, tail):
-            output.print_line(line)
-    except KeyboardInterrupt:
-        return  # that is how one leaves
-
-
-def execute(
-    node: NodeArgument,
-    command: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND...", help="What to run, after two dashes.")
-    ],
-    name: NameOfExisting = None,
-    backend: BackendOfExisting = "auto",
-) -> None:
-    """Run a command in a node; the exit code is the command's own.
-
-    On a terminal it gets the terminal, so that a shell or an editor works.
-    """
-    from simulator.cli.find import find
-
-    found = find(name, backend)
-    found.cluster.node(node)
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    done = found.backend.execute(found.name, node, command, interactive=interactive)
-    with output.reader_may_leave():
-        output.write(done.output)
-    raise typer.Exit(done.code)
 
 
 def clusters(backend: BackendOfExisting = "auto", as_json: AsJson = False) -> None:

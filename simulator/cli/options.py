@@ -16,6 +16,12 @@ HEALTHS = ("ray", "fast")
 #: The name of a cluster that is brought up by hand, unless told otherwise.
 DEFAULT_NAME = "ray-sim"
 
+
+def command_line(words: str, name: str | None) -> str:
+    """A command line to do next, naming the cluster if the user had to."""
+    return f"python -m simulator {words}{f' --name {name}' if name else ''}"
+
+
 NameOfExisting = Annotated[
     str | None,
     typer.Option(
@@ -99,6 +105,13 @@ ParallelismOption = Annotated[
         min=1,
         help="How many nodes may start at a time; by default what the cores carry.",
         show_default=False,
+    ),
+]
+
+JoinTimeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout", metavar="SECONDS", min=1.0, help="How long one node may take to join."
     ),
 ]
 

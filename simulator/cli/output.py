@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 import tempfile
 import traceback
@@ -71,6 +72,19 @@ def reader_may_leave() -> Iterator[None]:
         yield
     except ReaderLeft:
         _to_nowhere(sys.stdout)
+
+
+def has_reader() -> bool:
+    """Whether somebody may still read our data: False once the other end of a pipe was closed.
+
+    Writing would tell as well, but whoever follows something may have nothing to write for hours.
+    """
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no such call, or a stream that is no file
+        return True
 
 
 class _Steady(Console):

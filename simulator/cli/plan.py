@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from simulator.backends.base import ClusterRecord, NodeRecord, name_problem
+from simulator.backends.base import name_problem
 from simulator.cluster import HEALTH, Cluster
 from simulator.errors import BadInput, NotFound, Problem
-from simulator.topology import Head, Topology, WorkerGroup, load_topology, override
+from simulator.topology import Topology, load_topology, override
 
 T = TypeVar("T")
 
@@ -80,31 +80,6 @@ def load_nodes(
     ):
         topology = problems.attempt(option, partial(apply, topology)) or topology
     return topology
-
-
-def topology_of(record: ClusterRecord) -> Topology:
-    """The topology of a cluster that is up, read back from its nodes."""
-    groups: dict[str, list[NodeRecord]] = {}
-    head = Head()
-    for node in record.nodes:
-        if node.role == "head":
-            head = Head(resources=node.resources or {"CPU": 1})
-        else:
-            groups.setdefault(node.group, []).append(node)
-    return Topology(
-        name=f"of-{record.name}",
-        description=f"what cluster {record.name} has",
-        head=head,
-        worker_groups=[
-            WorkerGroup(
-                group_name=group,
-                replicas=len(nodes),
-                resources=nodes[0].resources or {"CPU": 1},
-                profile=nodes[0].profile,
-            )
-            for group, nodes in groups.items()
-        ],
-    )
 
 
 def health_of(cluster: Cluster) -> str | None:

@@ -187,7 +187,7 @@ def _request(
     """The backend and what is to be run on it; raises `BadInput` with every problem."""
     from simulator.backends import select
     from simulator.cli.find import find, refuse_taken
-    from simulator.cli.plan import Problems, health_of, load_nodes, replay_command, topology_of
+    from simulator.cli.plan import Problems, health_of, load_nodes, replay_command
     from simulator.cluster import HEALTH
     from simulator.errors import Problem
     from simulator.experiment import load_experiment, plan_problems
@@ -224,7 +224,7 @@ def _request(
         chosen = found.backend
         output.say(f"Backend: {chosen.name}, where cluster {reuse} is")
         _refuse_unready(problems, found.record)
-        nodes = nodes or topology_of(found.record)
+        nodes = nodes or chosen.spec(reuse).topology
         actual = health_of(found.cluster)
         if actual is None or (health is not None and health != actual):
             what = f"was started with {'--health ' + actual if actual else 'settings of its own'}"
@@ -266,10 +266,12 @@ def _refuse_unready(problems: Problems, record: ClusterRecord) -> None:
     from simulator.errors import Problem
 
     for node in record.nodes:
-        lacks = {"paused": "resume", "exited": "restart" if node.role == "head" else None}
-        verb = lacks.get(node.state)
-        if verb is not None:
-            remedy = f"python -m simulator {verb} {node.name} --name {record.name}"
+        # The head comes back with its workers, of which it knows nothing otherwise.
+        start = "start" if node.role == "head" else None
+        lacks = {"paused": f"resume {node.name}", "exited": start, "created": start}
+        command = lacks.get(node.state)
+        if command is not None:
+            remedy = f"python -m simulator {command} --name {record.name}"
             problems.found.append(
                 Problem(
                     f"--reuse {record.name}", f"{node.name} is {node.state}", f"first: {remedy}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from simulator.backends.base import Check, ClusterRecord
-    from simulator.cluster import ClusterStatus, NodeStatus
+    from simulator.cluster import ClusterStatus, NodeStatus, RayNodeRecord
     from simulator.doctor import Diagnosis
+    from simulator.rayapi import RayNode
+    from simulator.scaling import Removal
 
 STATE_STYLES = {
     "alive": "green",
@@ -71,6 +74,9 @@ def status_view(status: ClusterStatus) -> RenderableType:
 
 
 def _ray_line(status: ClusterStatus) -> Text:
+    if status.nodes and all(n.state == "exited" for n in status.nodes):
+        command = f"python -m simulator start --name {status.cluster}"
+        return Text(f"stopped; start it again with: {command}", "yellow")
     if not status.ray["answers"]:
         return Text(f"Ray does not answer: {status.ray['why']}", "yellow")
     parts = [f"Ray {status.ray['version']}"]
@@ -109,6 +115,61 @@ def _used(node: NodeStatus, resource: str) -> str:
 
 def _gpu(node: NodeStatus, kind: str) -> str:
     return f"{_used(node, 'GPU')} {kind}" if node.resources.get("GPU") else "-"
+
+
+def ray_nodes_view(records: Sequence[RayNodeRecord]) -> RenderableType:
+    """A row for each node that Ray remembers, and below them why the dead ones died."""
+    rows = table("node", "Ray node", "state", "address", "offers", "since", "until")
+    dead: list[RenderableType] = []
+    for record in records:
+        ray = record.ray
+        name = Text(record.node or "-", "bold" if ray.is_head else "")
+        state = "alive" if ray.alive else "dead"
+        rows.add_row(
+            name,
+            Text(ray.ray_node_id[:8], "dim"),
+            Text(state, STATE_STYLES[state]),
+            ray.address,
+            _offers(ray),
+            _clock(ray.since),
+            _clock(ray.until),
+        )
+        if not ray.alive:
+            line = Text(f"{record.node or ray.hostname} {ray.ray_node_id[:8]} died: ", "dim")
+            line.append(ray.message or "Ray does not say why", "default")
+            dead.append(line)
+    return Group(rows, *dead)
+
+
+def _offers(ray: RayNode) -> str:
+    """What a person declared; memory, which every node has, and Ray's own labels are left out."""
+    hidden = ("memory", "object_store_memory")
+    parts = [f"{n:g} {r}" for r, n in sorted(ray.resources.items()) if r not in hidden]
+    labels = [f"{k}={v}" for k, v in sorted(ray.labels.items()) if not k.startswith("ray.io/")]
+    return ", ".join([*parts, *labels]) or "-"
+
+
+def _clock(wall: float | None) -> str:
+    return "-" if wall is None else time.strftime("%H:%M:%S", time.localtime(wall))
+
+
+def removal_words(removal: Removal) -> str:
+    """Which node goes, and what is cut off with it."""
+    text = f"removing {removal.node}"
+    if removal.unknown:
+        return f"{text}; what runs there is not known: {removal.unknown}"
+    if not removal.running:
+        return f"{text}, on which nothing runs"
+    kinds = [("task", removal.running.tasks), ("actor", removal.running.actors)]
+    parts = [_counted(kind, names) for kind, names in kinds if names]
+    return f"{text}, on which {' and '.join(parts)} {'run' if len(parts) > 1 else 'runs'}"
+
+
+def _counted(kind: str, names: Sequence[str]) -> str:
+    counts = Counter(names).most_common()
+    shown = ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts[:4])
+    more = f" and {len(counts) - 4} other names" if len(counts) > 4 else ""
+    return f"{len(names)} {kind}{'s' if len(names) > 1 else ''} ({shown}{more})"
 
 
 def clusters_view(records: Sequence[ClusterRecord]) -> RenderableType:

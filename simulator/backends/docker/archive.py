@@ -12,6 +12,7 @@ import tarfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 
 def tar_of_file(path: str, data: bytes) -> bytes:
@@ -55,35 +56,79 @@ def tar_of_folder(folder: Path, into: str) -> bytes:
     return buffer.getvalue()
 
 
-def extract(chunks: Iterable[bytes], into: Path) -> None:
+def tar_for(out: IO[bytes], source: Path, name: str | None, owner: tuple[int, int]) -> list[str]:
+    """Write an archive of a file or folder; returns what was left out: sockets and devices.
+
+    Parameters
+    ----------
+    name
+        What it is to be called; None for what is in the folder without the folder itself.
+    owner
+        User and group that all of it shall belong to.
+    """
+    left_out: list[str] = []
+
+    def owned(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        if not (entry.isreg() or entry.isdir() or entry.issym() or entry.islnk()):
+            left_out.append(entry.name)
+            return None
+        entry.uid, entry.gid = owner
+        entry.uname = entry.gname = ""
+        return entry
+
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        if name is not None:
+            tar.add(source, arcname=name, filter=owned)
+        else:
+            for child in sorted(source.iterdir()):
+                tar.add(child, arcname=child.name, filter=owned)
+    return left_out
+
+
+def extract(chunks: Iterable[bytes], into: Path) -> list[str]:
     """Write the files of an archive below a folder, leaving out its topmost path part.
 
     Symbolic links, sockets and devices are left out, and so is any path that would lead elsewhere:
-    what a node put there is not trusted.
+    what a node put there is not trusted. Returns the names of what was left out.
     """
     into.mkdir(parents=True, exist_ok=True)
     written: set[Path] = set()
+    left_out: list[str] = []
     with tarfile.open(fileobj=_Chunks(chunks), mode="r|") as tar:
         for member in tar:
             target = _below(into, member.name)
-            if target is None:
-                continue
-            if member.isdir():
+            # The second name of a file: the archive holds its data under the first.
+            first = _below(into, member.linkname) if member.islnk() else None
+            if target is not None and member.isdir():
                 target.mkdir(parents=True, exist_ok=True)
-            elif member.islnk():
-                # The second name of a file: the archive holds its data under the first.
-                first = _below(into, member.linkname)
-                if first is not None and first in written:
-                    shutil.copyfile(first, target)
-                    written.add(target)
-            elif member.isreg() and target != into:
-                source = tar.extractfile(member)
-                assert source is not None
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("wb") as out:
-                    while block := source.read(1 << 20):
-                        out.write(block)
+            elif target is not None and first is not None and first in written:
+                shutil.copy(first, target)
                 written.add(target)
+            elif target is not None and member.isreg() and target != into:
+                _save(tar, member, target)
+                written.add(target)
+            else:
+                left_out.append(member.name)
+    return left_out
+
+
+def save_file(chunks: Iterable[bytes], target: Path) -> None:
+    """Write the only file of an archive."""
+    with tarfile.open(fileobj=_Chunks(chunks), mode="r|") as tar:
+        for member in tar:
+            if member.isreg():
+                _save(tar, member, target)
+                return
+
+
+def _save(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    source = tar.extractfile(member)
+    assert source is not None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
+    if member.mode & 0o100:  # the only thing of its mode that is worth keeping: it is a program
+        target.chmod(target.stat().st_mode | 0o111)
 
 
 def only_file(chunks: Iterable[bytes]) -> bytes:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -48,7 +49,9 @@ from simulator.backends.base import (
     NodeState,
     Program,
     Watch,
+    definition,
     name_problem,
+    refuse_other,
 )
 from simulator.backends.docker.archive import (
     extract,
@@ -58,6 +61,7 @@ from simulator.backends.docker.archive import (
     tar_of_folder,
 )
 from simulator.backends.docker.checks import checks, has_nvidia, resolve_gpu
+from simulator.backends.docker.copying import copy_in, copy_out
 from simulator.backends.docker.engine import (
     Connection,
     asking,
@@ -77,20 +81,22 @@ from simulator.compose import (
     DASHBOARD_PORT,
     INNODE_TARGET,
     LABEL_DEFINITION,
+    LABEL_SPEC,
     LEDGER_TARGET,
     LEDGER_VOLUME,
     NETWORK,
     TOKEN_TARGET,
     TOKEN_VOLUME,
     ClusterNetwork,
-    definition,
     expand,
     free_network,
+    labels_of,
+    passed_through,
     resources_of,
     to_yaml,
 )
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
-from simulator.topology import LEAN_LACKS, Profile, Role, Topology
+from simulator.topology import LEAN_LACKS, Head, Profile, Role, Topology, WorkerGroup
 from simulator.waiting import Deadline, wait_until
 
 LABEL_PROGRAM = "ray-sim.program"
@@ -219,15 +225,42 @@ class DockerBackend:
         """Make network, volumes and nodes; `init` has run when it returns, no node has started."""
         self._refuse_name(spec)
         existing = self._containers(spec.name)
-        self._refuse_definition(spec, existing)
-        kept = next((c.labels.get(LABEL_RUN_DIR) for c in existing if c.is_node), None)
+        nodes = [c for c in existing if c.is_node]
+        asked = definition(spec)
+        # One that was started by hand says only which nodes it has.
+        same = all(c.labels.get(LABEL_DEFINITION, asked) == asked for c in nodes)
+        refuse_other(spec, same=same, existing=[c.name for c in nodes])
+        missing = [n for n in spec.topology.nodes() if n.name not in {c.name for c in nodes}]
+        kept = next((c.labels.get(LABEL_RUN_DIR) for c in nodes), None)
         if existing:
             # What exists keeps its labels; Compose would make anew what differs in them.
             spec = replace(
                 spec, run_dir=Path(kept) if kept else None, labels=self._given_labels(spec.name)
             )
-        self._compose_create(spec)
+        if missing or not existing:
+            groups = {n.group for n in missing}
+            _refuse_beside(nodes, {g: [n.name for n in missing if n.group == g] for g in groups})
+            self._compose_create(spec, sorted(groups) if nodes else None)
         self._run_init(spec.name)
+
+    def spec(self, cluster: str) -> ClusterSpec:
+        """From init's label; of a cluster by hand, or without init, read back from its nodes."""
+        record = self.cluster(cluster)
+        containers = self._containers(cluster)
+        if not record.nodes:
+            raise CannotRun(
+                f"what {cluster} was made as is not known",
+                why="it has no node left",
+                remedy=f"Take it down: python -m simulator down --name {cluster}",
+            )
+        text = next((c.labels[LABEL_SPEC] for c in containers if LABEL_SPEC in c.labels), None)
+        if text is not None:
+            made = replace(ClusterSpec.from_json(text), run_dir=record.run_dir)
+        else:
+            made = self._read_back(record, containers)
+        counts = Counter(node.group for node in record.nodes)
+        groups = [g.group_name for g in made.topology.worker_groups]
+        return made.with_counts({group: counts[group] for group in groups})
 
     def remove(self, cluster: str) -> None:
         """Remove all that carries the cluster's label, again until nothing is found."""
@@ -259,6 +292,16 @@ class DockerBackend:
         with asking(f"{node} was told to stop"):
             self._api.stop(container.id, timeout=max(0, math.ceil(grace)))
         self._settle(container, "exited")
+
+    def remove_node(self, cluster: str, node: str) -> None:
+        container = self._node(cluster, node)
+        self._remove_container(container)
+        wait_until(
+            lambda: all(c.id != container.id for c in self._containers(cluster)),
+            name=f"{node} is gone",
+            timeout=_SETTLE_S,
+            interval=0.01,
+        )
 
     def kill(self, cluster: str, node: str) -> None:
         container = self._node(cluster, node)
@@ -350,6 +393,12 @@ class DockerBackend:
             output = self._api.exec_start(created["Id"])
             code = self._api.exec_inspect(created["Id"])["ExitCode"]
         return Completed(int(code), output.decode("utf-8", errors="replace"))
+
+    def copy_in(self, cluster: str, node: str, source: str, target: str) -> list[str]:
+        return copy_in(self._api, self._node(cluster, node).id, source, target)
+
+    def copy_out(self, cluster: str, node: str, source: str, target: str) -> list[str]:
+        return copy_out(self._api, self._node(cluster, node).id, source, target)
 
     # -- watching ----------------------------------------------------------------------------------
 
@@ -485,22 +534,8 @@ class DockerBackend:
                 Problem(where, "is a Compose project of something else", "use another name")
             )
 
-    def _refuse_definition(self, spec: ClusterSpec, existing: Sequence[_Container]) -> None:
-        nodes = [c for c in existing if c.is_node]
-        asked = definition(spec)
-        others = [c for c in nodes if c.labels.get(LABEL_DEFINITION, asked) != asked]
-        # One that was started by hand says only which nodes it has.
-        surplus = {c.name for c in nodes} - {n.name for n in spec.topology.nodes()}
-        if others or surplus:
-            raise BadInput(
-                Problem(
-                    f"--name {spec.name}",
-                    "is in use by a cluster with another definition: resources, image or health",
-                    f"take it down first (down --name {spec.name}) or use another name",
-                )
-            )
-
-    def _compose_create(self, spec: ClusterSpec) -> None:
+    def _compose_create(self, spec: ClusterSpec, services: list[str] | None) -> None:
+        """Make these services and what they depend on, or all of them."""
         info = self._info()
         mount = self._connection.shares_files
         for attempt in range(_NETWORK_ATTEMPTS):
@@ -515,7 +550,7 @@ class DockerBackend:
                 cdi=has_nvidia(self._connection, info) == "cdi",
             )
             try:
-                self._run_compose(spec, to_yaml(project))
+                self._run_compose(spec, to_yaml(project), services)
                 break
             except CannotRun as error:
                 if mount and is_unmountable(error):
@@ -527,7 +562,7 @@ class DockerBackend:
                 if container.is_node and container.state == "created":
                     self._copy_innode(container.id)
 
-    def _run_compose(self, spec: ClusterSpec, text: str) -> None:
+    def _run_compose(self, spec: ClusterSpec, text: str, services: list[str] | None) -> None:
         def create(path: Path) -> None:
             path.write_text(text, encoding="utf-8")
             client = DockerClient(compose_files=[path], compose_project_name=spec.name)
@@ -535,7 +570,7 @@ class DockerBackend:
                 f"the containers of {spec.name} could not be made",
                 remedy="See: python -m simulator doctor",
             ):
-                client.compose.create(no_recreate=True, pull="never")
+                client.compose.create(services, no_recreate=True, pull="never")
 
         if spec.run_dir is not None and spec.run_dir.is_dir():
             create(spec.run_dir / "compose.yaml")  # what exactly was run belongs to the run
@@ -558,6 +593,44 @@ class DockerBackend:
                     why=f"init exited with {code}; its last lines follow",
                     details=output.splitlines()[-10:],
                 )
+
+    def _read_back(self, record: ClusterRecord, containers: Sequence[_Container]) -> ClusterSpec:
+        """What a cluster by hand is, from how its nodes are started."""
+        commands: dict[str, list[str]] = {}
+        image, env = "", {}
+        for container in containers:
+            group = _group_of(container.labels)
+            if container.is_node and group not in commands:
+                with asking(f"{container.name} was asked how it is started"):
+                    config = self._api.inspect_container(container.id)["Config"]
+                commands[group] = config["Cmd"] or []
+                if container.role == "head" or not image:
+                    image = config["Image"]
+                    variables = dict(item.split("=", 1) for item in config["Env"])
+                    env = {n: variables[n] for n in passed_through() if variables.get(n)}
+        head = commands.pop("head", [])
+        profiles = {node.group: node.profile for node in record.nodes}
+        return ClusterSpec(
+            name=record.name,
+            topology=Topology(
+                name=f"of-{record.name}",
+                description=f"what cluster {record.name} has",
+                head=Head(resources=resources_of(head) or {"CPU": 1}, labels=labels_of(head)),
+                worker_groups=[
+                    WorkerGroup(
+                        group_name=group,
+                        resources=resources_of(command) or {"CPU": 1},
+                        labels=labels_of(command),
+                        profile=profiles.get(group, Profile.DEFAULT),
+                    )
+                    for group, command in sorted(commands.items())
+                ],
+            ),
+            gpu=record.gpu,
+            image=None if image == DEFAULT_IMAGE else image,
+            env=env,
+            run_dir=record.run_dir,
+        )
 
     def _copy_innode(self, container: str) -> None:
         with asking("the in-node programs were copied into a node"):
@@ -719,7 +792,7 @@ class DockerBackend:
         return NodeRecord(
             name=container.name,
             role=cast(Role, container.role),
-            group=container.labels.get(LABEL_GROUP) or container.labels.get(_COMPOSE_SERVICE, ""),
+            group=_group_of(container.labels),
             state=container.state,
             hostname=facts.hostname,
             address=addresses.get(network) or next(iter(addresses.values()), ""),
@@ -870,8 +943,35 @@ def _name_of(labels: Mapping[str, str]) -> str:
     role = labels.get(LABEL_ROLE, "")
     if role != "worker":
         return role
-    group = labels.get(LABEL_GROUP) or labels.get(_COMPOSE_SERVICE, "worker")
-    return f"{group}-{labels.get(_COMPOSE_NUMBER, '1')}"
+    return f"{_group_of(labels)}-{labels.get(_COMPOSE_NUMBER, '1')}"
+
+
+def _group_of(labels: Mapping[str, str]) -> str:
+    return labels.get(LABEL_GROUP) or labels.get(_COMPOSE_SERVICE, "worker")
+
+
+def _refuse_beside(nodes: Sequence[_Container], missing: Mapping[str, Sequence[str]]) -> None:
+    """Refuse what Compose cannot make: it numbers on from the highest, and starts what is paused."""
+    problems: list[Problem] = []
+    for group, names in missing.items():
+        mine = [c for c in nodes if _group_of(c.labels) == group]
+        highest = max((_number(c.name) for c in mine), default=0)
+        gaps = [name for name in names if group != "head" and _number(name) < highest]
+        if gaps:
+            problems.append(
+                Problem(
+                    ", ".join(gaps),
+                    f"was removed by hand, and its number cannot be given again below {group}-{highest}",
+                    f"scale the group down first: scale {group}={_number(gaps[0]) - 1}",
+                )
+            )
+        problems += [
+            Problem(c.name, "is paused, so no node can be made beside it", f"resume {c.name}")
+            for c in mine
+            if c.state == "paused"
+        ]
+    if problems:
+        raise BadInput(problems)
 
 
 def _number(name: str) -> int:

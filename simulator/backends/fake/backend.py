@@ -10,7 +10,9 @@ time it is run with the same seed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from random import Random
@@ -24,6 +26,8 @@ from simulator.backends.base import (
     EngineEvent,
     GpuKind,
     Program,
+    definition,
+    refuse_other,
     resolve_gpus,
 )
 from simulator.backends.fake.clock import FakeClock
@@ -31,7 +35,8 @@ from simulator.backends.fake.observer import FakeObserver
 from simulator.backends.fake.ray import BUILT_IN, FakeRay, JobFactory
 from simulator.backends.fake.script import Behaviour, FailedStart, LostLine, Printed, Script
 from simulator.backends.fake.world import FakeNode, World
-from simulator.errors import BadInput, CannotRun, NotFound, Problem
+from simulator.backends.paths import Kind, destination, kind_of
+from simulator.errors import CannotRun, NotFound
 from simulator.topology import Topology
 
 
@@ -43,6 +48,24 @@ class Call:
     cluster: str
     node: str
     when: float
+
+
+#: Where a relative path in a simulated node begins.
+_HOME = "/home/ray"
+_FOLDERS = ("/", "/tmp", "/home", _HOME)
+
+
+def _absolute(path: str) -> str:
+    """The same path from the root on; what stands at its end still does."""
+    return path if path.startswith("/") else f"{_HOME}/{path}"
+
+
+def _kind(files: Mapping[str, bytes], path: str) -> Kind:
+    where = str(PurePosixPath(path))
+    if where in files:
+        return "file"
+    below = any(PurePosixPath(name).is_relative_to(where) for name in files)
+    return "folder" if below or where in _FOLDERS else "none"
 
 
 class _Watch:
@@ -57,7 +80,8 @@ class _Watch:
     def close(self) -> None:
         if self._open:
             self._open = False
-            self._world.watchers.remove(self._deliver)
+            with suppress(ValueError):  # the cluster was removed, and with it who watches
+                self._world.watchers.remove(self._deliver)
 
 
 class FakeBackend:
@@ -237,14 +261,23 @@ class FakeBackend:
             self._worlds[spec.name] = World(
                 spec, self.simulated_clock, self.behaviour, self._script, rng
             )
-        elif (existing.spec.topology, existing.spec.env) != (spec.topology, spec.env):
-            raise BadInput(
-                Problem(f"--name {spec.name}", "is in use by a cluster with another definition")
-            )
+        else:
+            same = definition(existing.spec) == definition(spec)
+            refuse_other(spec, same=same, existing=existing.nodes)
+            with self.simulated_clock.lock:
+                existing.have(spec.topology.nodes())
 
     def cluster(self, name: str) -> ClusterRecord:
         self._called("cluster", name)
         return self._record(self.world(name))
+
+    def spec(self, cluster: str) -> ClusterSpec:
+        self._called("spec", cluster)
+        world = self.world(cluster)
+        counts = Counter(node.spec.group for node in world.nodes.values())
+        return world.spec.with_counts(
+            {g.group_name: counts[g.group_name] for g in world.spec.topology.worker_groups}
+        )
 
     def start(self, cluster: str, node: str) -> None:
         self._called("start", cluster, node)
@@ -266,6 +299,12 @@ class FakeBackend:
             with self.simulated_clock.lock:
                 world.end(found, 137)
 
+    def remove_node(self, cluster: str, node: str) -> None:
+        self._called("remove_node", cluster, node)
+        found = self._node(cluster, node)
+        with self.simulated_clock.lock:
+            self.world(cluster).remove(found)
+
     def remove(self, cluster: str) -> None:
         self._called("remove", cluster)
         world = self._worlds.pop(cluster, None)
@@ -275,8 +314,8 @@ class FakeBackend:
             world.watchers.clear()
             for node in world.nodes.values():
                 world.end(node, 137)
-            for key in [k for k in self._programs if k[0] == cluster]:
-                self._programs.pop(key).remove()
+            for program in [p for key, p in self._programs.items() if key[0] == cluster]:
+                program.remove()
 
     def endpoint(self, cluster: str) -> Endpoint:
         """There is no HTTP here; `ray` answers instead."""
@@ -325,6 +364,37 @@ class FakeBackend:
         line = " ".join(argv)
         return self.answers.get(line, Completed(127, f"{argv[0]}: not in a simulated node\n"))
 
+    def copy_in(self, cluster: str, node: str, source: str, target: str) -> list[str]:
+        """Into a node's few bytes of memory, which are there as long as the node is."""
+        self._called("copy_in", cluster, node)
+        files = self._node(cluster, node).files
+        here = Path(source)
+        into = destination(
+            source, kind_of(here), _absolute(target), lambda path: _kind(files, path)
+        )
+        if here.is_file():
+            files[str(into)] = here.read_bytes()
+        for path in here.rglob("*"):
+            if path.is_file():
+                files[str(into / path.relative_to(here))] = path.read_bytes()
+        return []
+
+    def copy_out(self, cluster: str, node: str, source: str, target: str) -> list[str]:
+        self._called("copy_out", cluster, node)
+        files = self._node(cluster, node).files
+        path = _absolute(source)
+        kind = _kind(files, path)
+        into = Path(destination(path, kind, target, lambda there: kind_of(Path(there))))
+        root = PurePosixPath(path)
+        if kind == "folder":
+            into.mkdir(exist_ok=True)
+        for name, data in files.items():
+            if PurePosixPath(name).is_relative_to(root):
+                file = into / PurePosixPath(name).relative_to(root)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+        return []
+
     def watch(self, cluster: str, emit: Callable[[EngineEvent], None]) -> _Watch:
         self._called("watch", cluster)
         return _Watch(self.world(cluster), emit)
@@ -341,7 +411,9 @@ class FakeBackend:
             raise CannotRun(f"{argv[0]} is not simulated")
         run_id = argv[list(argv).index("--run") + 1]
         with self.simulated_clock.lock:
-            program = FakeObserver(self.world(cluster), run_id)
+            program = FakeObserver(
+                self.world(cluster), run_id, lambda: self._programs.pop((cluster, name), None)
+            )
         self._programs[cluster, name] = program
         return program
 

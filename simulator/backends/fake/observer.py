@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from simulator.backends.fake.clock import LineStream
@@ -13,8 +13,8 @@ from simulator.backends.fake.world import Gcs, World
 class FakeObserver:
     """Looks at the GCS and at the ledger of one run, again and again."""
 
-    def __init__(self, world: World, run_id: str) -> None:
-        self.world, self.run_id = world, run_id
+    def __init__(self, world: World, run_id: str, forget: Callable[[], object]) -> None:
+        self.world, self.run_id, self._forget = world, run_id, forget
         self.stream: LineStream = world.clock.stream()
         self.blind_until = 0.0
         self._gcs: Gcs | None = None
@@ -47,6 +47,7 @@ class FakeObserver:
 
     def remove(self) -> None:
         self.stream.end()
+        self._forget()
 
     # -- what it sees ----------------------------------------------------------------------------
 
@@ -84,9 +85,12 @@ class FakeObserver:
                 self.say("observer.seeing", None, error="")
             gcs = self.world.gcs
             assert gcs is not None
+            events = gcs.events[self._seen :]
             if gcs is not self._gcs:
-                self._gcs, self._seen = gcs, 0
-            for event in gcs.events[self._seen :]:
+                # A GCS that is asked for the first time says how things are, not how they came.
+                things = {e.data.get("actor_id", e.data.get("ray_node_id")): e for e in gcs.events}
+                self._gcs, events = gcs, list(things.values())
+            for event in events:
                 self.say(event.kind, event.hostname, **event.data)
             self._seen = len(gcs.events)
         for path in sorted(self.world.ledger):

@@ -19,6 +19,7 @@ from simulator.rayapi import (
     NoSuchJob,
     RayNode,
     RayUnreachable,
+    RunningWork,
     Usage,
     job_id_taken,
 )
@@ -97,9 +98,26 @@ class FakeRay:
                 is_head=entry.node.is_head,
                 resources=dict(entry.node.spec.resources),
                 message=entry.message,
+                labels=dict(entry.node.spec.labels),
+                since=entry.since,
+                until=entry.until,
             )
             for entry in (world.gcs.entries if world.gcs else [])
         ]
+
+    def running(self) -> dict[str, RunningWork]:
+        world = self._ask("running")
+        jobs = [j.program.tasks for j in jobs_of(world).values() if j.program is not None]
+        found: dict[str, RunningWork] = {}
+        for entry in world.gcs.entries if world.gcs and jobs else []:
+            here = entry.node if entry.alive else None
+            work = RunningWork(
+                tuple(t.fn for job in jobs for t in job.placed if t.node is here),
+                tuple(a.name for job in jobs for a in job.actors if a.alive and a.node is here),
+            )
+            if here is not None and work:
+                found[entry.ray_node_id] = work
+        return found
 
     def usage(self) -> Usage:
         world = self._ask("usage")

@@ -7,8 +7,9 @@ whether it is alive is the GCS's belief, and the second follows the first only a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import PurePosixPath
 from random import Random
 from typing import Any, Literal, Protocol
@@ -41,6 +42,8 @@ class GcsEntry:
     alive: bool = True
     reason: str = ""
     message: str = ""
+    since: float = 0.0
+    until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ class FakeNode:
         self.starts = 0
         self.changes = 0  # how often it was frozen and thawed
         self.log: list[str] = []
+        #: What was copied onto it, by absolute path.
+        self.files: dict[str, bytes] = {}
         self.entry: GcsEntry | None = None
         self.joining = False
         self.doomed = False
@@ -147,10 +152,8 @@ class World:
     ) -> None:
         self.spec, self.name = spec, spec.name
         self.clock, self.behaviour, self.script, self.rng = clock, behaviour, script, rng
-        self.nodes = {
-            n.name: FakeNode(self, n, f"10.77.0.{i}")
-            for i, n in enumerate(spec.topology.nodes(), 10)
-        }
+        self.nodes: dict[str, FakeNode] = {}
+        self.have(spec.topology.nodes())
         self.head = self.nodes["head"]
         self.gcs: Gcs | None = None
         self.watchers: list[Callable[[EngineEvent], None]] = []
@@ -160,6 +163,20 @@ class World:
         self.removed = False
 
     # -- the engine's side -----------------------------------------------------------------------
+
+    def have(self, nodes: Sequence[NodeSpec]) -> None:
+        """Make those of these nodes that are missing."""
+        have = dict(self.nodes)
+        used = {node.address for node in have.values()}
+        free = (a for i in count(10) if (a := f"10.77.{i // 250}.{i % 250}") not in used)
+        self.nodes.clear()
+        for node in nodes:
+            self.nodes[node.name] = have.get(node.name) or FakeNode(self, node, next(free))
+
+    def remove(self, node: FakeNode) -> None:
+        """Take one node away, whatever it is doing."""
+        self.end(node, 137)
+        del self.nodes[node.name]
 
     def wall(self) -> float:
         """The nodes' wall clock."""
@@ -227,7 +244,7 @@ class World:
     def _enter(self, node: FakeNode) -> None:
         assert self.gcs is not None
         node.joining = False
-        node.entry = GcsEntry(self.hex(56), node)
+        node.entry = GcsEntry(self.hex(56), node, since=self.wall())
         self.gcs.entries.append(node.entry)
         node.say("[raylet] registered with the GCS")
         self._tell(node.entry)
@@ -297,6 +314,7 @@ class World:
 
     def _declare_dead(self, entry: GcsEntry, reason: str, message: str) -> None:
         entry.alive, entry.reason, entry.message = False, reason, message
+        entry.until = self.wall()
         self._tell(entry)
         for watcher in self.on_nodes[:]:
             watcher.node_dead(entry.node, entry.ray_node_id)

@@ -26,8 +26,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,10 +44,13 @@ from simulator.backends.base import (
     GpuKind,
     NodeRecord,
     NodeState,
+    definition,
+    refuse_other,
     resolve_gpus,
 )
 from simulator.backends.process import network
 from simulator.backends.process.checks import checks, has_gpu
+from simulator.backends.process.copying import copy
 from simulator.backends.process.launch import PID, follow, launch, noted_pid
 from simulator.backends.process.programs import ProcessProgram
 from simulator.backends.process.table import MARKER, kill_all, living, living_owners, look, send
@@ -113,7 +118,7 @@ class ProcessBackend:
             say("processes need no image; --image is ignored")
         if spec.topology.lean_groups:
             say("processes share one Python, so profile lean has no effect: all nodes are whole")
-        return spec
+        return replace(spec, image=None)
 
     def wall_clock(self) -> float:
         return time.time()
@@ -154,49 +159,59 @@ class ProcessBackend:
 
     def _create(self, spec: ClusterSpec, nodes: Sequence[NodeSpec]) -> None:
         home = self.root / spec.name
-        described = {node.name: _description(node) for node in nodes}
-        wanted = {"gpu": spec.gpu, "env": dict(spec.env)}
         if (home / "cluster.json").exists():
-            facts = self._facts(spec.name)
-            have = {
-                name: {key: facts["nodes"][name][key] for key in next(iter(described.values()))}
-                for name in facts["nodes"]
+            facts, made = self._facts(spec.name), self._made(spec.name)
+            refuse_other(spec, same=definition(made) == definition(spec), existing=facts["nodes"])
+        else:
+            # Half of one, from a creation that was cut short.
+            shutil.rmtree(home, ignore_errors=True)
+            (home / "ledger").mkdir(parents=True)
+            home.chmod(0o700)
+            with os.fdopen(os.open(home / "token", os.O_WRONLY | os.O_CREAT, 0o600), "w") as token:
+                token.write(secrets.token_hex(32))
+            net = network.free_network(str(home), {c["network"] for c in self._all_facts()})
+            head = f"{net}.{network.FIRST_HOST}"
+            facts = {
+                "name": spec.name,
+                "spec": spec.to_json(),
+                "gpu": spec.gpu,
+                "env": dict(spec.env),
+                "run_dir": str(spec.run_dir) if spec.run_dir else None,
+                "network": net,
+                "head": head,
+                "has_gpu": has_gpu(),
+                "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+                "gcs_port": network.free_port(head),
+                "dashboard_port": network.free_port(head),
+                "nodes": {},
             }
-            if have != described or any(facts[key] != value for key, value in wanted.items()):
-                raise BadInput(
-                    Problem(
-                        f"--name {spec.name}",
-                        "a cluster of that name exists and is defined otherwise",
-                        f"take it down first (python -m simulator down --name {spec.name}) "
-                        "or use another name",
-                    )
-                )
-            return
-        shutil.rmtree(home, ignore_errors=True)  # half of one, from a creation that was cut short
-        (home / "ledger").mkdir(parents=True)
-        home.chmod(0o700)
-        with os.fdopen(os.open(home / "token", os.O_WRONLY | os.O_CREAT, 0o600), "w") as token:
-            token.write(secrets.token_hex(32))
-        net = network.free_network(str(home), {c["network"] for c in self._all_facts()})
-        head = f"{net}.{network.FIRST_HOST}"
-        facts = {
-            "name": spec.name,
-            **wanted,
-            "run_dir": str(spec.run_dir) if spec.run_dir else None,
-            "network": net,
-            "head": head,
-            "has_gpu": has_gpu(),
-            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-            "gcs_port": network.free_port(head),
-            "dashboard_port": network.free_port(head),
-            "nodes": {
-                name: {"address": f"{net}.{network.FIRST_HOST + i}", **description}
-                for i, (name, description) in enumerate(described.items())
-            },
+        existing = facts["nodes"]
+        taken = {node["address"] for node in existing.values()}
+        hosts = (f"{facts['network']}.{network.FIRST_HOST + i}" for i in range(network.MOST_NODES))
+        free = (address for address in hosts if address not in taken)
+        facts["nodes"] = {
+            node.name: existing.get(node.name) or {"address": next(free), **_description(node)}
+            for node in nodes
         }
-        for name in described:
-            (home / name / "home").mkdir(parents=True)
+        for name in facts["nodes"].keys() - existing.keys():
+            (home / name / "home").mkdir(parents=True, exist_ok=True)
         _write_whole(home / "cluster.json", json.dumps(facts, indent=1).encode())
+
+    def spec(self, cluster: str) -> ClusterSpec:
+        made = self._made(cluster)
+        counts = Counter(node["group"] for node in self._facts(cluster)["nodes"].values())
+        groups = [g.group_name for g in made.topology.worker_groups]
+        return made.with_counts({group: counts[group] for group in groups})
+
+    def remove_node(self, cluster: str, node: str) -> None:
+        with _locked(self.root / ".lock"):
+            facts, home = self._node(cluster, node)
+            self._end(home)
+            folders = (self._tmp(facts, node), home)
+            del facts["nodes"][node]
+            _write_whole(self.root / cluster / "cluster.json", json.dumps(facts, indent=1).encode())
+            for folder in folders:
+                _remove_folder(folder)
 
     def remove(self, cluster: str) -> None:
         if not _NAME.fullmatch(cluster):
@@ -206,9 +221,7 @@ class ProcessBackend:
             left = ", ".join(str(p.pid) for p in living(home, below=True))
             raise CannotRun(f"some processes of {cluster} do not die", why=f"processes {left}")
         for folder in (_short_tmp(home), home):
-            shutil.rmtree(folder, ignore_errors=True)
-            if folder.exists():
-                raise CannotRun(f"{folder} cannot be removed", remedy="Remove it by hand")
+            _remove_folder(folder)
 
     def endpoint(self, cluster: str) -> Endpoint:
         facts = self._facts(cluster)
@@ -344,11 +357,20 @@ class ProcessBackend:
         code = done.returncode if done.returncode >= 0 else 128 - done.returncode
         return Completed(code, done.stdout.decode(errors="replace") if done.stdout else "")
 
+    def copy_in(self, cluster: str, node: str, source: str, target: str) -> list[str]:
+        """To any path of this machine; a relative one begins in the node's home."""
+        _, home = self._node(cluster, node)
+        return copy(source, target, from_=Path(), to=home / "home")
+
+    def copy_out(self, cluster: str, node: str, source: str, target: str) -> list[str]:
+        _, home = self._node(cluster, node)
+        return copy(source, target, from_=home / "home", to=Path())
+
     # -- watching and programs ---------------------------------------------------------------------
 
     def watch(self, cluster: str, emit: Callable[[EngineEvent], None]) -> ProcessWatch:
-        facts = self._facts(cluster)
-        return ProcessWatch({name: self.root / cluster / name for name in facts["nodes"]}, emit)
+        self._facts(cluster)
+        return ProcessWatch(self.root / cluster / "cluster.json", emit)
 
     def run_program(
         self, cluster: str, name: str, argv: Sequence[str], env: Mapping[str, str]
@@ -391,6 +413,16 @@ class ProcessBackend:
             shutil.copytree(source, into, dirs_exist_ok=True)
 
     # -- how it is done ----------------------------------------------------------------------------
+
+    def _made(self, cluster: str) -> ClusterSpec:
+        facts = self._facts(cluster)
+        if "spec" not in facts:
+            raise CannotRun(
+                f"what {cluster} was made as is not known",
+                why="it was made by an earlier version of the simulator",
+                remedy=f"Take it down: python -m simulator down --name {cluster}",
+            )
+        return ClusterSpec.from_json(facts["spec"])
 
     def _facts(self, cluster: str) -> dict[str, Any]:
         try:
@@ -562,6 +594,12 @@ def _arguments(node: NodeSpec) -> list[str]:
         labels = ",".join(f"{key}={value}" for key, value in sorted(node.labels.items()))
         arguments.append(f"--labels={labels}")
     return arguments
+
+
+def _remove_folder(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        raise CannotRun(f"{folder} cannot be removed", remedy="Remove it by hand")
 
 
 def _short_tmp(home: Path) -> Path:

@@ -6,6 +6,7 @@ of a process that was stopped or started, so for those each PID 1 is looked at t
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import threading
@@ -60,11 +61,19 @@ class _Node:
 
 
 class ProcessWatch:
-    """A thread that delivers events until closed; sees everything that happens after its making."""
+    """A thread that delivers events until closed; sees everything that happens after its making.
 
-    def __init__(self, homes: dict[str, Path], emit: Callable[[EngineEvent], None]) -> None:
-        self._emit = emit
-        self._nodes = [_Node(name, home) for name, home in homes.items()]
+    Parameters
+    ----------
+    cluster
+        The file that says which nodes there are, which may change.
+    """
+
+    def __init__(self, cluster: Path, emit: Callable[[EngineEvent], None]) -> None:
+        self._cluster, self._emit = cluster, emit
+        self._nodes: list[_Node] = []
+        self._read = 0
+        self._find_nodes()
         for node in self._nodes:
             node.adopt()
             if node.pid is not None:
@@ -94,6 +103,7 @@ class ProcessWatch:
             while not self._closed.is_set():
                 poll.poll(_PERIOD_S * 1000)
                 wall = time.time()
+                self._find_nodes()
                 for node in self._nodes:
                     self._look_at(node, wall, poll)
         finally:
@@ -101,6 +111,20 @@ class ProcessWatch:
                 node.release()
             os.close(self._wake)
             os.close(self._waker)
+
+    def _find_nodes(self) -> None:
+        """Take up the nodes that were made; one that was removed is kept until its end was seen."""
+        try:
+            changed = self._cluster.stat().st_mtime_ns
+            if changed == self._read:
+                return
+            names = set(json.loads(self._cluster.read_text(encoding="utf-8"))["nodes"])
+        except OSError:
+            names, changed = set(), 0  # the cluster is gone
+        self._read = changed
+        self._nodes = [n for n in self._nodes if n.name in names or n.pid is not None]
+        new = names - {n.name for n in self._nodes}
+        self._nodes += [_Node(name, self._cluster.parent / name) for name in sorted(new)]
 
     def _look_at(self, node: _Node, wall: float, poll: select.poll) -> None:
         if node.pid is None:
