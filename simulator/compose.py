@@ -193,6 +193,17 @@ def resources_of(command: Sequence[str]) -> dict[str, float]:
     return resources
 
 
+def labels_of(command: Sequence[str]) -> dict[str, str]:
+    """A node's Ray labels, read back from the arguments that it was made with."""
+    pairs = [
+        pair.partition("=")
+        for argument in command
+        if argument.startswith("--labels=")
+        for pair in argument.removeprefix("--labels=").split(",")
+    ]
+    return {key: value for key, equals, value in pairs if equals}
+
+
 def free_network(taken: Iterable[str], nodes: int, *, skip: int = 0) -> ClusterNetwork:
     """Addresses for a cluster that clash with none of the subnets in `taken`.
 

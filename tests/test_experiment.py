@@ -8,7 +8,13 @@ import pytest
 
 from simulator.checkers.registry import CHECKERS
 from simulator.errors import BadInput, NotFound
-from simulator.experiment import ALL_CHECKS, PHASES, known_experiments, load_experiment, params_data
+from simulator.experiment import (
+    DEFAULT_CHECKS,
+    PHASES,
+    known_experiments,
+    load_experiment,
+    params_data,
+)
 from simulator.schedule import Never, WhenDeclaredDead
 from simulator.topology import load_topology
 
@@ -56,7 +62,7 @@ def test_every_experiment_that_comes_along_loads_and_plans(name: str) -> None:
 
 
 def test_every_check_is_a_known_one() -> None:
-    assert set(ALL_CHECKS) <= set(CHECKERS)
+    assert set(DEFAULT_CHECKS) <= set(CHECKERS)
 
 
 def test_an_experiment_of_ones_own_is_loaded_from_its_file(tmp_path: Path) -> None:

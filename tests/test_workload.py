@@ -88,7 +88,7 @@ def _said(path: Path, *calls: str) -> dict[str, set[str]]:
 def test_the_simulated_driver_writes_what_the_real_one_writes() -> None:
     real = _said(assets.innode_path() / "stream.py", "self.out.write")
     fake = _said(assets.innode_path().parent / "backends/fake/stream.py", "self.out")
-    described = "**_described(error)"
+    described = "**described(error)"
     for fields in real.values():
         if described in fields:
             fields.remove(described)
@@ -102,7 +102,7 @@ def test_the_simulated_driver_writes_what_the_real_one_writes() -> None:
 def test_the_simulated_tasks_write_what_the_real_ones_write(tmp_path: Path) -> None:
     real = _said(assets.innode_path() / "ledger.py", "self.write")
     real |= _said(assets.innode_path() / "work.py", "ledger(run_id).write")
-    facts = {"task_id", "demand"}
+    facts = {"task_id", "demand", "gpu_ids"}
     assert "**facts" in real["task.start"]
     real["task.start"] = real["task.start"] - {"**facts"} | facts
     lab = Lab(tmp_path)

@@ -81,6 +81,8 @@ class NodeRecord:
         What the engine says; whether Ray holds it alive is another question.
     exit_code
         Of PID 1, when exited.
+    resources, labels
+        What it offers to Ray, as it was started.
     """
 
     name: str
@@ -91,6 +93,7 @@ class NodeRecord:
     address: str
     exit_code: int | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from simulator.backends.base import ClusterRecord, name_problem
+from simulator.backends.base import ClusterRecord, NodeRecord, name_problem
 from simulator.cluster import HEALTH, Cluster
 from simulator.errors import BadInput, NotFound, Problem
 from simulator.topology import Head, Topology, WorkerGroup, load_topology, override
@@ -67,19 +67,24 @@ def load_nodes(
 
 def topology_of(record: ClusterRecord) -> Topology:
     """The topology of a cluster that is up, read back from its nodes."""
-    groups: dict[str, list[Mapping[str, float]]] = {}
+    groups: dict[str, list[NodeRecord]] = {}
     head = Head()
     for node in record.nodes:
         if node.role == "head":
-            head = Head(resources=node.resources or {"CPU": 1})
+            head = Head(resources=node.resources or {"CPU": 1}, labels=node.labels)
         else:
-            groups.setdefault(node.group, []).append(node.resources or {"CPU": 1})
+            groups.setdefault(node.group, []).append(node)
     return Topology(
         name=f"of-{record.name}",
         description=f"what cluster {record.name} has",
         head=head,
         worker_groups=[
-            WorkerGroup(group_name=group, replicas=len(nodes), resources=nodes[0])
+            WorkerGroup(
+                group_name=group,
+                replicas=len(nodes),
+                resources=nodes[0].resources or {"CPU": 1},
+                labels=nodes[0].labels,
+            )
             for group, nodes in groups.items()
         ],
     )

@@ -149,6 +149,7 @@ class LiveRun:
                     "hostname": n.hostname,
                     "address": n.address,
                     "resources": dict(n.resources),
+                    "labels": dict(n.labels),
                 }
                 for n in nodes
             ],

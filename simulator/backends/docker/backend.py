@@ -82,6 +82,7 @@ from simulator.compose import (
     definition,
     expand,
     free_network,
+    labels_of,
     resources_of,
     to_yaml,
 )
@@ -136,6 +137,7 @@ class _Facts:
 
     hostname: str
     resources: Mapping[str, float]
+    labels: Mapping[str, str]
 
 
 class DockerBackend:
@@ -653,7 +655,8 @@ class DockerBackend:
                 if is_gone(error):
                     return None
                 raise
-            facts = _Facts(model["Config"]["Hostname"], resources_of(model["Config"]["Cmd"] or []))
+            command = model["Config"]["Cmd"] or []
+            facts = _Facts(model["Config"]["Hostname"], resources_of(command), labels_of(command))
             self._facts[container.id] = facts
             code = int(model["State"]["ExitCode"])
         network = f"{container.cluster}_{NETWORK}"
@@ -667,6 +670,7 @@ class DockerBackend:
             address=addresses.get(network) or next(iter(addresses.values()), ""),
             exit_code=code if container.state == "exited" else None,
             resources=facts.resources,
+            labels=facts.labels,
         )
 
     # -- files -------------------------------------------------------------------------------------

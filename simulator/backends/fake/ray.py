@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from simulator.backends.fake.placement import FakePlacement
 from simulator.backends.fake.stream import FakeStream
 from simulator.backends.fake.tasks import Tasks, usage
 from simulator.backends.fake.world import World
@@ -172,4 +173,7 @@ def jobs_of(world: World) -> dict[str, _Submitted]:
     return jobs
 
 
-BUILT_IN: Mapping[str, JobFactory] = {"simulator.innode.stream": FakeStream}
+BUILT_IN: Mapping[str, JobFactory] = {
+    "simulator.innode.stream": FakeStream,
+    "simulator.innode.placement": FakePlacement,
+}

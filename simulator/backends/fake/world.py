@@ -97,6 +97,7 @@ class FakeNode:
             address=self.address if self.state != "created" else "",
             exit_code=self.exit_code,
             resources=dict(self.spec.resources),
+            labels=dict(self.spec.labels),
         )
 
     def say(self, line: str) -> None:
