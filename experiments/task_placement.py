@@ -77,10 +77,10 @@ class TaskPlacement(Experiment):
             task_seconds=params.task_seconds,
         )
 
-    def schedule(self, params: Params, topology: Topology) -> Sequence[Step]:  # noqa: ARG002
+    def schedule(self, params: Params, topology: Topology) -> Sequence[Step]:
         return ()
 
-    def mandatory_phases(self, params: Params) -> Sequence[str]:  # noqa: ARG002
+    def mandatory_phases(self, params: Params) -> Sequence[str]:
         return ()
 
     def problems(self, params: Params, topology: Topology) -> Sequence[Problem]:

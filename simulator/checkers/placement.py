@@ -250,12 +250,13 @@ class _Placing:
             placed.strangers.append(e)
             return
         placed.ran.setdefault((name, node), []).append(e)
-        for lack in offer.lacks(kind):
-            placed.wrong.append(
-                Wrong(f"{e.key} ran on {node}: it {lack}", node, (e.start_op,), name)
-            )
+        lacks = offer.lacks(kind)
+        placed.wrong += [
+            Wrong(f"{e.key} ran on {node}: it {lack}", node, (e.start_op,), name) for lack in lacks
+        ]
         self._span(e, kind)
-        self._given(e, kind)
+        if not lacks:
+            self._given(e, kind)
 
     def _span(self, e: Execution, kind: Kind) -> None:
         """From when to when it surely held what it needs, on its node's clock."""
