@@ -14,7 +14,10 @@ import pytest
 from fakes import fake, finding
 from rich.console import Console
 
+from simulator.backends.base import ClusterSpec
 from simulator.backends.fake import FakeBackend
+from simulator.cli.plan import topology_of
+from simulator.cluster import Cluster
 from simulator.errors import BadInput, CannotRun, Problem
 from simulator.experiment import load_experiment
 from simulator.history import History
@@ -145,6 +148,32 @@ def test_the_workload_stands_in_the_spec_of_every_run(valid: dict[str, Any]) -> 
     assert [k["name"] for k in workload["kinds"]] == [
         *("whole_gpu", "half_gpu", "cpu_only", "custom", "labelled")
     ]
+
+
+def test_the_experiment_of_the_guide_is_judged(tmp_path: Path) -> None:
+    guide = Path(__file__).parent.parent / "docs/guides/task-placement.md"
+    (code,) = re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "tiers.py").write_text(code, encoding="utf-8")
+    experiment = load_experiment(str(tmp_path / "tiers.py"))
+    request = RunRequest(
+        experiment=experiment,
+        params=experiment.parse_params([]),
+        topology=load_topology(experiment.topology),
+        source="tiers.py",
+        name="c",
+    )
+    result = Runner(fake(), Store(tmp_path / "runs")).run(request)
+    assert result["verdict"] == "valid", result["findings"]
+    assert [f["check"] for f in result["findings"]] == list(experiment.checks)
+
+
+def test_a_borrowed_cluster_has_the_labels_that_it_was_started_with() -> None:
+    backend = fake()
+    topology = load_topology("hybrid")
+    Cluster(backend, "c").up(ClusterSpec("c", topology, "simulated"))
+    borrowed = topology_of(backend.cluster("c"))
+    assert [n.labels for n in borrowed.nodes()] == [n.labels for n in topology.nodes()]
+    assert list(EXPERIMENT.problems(EXPERIMENT.parse_params([]), borrowed)) == []
 
 
 # -- what it refuses ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from simulator.checkers.placement import Kind, Offer, Peak, Placed, placed_of
 from simulator.report.run import Run, clean
+from simulator.report.timeline import nodes_of
 
 #: Nodes that a person may still look through.
 MAX_NODES = 200
@@ -90,7 +91,8 @@ def matrix(run: Run) -> Matrix | None:
         return None
     columns = [_column(placed, kind) for kind in placed.kinds]
     asked = {key for kind in placed.kinds for key in kind.labels}
-    shown = placed.nodes[:MAX_NODES]
+    order = [name for name, _ in nodes_of(run.history)]
+    shown = sorted(placed.nodes, key=lambda offer: order.index(offer.node))[:MAX_NODES]
     return Matrix(
         columns,
         [_row(placed, offer, columns, asked) for offer in shown],
