@@ -48,7 +48,7 @@ class TaskPlacement(Experiment):
     )
 
     class Params(BaseParams):
-        tasks: int = Field(20, ge=1, le=10_000, description="number of tasks of each kind")
+        tasks: int = Field(20, ge=1, le=2_000, description="number of tasks of each kind")
         task_seconds: float = Field(
             0.5, ge=0.05, le=600, description="how long each holds what it asked for, seconds"
         )

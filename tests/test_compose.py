@@ -30,9 +30,9 @@ from simulator.compose import (
     definition,
     expand,
     free_network,
+    labels_of,
     load_compose,
     ray_arguments,
-    labels_of,
     resources_of,
     to_yaml,
 )
