@@ -49,8 +49,9 @@ class TaskPlacement(Experiment):
 
     class Params(BaseParams):
         tasks: int = Field(20, ge=1, le=2_000, description="number of tasks of each kind")
+        # Long against the start of a worker process: two tasks share a GPU only once there are two.
         task_seconds: float = Field(
-            0.5, ge=0.05, le=600, description="how long each holds what it asked for, seconds"
+            1.0, ge=0.05, le=600, description="how long each holds what it asked for, seconds"
         )
         resource: str = Field("ssd", description="the custom resource; some nodes must offer it")
         label: str = Field(

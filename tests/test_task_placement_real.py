@@ -49,7 +49,7 @@ def run(cluster: Cluster, folder: Path, *params: str) -> dict[str, Any]:
     experiment = load_experiment("task_placement")
     request = RunRequest(
         experiment=experiment,
-        params=experiment.parse_params(["tasks=12", *params]),
+        params=experiment.parse_params(["tasks=14", *params]),
         topology=TOPOLOGY,
         source="task_placement",
         seed=1,
