@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.topology import Topology as Topology
     from simulator.topology import WorkerGroup as WorkerGroup
     from simulator.topology import load_topology as load_topology
+    from simulator.workload import Placement as Placement
+    from simulator.workload import TaskKind as TaskKind
     from simulator.workload import TaskStream as TaskStream
 
 __version__ = "0.1.0"
@@ -62,6 +64,8 @@ _HOMES = {
     "Restart": "simulator.faults",
     "Pause": "simulator.faults",
     "TaskStream": "simulator.workload",
+    "Placement": "simulator.workload",
+    "TaskKind": "simulator.workload",
     "History": "simulator.history",
     "Op": "simulator.history",
     "Finding": "simulator.checkers.base",

@@ -33,8 +33,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 #: Names of the phases of recovery in their usual order; docs/reference/anatomy.md defines them.
 PHASES = tuple(anatomy.PHASES)
 
-#: Names of the checks that come with the package, in the order in which they are shown.
-ALL_CHECKS = registry.BUILT_IN
+#: Names of the checks that judge any workload, in the order in which they are shown: an experiment's
+#: own, unless it names others.
+DEFAULT_CHECKS = tuple(n for n in registry.BUILT_IN if n not in registry.OF_ONE_WORKLOAD)
 
 
 class Params(BaseModel):
@@ -61,7 +62,7 @@ class Experiment(ABC):
     name: ClassVar[str]
     claim: ClassVar[str]
     topology: ClassVar[str] = "default"
-    checks: ClassVar[Sequence[str]] = ALL_CHECKS
+    checks: ClassVar[Sequence[str]] = DEFAULT_CHECKS
 
     class Params(Params):
         """No parameters."""

@@ -6,11 +6,12 @@ records what it does in the effect ledger and what its owner sees in the driver'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from simulator.topology import Topology
+from simulator.topology import NodeSpec, Topology
 
 
 class Workload(Protocol):
@@ -85,3 +86,75 @@ class TaskStream:
         slots = max(1.0, topology.total("CPU"))
         chained = self.tasks // self.chain_every if self.chain_every else 0
         return (self.tasks + chained) * self.task_seconds / slots
+
+
+@dataclass(frozen=True, slots=True)
+class TaskKind:
+    """Tasks that are all alike: what each needs of its node, and how many there are.
+
+    Attributes
+    ----------
+    name
+        Its tasks are ``<name>-1``, ``<name>-2``, ...
+    resources
+        What one task takes of its node while it runs, such as ``{"CPU": 1, "GPU": 0.5}``.
+    labels
+        Ray labels that its node must have, each with exactly this value.
+    omits
+        Resources that a task needs and its submission does not ask for: a mistake, planted so that the
+        check of the placement can be seen to find it.
+    """
+
+    name: str
+    resources: Mapping[str, float]
+    count: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    omits: Sequence[str] = ()
+
+    def fits(self, node: NodeSpec) -> int:
+        """How many run on an otherwise empty node at once."""
+        if any(node.labels.get(key) != value for key, value in self.labels.items()):
+            return 0
+        return min(
+            math.floor(node.resources.get(name, 0.0) / amount + 1e-9)
+            for name, amount in self.resources.items()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Tasks of several kinds, all submitted at once and in turn, so that they compete for the nodes.
+
+    Each holds what it asked for during `task_seconds` and computes for a small part of it. The plan is
+    all there is: the driver ends when every task came back.
+
+    Parameters
+    ----------
+    task_seconds
+        Nominal length of each task, seconds.
+    max_retries
+        Ray's ``max_retries`` of each task.
+    loop
+        How many numbers a task adds up.
+    """
+
+    kinds: Sequence[TaskKind]
+    task_seconds: float = 0.5
+    max_retries: int = 3
+    loop: int = 20_000
+
+    @property
+    def name(self) -> str:
+        return "placement"
+
+    def entrypoint(self, run_id: str) -> str:
+        return f"python -m simulator.innode.placement --run {run_id}"
+
+    def spec(self, hostnames: Mapping[str, str]) -> dict[str, Any]:  # noqa: ARG002 - any node will do
+        return asdict(self)
+
+    def nominal_seconds(self, topology: Topology) -> float:
+        """As if the kinds ran one after the other: they share nodes, and that is the most it takes."""
+        nodes = topology.nodes()
+        rounds = [math.ceil(k.count / max(1, sum(map(k.fits, nodes)))) for k in self.kinds]
+        return sum(rounds) * self.task_seconds

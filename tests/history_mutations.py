@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import RunView, Verdict
 from simulator.checkers.index import Execution, index_of
+from simulator.checkers.placement import Placed, placed_of
 from simulator.history import History, Op
 
 INVALID, UNKNOWN = Verdict.INVALID, Verdict.UNKNOWN
@@ -106,6 +108,18 @@ def plain(view: RunView) -> Execution:
     return found
 
 
+def placed(view: RunView) -> Placed:
+    found = placed_of(view)
+    if found is None:
+        raise NotHere("the run's workload says nothing of places")
+    return found
+
+
+def of_places(view: RunView, verdict: Verdict) -> dict[str, Verdict]:
+    """The check of the placement flips too, in a run that has it."""
+    return {} if placed_of(view) is None else {"placed_right": verdict}
+
+
 def first_fault(view: RunView) -> Any:
     return some(index_of(view).injected()[:1], "injected fault")
 
@@ -129,7 +143,8 @@ def of_kind(view: RunView, kind: str, **data: Any) -> Op:
 def end_dropped(view: RunView) -> Mutated:
     end = plain(view).end_op
     assert end is not None
-    return Mutated(without(view, end), {"executions_explained": INVALID})
+    flips = {"executions_explained": INVALID, **of_places(view, UNKNOWN)}
+    return Mutated(without(view, end), flips)
 
 
 @mutation
@@ -186,9 +201,17 @@ def ran_twice_without_a_reason(view: RunView) -> Mutated:
     execution = plain(view)
     start, end = execution.start_op, execution.end_op
     assert end is not None
-    # Half a second later, so that it is the second execution.
+    # Half a second later, so that it is the second execution; or when all places are free again.
+    later = 0.5
+    if placed_of(view) is not None:
+        later += max(e.end or 0.0 for e in index_of(view).tasks()) - execution.start
     again = [
-        replace(op, wall=op.wall + 0.5, data={**op.data, "exec": "0123456789abcdef"})
+        replace(
+            op,
+            wall=op.wall + later,
+            mono=None if op.mono is None else op.mono + later,
+            data={**op.data, "exec": "0123456789abcdef"},
+        )
         for op in (start, end)
     ]
     ops = [o for each in view.history for o in ([each, *again] if each is end else [each])]
@@ -238,6 +261,159 @@ def actor_call_ran_twice(view: RunView) -> Mutated:
     ]
     ops = [o for each in view.history for o in ([each, *again] if each is call.end_op else [each])]
     return Mutated(rebuilt(view, ops), {"executions_explained": INVALID})
+
+
+# Where they ran
+
+
+def one_of(view: RunView, wanted: Callable[[Any], bool], what: str) -> Execution:
+    """An execution of a kind that is chosen by what it needs."""
+    found = placed(view)
+    names = {kind.name for kind in found.kinds if wanted(kind)}
+    execution: Execution = some(
+        (e for (kind, _), ran in found.ran.items() if kind in names for e in ran if e.whole), what
+    )
+    return execution
+
+
+def on_node(view: RunView, execution: Execution, node: str) -> RunView:
+    """The same execution, all of it on another node."""
+    ops = [
+        replace(op, node=node) if op in (execution.start_op, execution.end_op) else op
+        for op in view.history
+    ]
+    return RunView(History(ops), view.spec)
+
+
+def with_nodes(view: RunView, change: Callable[[dict[str, Any]], dict[str, Any]]) -> RunView:
+    """Every node offers something else than it did."""
+    ops = [
+        replace(op, data={"nodes": [change(dict(node)) for node in op.data["nodes"]]})
+        if op.kind == "cluster.nodes"
+        else op
+        for op in view.history
+    ]
+    return RunView(History(ops), view.spec)
+
+
+@mutation
+def ran_where_there_is_no_gpu(view: RunView) -> Mutated:
+    execution = one_of(view, lambda kind: "GPU" in kind.needs, "task that needs a GPU")
+    nodes = [o.node for o in placed(view).nodes if not o.resources.get("GPU")]
+    changed = on_node(view, execution, some(nodes, "node without a GPU"))
+    return Mutated(changed, {"placed_right": INVALID})
+
+
+@mutation
+def ran_without_its_custom_resource(view: RunView) -> Mutated:
+    custom = some((set(placed(view).resources) - {"CPU", "GPU"}), "custom resource")
+    execution = one_of(view, lambda kind: custom in kind.needs, "task that needs it")
+    nodes = [o.node for o in placed(view).nodes if not o.resources.get(custom)]
+    changed = on_node(view, execution, some(nodes, "node without it"))
+    return Mutated(changed, {"placed_right": INVALID})
+
+
+@mutation
+def ran_where_the_label_is_another(view: RunView) -> Mutated:
+    execution = one_of(view, lambda kind: kind.labels, "task that needs a label")
+    kind = next(k for k in placed(view).kinds if k.labels and execution.key.startswith(k.name))
+    nodes = [o.node for o in placed(view).nodes if o.unlike(kind) and not o.short_of(kind)]
+    changed = on_node(view, execution, some(nodes, "node with another label"))
+    return Mutated(changed, {"placed_right": INVALID})
+
+
+@mutation
+def two_held_at_once_what_is_there_once(view: RunView) -> Mutated:
+    """The second of two that ran one after the other began while the first still ran."""
+    found = placed(view)
+    pairs = [
+        (first, second)
+        for (name, node), ran in found.ran.items()
+        for kind in found.kinds
+        if kind.name == name
+        and any(found.peaks[node, r].capacity < 2 * a for r, a in kind.needs.items())
+        for first, second in pairwise(ran)
+        if first.whole and second.start > (first.end or 0.0)
+    ]
+    first, second = some(pairs, "two tasks for something that is there once")
+    back = second.start - first.start - 0.001
+    op = second.start_op
+    early = replace(op, wall=op.wall - back, mono=None if op.mono is None else op.mono - back)
+    ops = [early if each is op else each for each in view.history]
+    return Mutated(RunView(History(ops), view.spec), {"placed_right": INVALID})
+
+
+@mutation
+def given_no_gpu(view: RunView) -> Mutated:
+    execution = one_of(view, lambda kind: "GPU" in kind.needs, "task that needs a GPU")
+    return Mutated(altered(view, execution.start_op, gpu_ids=[]), {"placed_right": INVALID})
+
+
+@mutation
+def a_gpu_too_many(view: RunView) -> Mutated:
+    """Its node gave out one that it does not have."""
+    execution = one_of(view, lambda kind: "GPU" in kind.needs, "task that needs a GPU")
+    return Mutated(altered(view, execution.start_op, gpu_ids=["77"]), {"placed_right": INVALID})
+
+
+@mutation
+def needs_more_than_any_node_offers(view: RunView) -> Mutated:
+    """The mistake that is planted by ``gpu_not_asked``, seen from the other side: the spec asks for more."""
+    placed(view)
+    kinds = [
+        {**raw, "resources": {**raw["resources"], "GPU": 99}} if i == 0 else raw
+        for i, raw in enumerate(view.spec["workload"]["kinds"])
+    ]
+    changed = rebuilt(view, view.history, workload={**view.spec["workload"], "kinds": kinds})
+    return Mutated(changed, {"placed_right": INVALID})
+
+
+@mutation
+def which_gpu_was_not_recorded(view: RunView) -> Mutated:
+    execution = one_of(view, lambda kind: "GPU" in kind.needs, "task that needs a GPU")
+    return Mutated(altered(view, execution.start_op, gpu_ids=None), {"placed_right": UNKNOWN})
+
+
+@mutation
+def a_kind_that_never_ran(view: RunView) -> Mutated:
+    kind = placed(view).kinds[-1].name
+    gone = [op for op in view.history if str(op.data.get("key", "")).startswith(f"{kind}-")]
+    return Mutated(without(view, *gone), {"placed_right": UNKNOWN})
+
+
+@mutation
+def what_nodes_offer_was_not_recorded(view: RunView) -> Mutated:
+    placed(view)
+    gone = [op for op in view.history if op.kind == "cluster.nodes"]
+    return Mutated(without(view, *gone), {"placed_right": UNKNOWN})
+
+
+@mutation
+def a_limit_that_was_never_reached(view: RunView) -> Mutated:
+    placed(view)
+
+    def more(node: dict[str, Any]) -> dict[str, Any]:
+        resources = dict(node["resources"])
+        return {**node, "resources": {**resources, "CPU": resources.get("CPU", 0) + 50}}
+
+    return Mutated(with_nodes(view, more), {"placed_right": UNKNOWN})
+
+
+@mutation
+def a_label_that_every_node_has(view: RunView) -> Mutated:
+    labels = {k: v for kind in placed(view).kinds for k, v in kind.labels.items()}
+    changed = with_nodes(view, lambda node: {**node, "labels": labels})
+    return Mutated(changed, {"placed_right": UNKNOWN})
+
+
+@mutation
+def labels_that_nobody_recorded(view: RunView) -> Mutated:
+    placed(view)
+
+    def bare(node: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in node.items() if key != "labels"}
+
+    return Mutated(with_nodes(view, bare), {"placed_right": UNKNOWN})
 
 
 # What came back
@@ -350,7 +526,10 @@ def actor_never_alive_again(view: RunView) -> Mutated:
 
 @mutation
 def recovered_too_late(view: RunView) -> Mutated:
-    last = max(p.seconds for p in anatomy(view).phases if p.seconds is not None)
+    seen = [p.seconds for p in anatomy(view).phases if p.seconds is not None]
+    if not seen:
+        raise NotHere("nothing had to recover")
+    last = max(seen)
     changed = rebuilt(view, view.history, recovery_timeout_s=last / 2)
     return Mutated(changed, {"recovers": INVALID})
 
@@ -387,14 +566,16 @@ def count_off(view: RunView) -> Mutated:
     files = dict(end.data["files"])
     name = some(sorted(files), "ledger file")
     files[name] += 1
-    return Mutated(altered(view, end, files=files), {"evidence": UNKNOWN})
+    flips = {"evidence": UNKNOWN, **({} if name == "driver.jsonl" else of_places(view, UNKNOWN))}
+    return Mutated(altered(view, end, files=files), flips)
 
 
 @mutation
 def ledger_file_never_arrived(view: RunView) -> Mutated:
     end = of_kind(view, "observer.end")
     files = {**end.data["files"], "worker-9-1-4711.jsonl": 3}
-    return Mutated(altered(view, end, files=files), {"evidence": UNKNOWN})
+    flips = {"evidence": UNKNOWN, **of_places(view, UNKNOWN)}
+    return Mutated(altered(view, end, files=files), flips)
 
 
 @mutation
@@ -402,7 +583,7 @@ def line_lost_on_the_way(view: RunView) -> Mutated:
     """Unlike `end_dropped`: the source wrote it, so nothing is proven against the run."""
     end = plain(view).end_op
     ops = [op for op in view.history if op is not end]
-    flips = {"evidence": UNKNOWN, "executions_explained": UNKNOWN}
+    flips = {"evidence": UNKNOWN, "executions_explained": UNKNOWN, **of_places(view, UNKNOWN)}
     return Mutated(RunView(History(ops), view.spec), flips)
 
 
@@ -415,7 +596,8 @@ def result_lost_on_the_way(view: RunView) -> Mutated:
 
 @mutation
 def observer_without_end(view: RunView) -> Mutated:
-    return Mutated(without(view, of_kind(view, "observer.end")), {"evidence": UNKNOWN})
+    flips = {"evidence": UNKNOWN, **of_places(view, UNKNOWN)}
+    return Mutated(without(view, of_kind(view, "observer.end")), flips)
 
 
 @mutation
@@ -445,7 +627,7 @@ def line_garbled(view: RunView) -> Mutated:
     where = {"file": end.data["file"], "line": end.data["line"]}
     garbled = replace(end, kind="observer.garbled", source="observer", data=where)
     ops = [garbled if op is end else op for op in view.history]
-    flips = {"evidence": UNKNOWN, "executions_explained": UNKNOWN}
+    flips = {"evidence": UNKNOWN, "executions_explained": UNKNOWN, **of_places(view, UNKNOWN)}
     return Mutated(RunView(History(ops), view.spec), flips)
 
 
@@ -458,7 +640,8 @@ def attempts_dropped(view: RunView) -> Mutated:
 @mutation
 def history_cut_off(view: RunView) -> Mutated:
     cut = History(view.history.ops, truncated="line 9 of history.jsonl is cut off")
-    return Mutated(RunView(cut, view.spec), {"evidence": UNKNOWN})
+    flips = {"evidence": UNKNOWN, **of_places(view, UNKNOWN)}
+    return Mutated(RunView(cut, view.spec), flips)
 
 
 @mutation

@@ -157,6 +157,12 @@ def test_what_a_node_offers_is_read_back_from_its_command() -> None:
     assert resources_of(["worker", "--resources={broken", "--num-cpus=2"]) == {"CPU": 2}
 
 
+def test_what_a_node_is_labelled_is_read_back_from_its_command() -> None:
+    group = WorkerGroup(group_name="g", labels={"ray.io/market-type": "spot", "zone": "a"})
+    assert labels_of(["worker", *ray_arguments(group)]) == dict(group.labels)
+    assert labels_of(["head", *ray_arguments(Head())]) == {}
+
+
 def test_the_shell_of_the_user_does_not_reach_into_a_cluster() -> None:
     environment = expand(spec())["services"]["head"]["environment"]
     assert None not in environment.values()

@@ -357,7 +357,7 @@ def test_no_node_runs_more_tasks_than_it_has_slots(tmp_path: Path) -> None:
             lost |= running.pop(op.node, set())
         elif op.kind == "task.end":
             running.setdefault(op.node, set()).discard(op.data["exec"])
-        elif op.data["demand"]["CPU"]:
+        elif op.data["demand"].get("CPU"):
             running.setdefault(op.node, set()).add(op.data["exec"])
             assert len(running[op.node]) <= 1
     assert len(lost) == 1

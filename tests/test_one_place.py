@@ -15,7 +15,7 @@ from simulator import assets
 from simulator.backends.docker import image
 from simulator.backends.process import checks
 from simulator.checkers import anatomy, registry
-from simulator.experiment import ALL_CHECKS, PHASES
+from simulator.experiment import DEFAULT_CHECKS, PHASES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -59,9 +59,9 @@ def test_the_range_of_pythons_is_the_same_everywhere() -> None:
 
 def test_an_experiment_names_the_phases_and_checks_that_there_are() -> None:
     assert list(PHASES) == list(anatomy.PHASES)
-    assert set(ALL_CHECKS) == set(registry.BUILT_IN)
+    assert {*DEFAULT_CHECKS, *registry.OF_ONE_WORKLOAD} == set(registry.BUILT_IN)
     assert set(re.findall(r"^\| `(\w+)` \|", text("docs/reference/checks.md"), re.MULTILINE)) == {
-        *ALL_CHECKS
+        *registry.BUILT_IN
     }
 
 

@@ -193,7 +193,9 @@ def test_a_run_without_a_fault_has_no_level_and_a_story() -> None:
     timeline = build_timeline(run_of(history, spec))
     assert timeline.faults == []
     assert timeline.throughput.before is None
-    assert story(run_of(history, spec), timeline) == "No fault was injected."
+    assert story(run_of(history, spec), timeline) == (
+        "No fault was injected: this experiment breaks nothing."
+    )
 
 
 times = st.floats(0, 100, allow_nan=False)

@@ -168,6 +168,8 @@ class NodeRecord:
         Of PID 1, when exited.
     profile
         What is really installed on it, whatever its topology asks for.
+    resources, labels
+        What it offers to Ray, as it was started.
     """
 
     name: str
@@ -179,6 +181,7 @@ class NodeRecord:
     exit_code: int | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
     profile: Profile = Profile.DEFAULT
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

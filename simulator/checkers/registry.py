@@ -13,6 +13,7 @@ from simulator.checkers.base import Checker, Finding, RunView, Verdict
 from simulator.checkers.evidence import check_evidence
 from simulator.checkers.executions import check_executions_explained
 from simulator.checkers.faults import check_fault_hit_work, check_healed, check_recovers
+from simulator.checkers.placement import check_placed_right
 from simulator.checkers.results import check_no_task_lost, check_results_right
 
 #: Checks by name, in the order in which they are run and shown.
@@ -20,6 +21,7 @@ CHECKERS: dict[str, Checker] = {
     "no_task_lost": check_no_task_lost,
     "results_right": check_results_right,
     "executions_explained": check_executions_explained,
+    "placed_right": check_placed_right,
     "fault_hit_work": check_fault_hit_work,
     "recovers": check_recovers,
     "healed": check_healed,
@@ -28,6 +30,10 @@ CHECKERS: dict[str, Checker] = {
 
 #: The names of those that come with the package; `register` adds to `CHECKERS` only.
 BUILT_IN = tuple(CHECKERS)
+
+#: Those that judge one kind of workload and have nothing to judge in any other's run: an experiment
+#: that runs it names them.
+OF_ONE_WORKLOAD = frozenset({"placed_right"})
 
 
 def register(name: str, checker: Checker) -> None:
@@ -60,10 +66,10 @@ def describe(name: str) -> str:
 def run_checks(view: RunView, names: Sequence[str] | None = None) -> list[Finding]:
     """The findings of the named checks, by default those that the run's spec names.
 
-    A spec without any gets all of them.
+    A spec without any gets all that judge any workload.
     """
     if names is None:
-        names = view.spec.get("checks") or list(CHECKERS)
+        names = view.spec.get("checks") or [n for n in CHECKERS if n not in OF_ONE_WORKLOAD]
     return [_run(view, name) for name in names]
 
 

@@ -35,7 +35,8 @@ PHASES = {
     "load": "load: starting the work",
     "faults": "warm-up, then the faults",
     "recover": "recovery: until the last phase was seen",
-    "heal": "healing",
+    "work": "work: until all of it is done",
+    "heal": "healing: is the cluster at rest again?",
     "collect": "collecting ledger and logs",
     "down": "taking the cluster down",
 }

@@ -177,7 +177,7 @@ class Stream:
         except Exception as error:  # noqa: BLE001 - whatever Ray says is what is recorded
             for key in keys:
                 self.failures += 1
-                self.out.write("driver.failure", key=key, **_described(error))
+                self.out.write("driver.failure", key=key, **described(error))
             return
         for key in keys:
             self.results += 1
@@ -189,7 +189,7 @@ class Stream:
         try:
             value = ray.get(ref)
         except Exception as error:  # noqa: BLE001
-            self.out.write("driver.actor_failure", actor=actor.name, key=key, **_described(error))
+            self.out.write("driver.actor_failure", actor=actor.name, key=key, **described(error))
             return
         self.out.write(
             "driver.actor_result",
@@ -267,7 +267,7 @@ def _preferring(node_id: str) -> dict[str, Any]:
     }
 
 
-def _described(error: Exception) -> dict[str, str]:
+def described(error: Exception) -> dict[str, str]:
     return {"error": type(error).__name__, "message": str(error).strip()[:500]}
 
 

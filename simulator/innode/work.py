@@ -50,7 +50,11 @@ def _facts() -> dict[str, Any]:
     import ray
 
     context = ray.get_runtime_context()
-    return {"task_id": context.get_task_id(), "demand": dict(context.get_assigned_resources())}
+    return {
+        "task_id": context.get_task_id(),
+        "demand": dict(context.get_assigned_resources()),
+        "gpu_ids": sorted(map(str, context.get_accelerator_ids()["GPU"])),
+    }
 
 
 def _hold(since: float, seconds: float) -> None:

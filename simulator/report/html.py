@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Finding, Verdict
 from simulator.history import Op
-from simulator.report import story
+from simulator.report import placement, story
 from simulator.report.run import Run, clean, load_run
 from simulator.report.timeline import (
     FAULT_WORDS,
@@ -111,6 +111,7 @@ def _view(run: Run, timeline: Timeline) -> dict[str, Any]:
         "story": story.story(run, timeline),
         "status_means": story.status_means(run),
         "badges": _badges(run),
+        "placement": placement.matrix(run),
         "anatomy": _anatomy(run, timeline),
         "longest_wait": story.longest_wait(run),
         "findings": [_finding(f, run, timeline) for f in _by_severity(run.findings)],
@@ -151,6 +152,8 @@ def _badges(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _anatomy(run: Run, timeline: Timeline) -> dict[str, Any]:
+    if run.breaks_nothing:
+        return {"rows": [], "not_seen": []}
     seen = run.seen
     whole = max([p.seconds or 0.0 for p in seen], default=0.0) or 1.0
     span = max([(p.seconds or 0.0) + p.uncertainty for p in seen], default=0.0) or 1.0
@@ -252,7 +255,9 @@ def _legend(timeline: Timeline) -> list[dict[str, Any]]:
     return [
         {"name": OUTCOME_WORDS[o], "css": o.name.lower(), "count": n}
         for o, n in counts.items()
-        if n or (timeline.executions and o in (Outcome.COMPLETED, Outcome.CUT, Outcome.AGAIN))
+        if n
+        or (timeline.executions and o is Outcome.COMPLETED)
+        or (timeline.faults and o in (Outcome.CUT, Outcome.AGAIN))
     ]
 
 

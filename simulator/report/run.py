@@ -167,6 +167,12 @@ class Run:
         return [p for p in self.phases if p.seconds is None]
 
     @property
+    def breaks_nothing(self) -> bool:
+        """Was no fault asked for, and none seen: a run in which there is nothing to recover from?"""
+        asked = self.spec.get("schedule") or self.spec.get("mandatory_phases")
+        return bool(self.spec) and not asked and self.history.first("fault.") is None
+
+    @property
     def error(self) -> str:
         """What stopped a run that did not complete, in words."""
         error = self.result.get("error")

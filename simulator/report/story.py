@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Verdict
+from simulator.report import placement
 from simulator.report.run import STATUSES, Run, number
 from simulator.report.timeline import FAULT_WORDS, FaultBand, Outcome, Timeline
 
@@ -50,8 +51,13 @@ def plural(count: int, one: str, many: str = "") -> str:
 
 def story(run: Run, timeline: Timeline) -> str:
     """What happened, in one to four sentences."""
-    parts = [*_faults(run, timeline), *_consequences(run, timeline), *_end(run, timeline)]
-    return " ".join(parts)
+    parts = [
+        *_faults(run, timeline),
+        *_consequences(run, timeline),
+        *_end(run, timeline),
+        placement.told(run),
+    ]
+    return " ".join(part for part in parts if part)
 
 
 def why(run: Run) -> str:
@@ -124,6 +130,8 @@ def _faults(run: Run, timeline: Timeline) -> list[str]:
             return [
                 f"The planned fault did not happen: {skipped.data.get('why', 'no reason given')}."
             ]
+        if run.breaks_nothing:
+            return ["No fault was injected: this experiment breaks nothing."]
         planned = run.spec.get("schedule")
         return ["The planned fault was never injected." if planned else "No fault was injected."]
     return [_fault(f, timeline) for f in timeline.faults[:3]] + (

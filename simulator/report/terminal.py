@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulator.checkers.base import Verdict
-from simulator.report import story
+from simulator.report import placement, story
 from simulator.report.console import show
 from simulator.report.run import Run, load_run, short_title
 from simulator.report.timeline import Execution, Outcome, Timeline, build_timeline
@@ -46,7 +46,10 @@ def render_terminal(run: Path | Run, console: Console | None = None) -> None:
     run = run if isinstance(run, Run) else load_run(run)
     timeline = build_timeline(run)
     parts: list[RenderableType] = [_verdict(run, timeline)]
-    if run.phases:
+    matrix = placement.matrix(run)
+    if matrix is not None:
+        parts.append(_matrix(matrix))
+    if run.phases and not run.breaks_nothing:
         parts.append(_anatomy(run, console.width))
     if timeline.lanes:
         parts.append(_strips(timeline, console.width))
@@ -90,6 +93,38 @@ def _verdict(run: Run, timeline: Timeline) -> Panel:
 
 def _heading(title: str) -> Text:
     return Text(f"\n{title}", style="bold")
+
+
+def _matrix(matrix: placement.Matrix) -> RenderableType:
+    """A line per node: how many of each kind ran there, and the most that was in use at once."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("node", no_wrap=True)
+    for column in matrix.columns:
+        table.add_column(column.name, justify="right", overflow="fold")
+    table.add_column("most in use", overflow="fold")
+    for row in matrix.rows:
+        cells = [
+            Text(f"{c.count} {MARKS[Verdict.INVALID]}", style="bold red")
+            if c.wrong
+            else Text(str(c.count) if c.may else "-", style="" if c.count else "dim")
+            for c in row.cells
+        ]
+        uses = Text(" ").join(
+            Text(
+                f"{u.resource} {u.peak.amount:g}/{u.peak.capacity:g}{MARKS[Verdict.INVALID]}",
+                "red",
+            )
+            if u.peak.above
+            else Text(f"{u.resource} {u.peak.amount:g}/{u.peak.capacity:g}")
+            for u in row.uses
+        )
+        table.add_row(Text(row.node), *cells, uses)
+    legend = "- not offered there"
+    if matrix.wrong:
+        legend += f"   {MARKS[Verdict.INVALID]} wrong: without what it needs, or more than there is"
+    if matrix.more:
+        legend += f"   {matrix.more} more nodes are not shown"
+    return Group(_heading("Who ran where, tasks"), table, Text(legend, style="dim"))
 
 
 def _anatomy(run: Run, width: int) -> RenderableType:

@@ -158,7 +158,7 @@ def build_timeline(run: Run) -> Timeline:
     events = _node_events(history)
     lanes = [
         Lane(name, role, rows.get(name, 1), _spans(events.get(name, ()), at, start, end))
-        for name, role in _nodes(history)
+        for name, role in nodes_of(history)
     ]
     return Timeline(
         zero=zero,
@@ -200,7 +200,8 @@ def _domain(
     return begin - margin, end + margin
 
 
-def _nodes(history: History) -> list[tuple[str, str]]:
+def nodes_of(history: History) -> list[tuple[str, str]]:
+    """Name and role of every node, in the order in which reports show them: the head first."""
     roles: dict[str, str] = {}
     for op in history.of("cluster.nodes"):
         for node in op.data.get("nodes", ()):

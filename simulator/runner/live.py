@@ -150,6 +150,7 @@ class LiveRun:
                     "address": n.address,
                     "resources": dict(n.resources),
                     "profile": n.profile.value,
+                    "labels": dict(n.labels),
                 }
                 for n in nodes
             ],

@@ -89,6 +89,7 @@ def build_spec(
         Wall clock, seconds.
     """
     slots = request.topology.total("CPU")
+    workload = request.experiment.workload(request.params)
     cores = os.cpu_count() or 1
     return {
         "schema": SCHEMA,
@@ -101,6 +102,8 @@ def build_spec(
         "seed": request.seed,
         "params": dict(params_data(request.params)),
         "topology": request.topology.model_dump(mode="json"),
+        # As its program reads it; where the nodes are is not known yet, and stands in the history.
+        "workload": {"name": workload.name, **workload.spec({})},
         "health": request.health,
         "gpu": gpu,
         "mandatory_phases": list(request.experiment.mandatory_phases(request.params)),

@@ -254,11 +254,15 @@ class Runner:
         live.phase("load")
         live.load(request.experiment.workload(request.params), request.topology)
 
-        live.phase("faults")
-        injection.inject_all()
+        if injection.faults:
+            live.phase("faults")
+            injection.inject_all()
 
-        live.phase("recover")
-        self._recover(live, injection, request, run)
+            live.phase("recover")
+            self._recover(live, injection, request, run)
+        else:
+            live.phase("work")
+            self._work(live)
         live.drain()
 
     def _up(self, request: RunRequest, live: LiveRun, run: RunDir, lease: _Lease) -> None:
@@ -286,6 +290,15 @@ class Runner:
         except BadInput:
             lease.ours = False  # somebody else took the name in the meantime
             raise
+
+    def _work(self, live: LiveRun) -> None:
+        """Nothing is to be broken: go on until all planned work is done."""
+        deadline = Deadline(live.drain_s, clock=self.clock.mono)
+        while not deadline.passed and not live.job_over:
+            if live.look().first("driver.end") or not live.reading:
+                return
+            live.ask_ray(head_struck=False)
+            self.clock.sleep(0.5)
 
     def _recover(
         self, live: LiveRun, injection: Injection, request: RunRequest, run: RunDir

@@ -147,6 +147,7 @@ class _Facts:
 
     hostname: str
     resources: Mapping[str, float]
+    labels: Mapping[str, str]
 
 
 class DockerBackend:
@@ -784,7 +785,8 @@ class DockerBackend:
                 if is_gone(error):
                     return None
                 raise
-            facts = _Facts(model["Config"]["Hostname"], resources_of(model["Config"]["Cmd"] or []))
+            command = model["Config"]["Cmd"] or []
+            facts = _Facts(model["Config"]["Hostname"], resources_of(command), labels_of(command))
             self._facts[container.id] = facts
             code = int(model["State"]["ExitCode"])
         network = f"{container.cluster}_{NETWORK}"
@@ -801,6 +803,7 @@ class DockerBackend:
             profile=Profile.LEAN
             if container.labels.get(LABEL_PROFILE) == Profile.LEAN.value
             else Profile.DEFAULT,
+            labels=facts.labels,
         )
 
     # -- files -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from simulator.backends.fake.placement import FakePlacement
 from simulator.backends.fake.stream import FakeStream
 from simulator.backends.fake.tasks import Tasks, usage
 from simulator.backends.fake.world import World
@@ -291,4 +292,7 @@ def jobs_of(world: World) -> dict[str, _Submitted]:
     return jobs
 
 
-BUILT_IN: Mapping[str, JobFactory] = {"simulator.innode.stream": FakeStream}
+BUILT_IN: Mapping[str, JobFactory] = {
+    "simulator.innode.stream": FakeStream,
+    "simulator.innode.placement": FakePlacement,
+}

@@ -6,24 +6,18 @@ one here, and the tests compare the kinds and fields of both.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from simulator.backends.fake.tasks import FakeActor, FakeTask, Outcome, Tasks
+from simulator.backends.fake.driver import FakeDriver
+from simulator.backends.fake.tasks import FakeActor, FakeTask, Outcome
 from simulator.backends.fake.world import World
 
 TICK_S = 0.1
 
 
-class FakeStream:
-    """Submits, waits, records, on the head.
-
-    Parameters
-    ----------
-    ended
-        Told ``(status, message)`` when the driver is over.
-    """
+class FakeStream(FakeDriver):
+    """Submits, waits, records, on the head."""
 
     def __init__(
         self,
@@ -32,32 +26,20 @@ class FakeStream:
         ray_job_id: str,
         ended: Callable[[str, str], None],
     ) -> None:
-        self.world, self.run_id, self.ended = world, run_id, ended
-        self.ray_job_id = ray_job_id
-        self.spec: Mapping[str, Any] = self._read("workload.json")
-        self.tasks = Tasks(world, run_id)
+        super().__init__(world, run_id, ray_job_id, ended)
         self.pending = 0
         self.calling: set[str] = set()
         self.due: dict[str, float] = {}
         self.actors: list[FakeActor] = []
         self.blocks: dict[str, FakeTask] = {}
-        self.submitted = self.results = self.failures = 0
         self.number = 0
         self.looked = self.said = False
         self.making = 0
-        self.over = False
 
     # -- its life --------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        if not self.spec:
-            self._end("FAILED", "Job entrypoint command failed: there is no workload.json")
-            return
-        slots = sum(
-            int(n.spec.resources.get("CPU", 0))
-            for n in self.world.nodes.values()
-            if n.believed_alive
-        )
+    def drive(self) -> None:
+        slots = self.slots()
         self.planned = int(self.spec["tasks"])
         self.window = max(1, round(slots * float(self.spec["in_flight_per_slot"])))
         self.out(
@@ -79,16 +61,6 @@ class FakeStream:
         if not self.making:
             self._loop()
 
-    def stop(self) -> None:
-        """The job was stopped from outside."""
-        self._end("STOPPED", "Job was intentionally stopped.")
-
-    def _end(self, status: str, message: str) -> None:
-        if not self.over:
-            self.over = True
-            self.tasks.stop()
-            self.ended(status, message)
-
     def _loop(self) -> None:
         if not self.over:
             self.tick()
@@ -97,7 +69,7 @@ class FakeStream:
 
     def tick(self) -> None:
         """Submit what there is room for, as the control file says; end when all is back."""
-        asked = self._read("control.json")
+        asked = self.read("control.json")
         go_on, finish = bool(asked.get("go_on")), bool(asked.get("finish"))
         if go_on and not self.looked:
             self.looked = True
@@ -112,13 +84,7 @@ class FakeStream:
         if self.number < self.planned or open_ended:
             self._call_actors()
         elif not self.pending and not self.calling:
-            self.out(
-                "driver.end",
-                submitted=self.submitted,
-                results=self.results,
-                failures=self.failures,
-            )
-            self._end("SUCCEEDED", "Job finished successfully.")
+            self.finish()
 
     # -- what it asks for ------------------------------------------------------------------------
 
@@ -197,7 +163,7 @@ class FakeStream:
                 lambda outcome: self._held(),
                 seconds=0.0,
                 max_retries=int(self.spec["max_retries"]),
-                cpus=0,
+                demand={},
                 prefers=name,
             )
             self.blocks[name] = block
@@ -232,7 +198,7 @@ class FakeStream:
                 lambda outcome, n=name, k=key: self._came_back([k], outcome, n),  # type: ignore[misc]
                 seconds=0.0,
                 max_retries=int(self.spec["max_retries"]),
-                cpus=0,
+                demand={},
                 needs=self.blocks[name],
             )
 
@@ -263,13 +229,3 @@ class FakeStream:
             args=[n],
             value=outcome.value,
         )
-
-    # -- files -----------------------------------------------------------------------------------
-
-    def out(self, kind: str, **data: Any) -> None:
-        self.world.write(self.run_id, "driver.jsonl", self.world.head, kind, **data)
-
-    def _read(self, name: str) -> Mapping[str, Any]:
-        raw = self.world.files.get(f"{self.run_id}/{name}")
-        data = json.loads(raw) if raw else {}
-        return data if isinstance(data, dict) else {}

@@ -1,12 +1,13 @@
 """Tasks, objects and actors of one simulated job: placed, cut off with their node, and run again.
 
-Only what an experiment can observe is here: a slot is held for a task's length, what runs on a node stops
+Only what an experiment can observe is here: what a task asks for is held for its length, what runs on a node stops
 with it, the owner learns of that when the GCS declares the node dead, retries are counted, an object whose
 only copy died is made again if its task may be, and an actor comes back elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,9 @@ from simulator.rayapi import FailedAttempt
 Done = Callable[["Outcome"], None]
 
 ANSWER_S = 0.002  # from the end of a task to its owner's knowing
+
+ROUNDING = 1e-9  # of sums of fractions
+ONE_CPU: Mapping[str, float] = {"CPU": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +35,14 @@ class Outcome:
 
 @dataclass(eq=False)
 class FakeTask:
-    """A task as it was submitted."""
+    """A task as it was submitted, and where it is: `gpus` are the ones that it was given."""
 
     key: str
     fn: str
     args: list[Any]
     seconds: float
-    cpus: int
+    demand: Mapping[str, float]
+    labels: Mapping[str, str]
     max_retries: int
     task_id: str
     done: Done
@@ -45,6 +50,7 @@ class FakeTask:
     prefers: str | None = None
     attempt: int = 0
     node: FakeNode | None = None
+    gpus: tuple[int, ...] = ()
     holders: set[FakeNode] = field(default_factory=set)
 
     @property
@@ -92,20 +98,22 @@ class Tasks:
         *,
         seconds: float,
         max_retries: int,
-        cpus: int = 1,
+        demand: Mapping[str, float] = ONE_CPU,
+        labels: Mapping[str, str] | None = None,
         needs: FakeTask | None = None,
         prefers: str | None = None,
     ) -> FakeTask:
         task = FakeTask(
-            key, fn, args, seconds, cpus, max_retries, self.world.hex(48), done, needs, prefers
-        )
+            key, fn, args, seconds, demand, labels or {}, max_retries, self.world.hex(48), done,
+            needs, prefers,
+        )  # fmt: skip
         self.queue.append(task)
         self.pump()
         return task
 
-    def used(self, node: FakeNode) -> int:
-        """CPUs in use on a node, as the GCS would count them."""
-        return sum(t.cpus for t in self.placed if t.node is node)
+    def used(self, node: FakeNode, resource: str = "CPU") -> float:
+        """How much of a resource is in use on a node, as the GCS would count it."""
+        return sum(t.demand.get(resource, 0.0) for t in self.placed if t.node is node)
 
     def pump(self) -> None:
         """Place whatever can be placed, in the order of submission."""
@@ -120,7 +128,7 @@ class Tasks:
             if node is None:
                 continue
             self.queue.remove(task)
-            task.node = node
+            task.node, task.gpus = node, self._give_gpus(task, node)
             self.placed.append(task)
             node.do(self.world.behaviour.dispatch_s, lambda t=task, n=node: self._begin(t, n))  # type: ignore[misc]
 
@@ -130,11 +138,34 @@ class Tasks:
             liked = next((n for n in up if n.name == task.prefers), None)
             if liked is not None:
                 return liked
-        if not task.cpus:
+        if not task.demand:
             return next(iter(up), None)
-        free = {n: int(n.spec.resources.get("CPU", 0)) - self.used(n) for n in up}
-        able = [n for n in up if free[n] >= task.cpus]
-        return max(able, key=lambda n: free[n], default=None)
+        able = [n for n in up if self._can_take(n, task)]
+        return max(able, key=lambda n: self._free(n, "CPU"), default=None)
+
+    def _free(self, node: FakeNode, resource: str) -> float:
+        return node.spec.resources.get(resource, 0.0) - self.used(node, resource)
+
+    def _can_take(self, node: FakeNode, task: FakeTask) -> bool:
+        if any(node.spec.labels.get(key) != value for key, value in task.labels.items()):
+            return False
+        enough = all(
+            self._free(node, name) >= amount - ROUNDING for name, amount in task.demand.items()
+        )
+        wants = task.demand.get("GPU", 0.0)
+        return enough and (not wants or len(self._gpus_with_room(node, wants)) >= math.ceil(wants))
+
+    def _gpus_with_room(self, node: FakeNode, wants: float) -> list[int]:
+        """Numbers of the GPUs that could take this task: whole free ones, or enough of one."""
+        taken = dict.fromkeys(range(int(node.spec.resources.get("GPU", 0))), 0.0)
+        for task in self.placed:
+            for number in task.gpus if task.node is node else ():
+                taken[number] += min(1.0, task.demand["GPU"])
+        return [n for n, part in taken.items() if part + min(1.0, wants) <= 1.0 + ROUNDING]
+
+    def _give_gpus(self, task: FakeTask, node: FakeNode) -> tuple[int, ...]:
+        wants = task.demand.get("GPU", 0.0)
+        return tuple(self._gpus_with_room(node, wants)[: math.ceil(wants)])
 
     def _at_hand(self, task: FakeTask, made: FakeTask) -> bool:
         """Is a copy of what it needs to be had now; if it is lost for good, have it made again."""
@@ -166,7 +197,8 @@ class Tasks:
             pid=4000 + node.starts,
             start_of_node=node.starts,
             task_id=task.task_id,
-            demand={"CPU": float(task.cpus)},
+            demand={name: float(amount) for name, amount in task.demand.items()},
+            gpu_ids=[str(number) for number in task.gpus],
         )
 
         def end() -> None:
@@ -342,9 +374,8 @@ def usage(world: World, jobs: list[Tasks]) -> Mapping[str, Mapping[str, tuple[fl
     result: dict[str, Mapping[str, tuple[float, float]]] = {}
     for entry in world.gcs.entries if world.gcs else []:
         if entry.alive:
-            used = sum(float(job.used(entry.node)) for job in jobs)
             result[entry.ray_node_id] = {
-                name: (used if name == "CPU" else 0.0, amount)
+                name: (sum(job.used(entry.node, name) for job in jobs), amount)
                 for name, amount in entry.node.spec.resources.items()
             }
     return result

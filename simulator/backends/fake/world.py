@@ -104,6 +104,7 @@ class FakeNode:
             exit_code=self.exit_code,
             resources=dict(self.spec.resources),
             profile=self.spec.profile,
+            labels=dict(self.spec.labels),
         )
 
     def say(self, line: str) -> None:

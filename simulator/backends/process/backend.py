@@ -484,6 +484,7 @@ class ProcessBackend:
             address=spec["address"],
             exit_code=exit_code(home) if state == "exited" else None,
             resources=spec["resources"],
+            labels=spec.get("labels", {}),  # a cluster of an older version
         )
 
     def _tmp(self, facts: Mapping[str, Any], node: str) -> Path:
@@ -575,6 +576,7 @@ def _description(node: NodeSpec) -> dict[str, Any]:
         "role": node.role,
         "group": node.group,
         "resources": dict(node.resources),
+        "labels": dict(node.labels),
         "arguments": _arguments(node),
     }
 
