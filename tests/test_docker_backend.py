@@ -18,6 +18,7 @@ from python_on_whales.exceptions import DockerException as CommandFailed
 
 from simulator.backends.base import Backend, CanKill, CanPause
 from simulator.backends.docker import DockerBackend, engine_answers
+from simulator.backends.docker.addresses import host_routes
 from simulator.backends.docker.archive import (
     extract,
     lines_of,
@@ -25,7 +26,7 @@ from simulator.backends.docker.archive import (
     tar_of_file,
     tar_of_folder,
 )
-from simulator.backends.docker.backend import host_routes, parse_engine_time
+from simulator.backends.docker.backend import parse_engine_time
 from simulator.backends.docker.checks import resolve_gpu
 from simulator.backends.docker.engine import (
     Connection,
