@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -41,15 +42,29 @@ def tell(**message: Any) -> None:
 
 
 def wait_for_go() -> None:
+    """Returns when told to start; from then on the end of our input ends whatever is being done."""
     # A Ctrl-C is for who started this; it ends us by ending our input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tell(ready=True)
     sys.stdin.readline()
+    signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_watch_input, daemon=True).start()
+
+
+def _watch_input() -> None:
+    while sys.stdin.readline():
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _stop(number: int, frame: object) -> None:  # noqa: ARG001 - as signal handlers are called
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what follows is taking down
+    raise SystemExit(0)
 
 
 def wait_for_end() -> None:
-    while sys.stdin.readline():
-        pass
+    while True:
+        time.sleep(3600)
 
 
 # ---- the judge
@@ -185,8 +200,6 @@ def compose(name: str, workers: int) -> None:
 
 def _announce_later(name: str) -> None:
     """Tell where the GCS is as soon as the engine knows; from a thread, so that nothing waits."""
-    import threading
-
     from simulator.backends.docker import DockerBackend
     from simulator.errors import SimulatorError
 

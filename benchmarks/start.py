@@ -35,7 +35,7 @@ from typing import Any
 import psutil
 from figures import ROOT, Figure, finish, load, parser, relative, say
 
-from simulator.backends.docker import engine_answers
+from simulator.backends.docker import DockerBackend, engine_answers
 from simulator.errors import SimulatorError
 from simulator.topology import load_topology
 
@@ -50,7 +50,7 @@ TARGETS: Mapping[int, Mapping[str, Sequence[tuple[float, str]]]] = {
     16: {OURS: ((1.0, CLUSTER_UTILS),), LEAN: ((0.8, CLUSTER_UTILS),)},
 }
 
-#: Plain Compose's nodes give up after 30 s of their own; nothing joins after this.
+#: Plain Compose's nodes give up by themselves when they have not started within 30 s.
 GIVE_UP_S = 120.0
 DOWN_S = 120.0
 
@@ -121,8 +121,8 @@ class Child:
             except queue.Empty:
                 raise TimeoutError(f"{self.words[0]}: no {key} in time") from None
             if message is None:
-                last = "; ".join(self.errors[-3:]) or "no words"
-                raise RuntimeError(f"{self.words[0]} ended: {last}")
+                last = self.errors[-1].strip()[:200] if self.errors else "no words"
+                raise RuntimeError(f"it ended: {last}")
             if key in message:
                 return message
 
@@ -131,23 +131,20 @@ class Child:
         with suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.close()
-        below = []
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+            return
+        below: list[psutil.Process] = []
         with suppress(psutil.Error):
             below = psutil.Process(self.process.pid).children(recursive=True)
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            say(f"{self.words[0]} does not end; it is killed, with what it started")
-        finally:
-            for process in below:
-                with suppress(psutil.Error):
-                    process.kill()
-            if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait()
+        for process in below:
+            with suppress(psutil.Error):
+                process.kill()
+        self.process.kill()
+        self.process.wait()
 
 
-def measure(words: Sequence[str], workers: int, scratch: Path) -> Start:
+def measure(words: Sequence[str], workers: int, scratch: Path, limit_s: float) -> Start:
     """Start one, see when all of it is alive, take it down."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     env |= {
@@ -162,10 +159,10 @@ def measure(words: Sequence[str], workers: int, scratch: Path) -> Start:
     contender = Child(*words, env=env)
     most = 0
     try:
-        until = time.monotonic() + GIVE_UP_S
+        until = time.monotonic() + limit_s
         judge.next("ready", until)
         contender.next("ready", until)
-        until = time.monotonic() + GIVE_UP_S
+        until = time.monotonic() + limit_s
         contender.say()
         began = contender.next("began", until)["began"]
         known = contender.next("address", until)
@@ -177,12 +174,14 @@ def measure(words: Sequence[str], workers: int, scratch: Path) -> Start:
             if seen["alive"] > workers:
                 return Start(round(seen["at"] - began, 2), most)
     except TimeoutError:
-        return Start(None, most, f"{most} of {workers + 1} alive after {GIVE_UP_S:.0f} s")
+        return Start(None, most, f"{most} of {workers + 1} alive after {limit_s:.0f} s")
     except RuntimeError as error:
         return Start(None, most, str(error))
     finally:
-        judge.end(5.0)
+        judge.end(0.0)
         contender.end(DOWN_S)
+        if words[0] != "cluster_utils":
+            DockerBackend().remove(words[1])  # whatever became of who should have done it
 
 
 def contenders(workers: int) -> dict[str, Sequence[str]]:
@@ -212,7 +211,7 @@ def why_not() -> dict[str, str]:
     return missing
 
 
-def rounds(workers: int, pairs: int) -> dict[str, list[Start]]:
+def rounds(workers: int, pairs: int, limit_s: float) -> dict[str, list[Start]]:
     """Every contender so many times, in turn; who is first rotates."""
     every, missing = contenders(workers), why_not()
     able = [name for name in every if name not in missing]
@@ -224,7 +223,7 @@ def rounds(workers: int, pairs: int) -> dict[str, list[Start]]:
         for name in [*able[first:], *able[:first]]:
             with tempfile.TemporaryDirectory(prefix="rs-bench-", dir="/tmp") as folder:
                 (Path(folder) / "token").write_text(secrets.token_hex(32), encoding="utf-8")
-                start = measure(every[name], workers, Path(folder))
+                start = measure(every[name], workers, Path(folder), limit_s)
             found[name].append(start)
             shown = f"{start.seconds} s" if start.seconds is not None else start.why
             say(f"{workers} workers, pair {number + 1} of {pairs}, {name}: {shown}")
@@ -273,12 +272,19 @@ def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--pairs", type=int, default=5, help="how often each is started")
     arguments.add_argument("--workers", type=int, nargs="+", default=[3, 16], metavar="N")
+    arguments.add_argument(
+        "--limit",
+        type=float,
+        default=GIVE_UP_S,
+        metavar="SECONDS",
+        help="give up a start after this",
+    )
     chosen = arguments.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` takes all down
     began_load, made = load(), []
     for workers in chosen.workers:
-        made += figures_of(workers, rounds(workers, chosen.pairs))
-    options = {"pairs": chosen.pairs, "workers": chosen.workers}
+        made += figures_of(workers, rounds(workers, chosen.pairs, chosen.limit))
+    options = {"pairs": chosen.pairs, "workers": chosen.workers, "limit_s": chosen.limit}
     return finish("start", made, began_load=began_load, options=options, save=chosen.save)
 
 
