@@ -144,17 +144,29 @@ def _backend(
     try:
         backend = select.make(name)
         found = list(backend.check(topology))
-        if isinstance(backend, TriesOut) and not any(c.level == "problem" for c in found):
-            found += backend.try_out(topology, image, say)
-        return [*found, _faults(backend)]
     except SimulatorError as error:
         if error.exit_code == 2:
             raise
         why = f": {error.why}" if error.why else ""
         return [Check("problem", name, error.what + why, error.remedy)]
     except Exception as error:  # noqa: BLE001 - a doctor that dies helps nobody
-        text = f"could not be looked at: {type(error).__name__}: {error}"
-        return [Check("problem", name, text, "Report this as a defect")]
+        return [Check("problem", name, _broken(error), _REPORT_IT)]
+    if isinstance(backend, TriesOut) and not any(c.level == "problem" for c in found):
+        try:
+            found += backend.try_out(topology, image, say)
+        except SimulatorError as error:
+            why = f": {error.why}" if error.why else ""
+            found.append(Check("warning", "trials", f"not known: {error.what}{why}", error.remedy))
+        except Exception as error:  # noqa: BLE001
+            found.append(Check("warning", "trials", _broken(error), _REPORT_IT))
+    return [*found, _faults(backend)]
+
+
+_REPORT_IT = "Report this as a defect"
+
+
+def _broken(error: Exception) -> str:
+    return f"could not be looked at: {type(error).__name__}: {error}"
 
 
 def _faults(backend: Backend) -> Check:

@@ -12,6 +12,7 @@ import pytest
 
 from simulator import doctor
 from simulator.assets import innode_path
+from simulator.backends import select
 from simulator.backends.base import LABEL_CLUSTER, Check
 from simulator.backends.docker import checks as docker_checks
 from simulator.backends.docker import trials
@@ -20,6 +21,7 @@ from simulator.backends.docker.engine import Connection
 from simulator.backends.docker.image import DEFAULT_IMAGE, RAY_VERSION
 from simulator.backends.docker.probe import Probed
 from simulator.backends.process import checks as process_checks
+from simulator.errors import CannotRun
 from simulator.innode.kernel import FEATURES, is_unused
 from simulator.topology import Topology, load_topology, override, parse_topology
 
@@ -263,6 +265,32 @@ def test_a_shell_that_gets_in_the_way_is_told_and_a_token_is_not_shown(
     assert "my-secret" not in found["RAY_AUTH_TOKEN"].text
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert "proxy" not in by_name(doctor.shell_checks())
+
+
+def test_a_trial_that_breaks_costs_nothing_of_what_was_found(
+    topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Backend:
+        name = "docker"
+
+        def check(self, topology: Topology) -> list[Check]:
+            return [Check("ok", "engine", "answers")]
+
+        def try_out(self, *asked: Any) -> list[Check]:
+            raise error
+
+    monkeypatch.setattr(select, "make", lambda name: Backend())
+    monkeypatch.setattr(select, "choose", lambda name: select.Choice(Backend(), "x"))
+    for error in (CannotRun("it broke", why="so it is"), ZeroDivisionError("division")):
+        diagnosis = doctor.examine(topology, "docker")
+        (section,) = [s for s in diagnosis.sections if s.backend]
+        found = by_name(section.checks)
+        assert diagnosis.able
+        assert found["engine"].level == "ok"
+        assert found["trials"].level == "warning"
+        assert str(error) in found["trials"].text or "it broke: so it is" in found["trials"].text
+        # It can neither kill nor pause, and says so.
+        assert found["faults"].text.startswith("stop; kill needs one that can kill")
 
 
 # ---- the real thing
