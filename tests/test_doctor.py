@@ -279,8 +279,9 @@ def test_a_trial_that_breaks_costs_nothing_of_what_was_found(
         def try_out(self, *asked: Any) -> list[Check]:
             raise error
 
-    monkeypatch.setattr(select, "make", lambda name: Backend())
-    monkeypatch.setattr(select, "choose", lambda name: select.Choice(Backend(), "x"))
+    backend: Any = Backend()
+    monkeypatch.setattr(select, "make", lambda name: backend)
+    monkeypatch.setattr(select, "choose", lambda name: select.Choice(backend, "x"))
     for error in (CannotRun("it broke", why="so it is"), ZeroDivisionError("division")):
         diagnosis = doctor.examine(topology, "docker")
         (section,) = [s for s in diagnosis.sections if s.backend]
