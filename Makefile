@@ -63,8 +63,8 @@ image: $(VENV)/.core ## Build the node image
 acceptance: $(VENV)/.dev ## Long repeats, resumable; results in benchmarks/results
 	@$(BIN)/python scripts/acceptance.py $(ARGS)
 
-bench: $(VENV)/.dev ## Measure speed (benchmarks/)
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+bench: $(VENV)/.dev ## Measure speed beside the peers; results in benchmarks/results (ARGS="--only start")
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 clean: ## Remove caches and build outputs; clusters, runs and .venv stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -26,16 +25,19 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+# The checkout, whatever else is installed.
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from simulator import __version__  # noqa: E402 - the checkout, whatever else is installed
+from figures import RESULTS, commit, machine  # noqa: E402
+
 from simulator.backends.base import LABEL_CLUSTER  # noqa: E402
+from simulator.errors import SimulatorError  # noqa: E402
 from simulator.history import read_history  # noqa: E402
 from simulator.report import load_run, summarise  # noqa: E402
 from simulator.store import Store  # noqa: E402
+from simulator.topology import load_topology  # noqa: E402
 from simulator.waiting import wait_until  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results"
 REPEATS = 10
 FIRST_SEED = 1000
 
@@ -137,22 +139,46 @@ def _blocks(seeds: Sequence[int]) -> Iterator[list[int]]:
 
 def up16(work: Path) -> dict[str, Any]:  # noqa: ARG001 - parts are called alike
     """Sixteen workers come up on this machine, and nothing is left of them afterwards."""
-    name = "acceptance-16"
+    return comes_up("acceptance-16", 16)
+
+
+def up64_lean(work: Path) -> dict[str, Any]:  # noqa: ARG001
+    """Sixty-four lean workers come up on this machine: how long, and how much memory each takes."""
+    try:
+        load_topology("lean")
+    except SimulatorError as error:
+        raise Failed(f"not measured: {error}") from None
+    before = psutil.virtual_memory().available
+    return comes_up("acceptance-64", 64, "--topology", "lean", free_before=before)
+
+
+def comes_up(
+    name: str, workers: int, *arguments: str, free_before: int | None = None
+) -> dict[str, Any]:
+    """Bring a cluster up, count who is alive, look at its memory, take it down, look what is left."""
     began = time.monotonic()
+    memory: dict[str, Any] = {}
     try:
         code, out = simulator(
-            "up", "--backend", "docker", "--name", name, "--workers", "16", "--json"
-        )
+            "up", "--backend", "docker", "--name", name, "--workers", str(workers), *arguments,
+            "--json",
+        )  # fmt: skip
         seconds = time.monotonic() - began
         if code:
             raise Failed(f"up ended with {code}")
         count = json.loads(out)["count"]
+        if free_before is not None:
+            taken = free_before - psutil.virtual_memory().available
+            memory = {
+                "memory_gb": round(taken / 1e9, 2),
+                "memory_mb_per_node": round(taken / 1e6 / (workers + 1)),
+            }
     finally:
         simulator("down", "--name", name)
     left = labelled(name)
-    if count["alive"] != 17 or left:
+    if count["alive"] != workers + 1 or left:
         raise Failed(f"{count}; left behind: {left}")
-    return {"count": count, "seconds": round(seconds, 1)}
+    return {"count": count, "seconds": round(seconds, 1), **memory}
 
 
 def kill9(work: Path) -> dict[str, Any]:
@@ -203,44 +229,12 @@ PARTS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "node_failure-docker": lambda work: ten_runs(work, "docker"),
     "node_failure-process": lambda work: ten_runs(work, "process"),
     "up16": up16,
+    "up64-lean": up64_lean,
     "kill9": kill9,
 }
 
 
 # ---- keeping the results
-
-
-def commit() -> str:
-    """The commit that is checked out; a tree with changes is not that commit."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    name = git("rev-parse", "--short", "HEAD") or __version__
-    return f"{name}-changed" if git("status", "--porcelain", "--untracked-files=no") else name
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "docker": _version_of("version", "--format", "{{.Server.Version}}"),
-        "compose": _version_of("compose", "version", "--short"),
-        "simulator": __version__,
-    }
-
-
-def _version_of(*arguments: str) -> str | None:
-    try:
-        return docker(*arguments).strip()
-    except Failed:
-        return None
 
 
 def main() -> int:

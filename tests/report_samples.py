@@ -47,7 +47,11 @@ def make_run(folder: Path, verdict: str = "valid", **plan: Any) -> dict[str, Any
     chosen = Plan(**{**PLANS[verdict], **plan})
     history, spec = build(chosen)
     history = History([_with_hostile_error(op) for op in history])
-    spec = {**_spec(chosen), **spec, "params": {"tasks": 100, "task_seconds": chosen.task_seconds}}
+    spec = {
+        **spec_of(chosen),
+        **spec,
+        "params": {"tasks": 100, "task_seconds": chosen.task_seconds},
+    }
     judgement = judge(RunView(history, spec))
     result = {
         "schema": 1, "run_id": "built", "experiment": "node_failure", "backend": "docker",
@@ -76,7 +80,7 @@ def _with_hostile_error(op: Op) -> Op:
     return Op(op.index, op.kind, op.source, op.wall, op.mono, op.received, op.node, data)
 
 
-def _spec(plan: Plan) -> dict[str, Any]:
+def spec_of(plan: Plan) -> dict[str, Any]:
     """What `history_builder` leaves out of the spec because no check reads it."""
     resources = {"CPU": plan.slots_per_node}
     group = {"group_name": "worker", "replicas": plan.workers, "resources": resources}

@@ -19,6 +19,7 @@ from python_on_whales.exceptions import DockerException as CommandFailed
 
 from simulator.backends.base import Backend, CanKill, CanPause, ClusterSpec, GpuKind, NodeState
 from simulator.backends.docker import DockerBackend, engine_answers
+from simulator.backends.docker.addresses import host_routes
 from simulator.backends.docker.archive import (
     extract,
     lines_of,
@@ -31,7 +32,6 @@ from simulator.backends.docker.archive import (
 from simulator.backends.docker.backend import (
     _Container,
     _refuse_beside,
-    host_routes,
     parse_engine_time,
 )
 from simulator.backends.docker.checks import _memory, resolve_gpu

@@ -58,6 +58,8 @@ def test_a_history_cut_anywhere_is_read_up_to_there(
         assert history.truncated == (
             f"line {whole + 1} of history.jsonl is cut off; judged up to line {whole}"
         )
+    elif not rest and not whole:
+        assert history.truncated == "history.jsonl is empty"
     else:
         # Cut right before its end, a line says all that it has to say.
         assert history.truncated is None
@@ -171,3 +173,17 @@ def test_a_later_measurement_counts_at_once() -> None:
     assert history.at(op("task.start", 20.0, "ledger")) == 10.0
     history.append(op("clock.offset", sources=["ledger"], offset=20.0, uncertainty=0.0))
     assert history.at(op("task.start", 20.0, "ledger")) == 5.0
+
+
+def test_operations_of_a_kind_are_found_again_after_the_history_has_grown() -> None:
+    history = History([Op(0, "engine.start", "engine", 1.0, None, 1.0, "head")])
+    assert [op.index for op in history.of("engine.")] == [0]
+    for index, kind in enumerate(("ray.node", "engine.die", "ray.node", "engine.start"), 1):
+        history.append(Op(index, kind, "engine", 1.0, None, 1.0, "head"))
+    assert [op.index for op in history.of("engine.")] == [0, 2, 4]
+    assert [op.index for op in history.of("engine.start", "ray.node")] == [0, 1, 3, 4]
+    assert [op.index for op in history.of("ray.node")] == [1, 3]
+    assert (history.first("ray.node"), history.last("engine.")) == (history.ops[1], history.ops[4])
+    assert history.of("no.such") == []
+    assert history.first("no.such", "nor.this.") is None
+    assert history.last("no.such") is None

@@ -15,7 +15,7 @@ from simulator.checkers.throughput import Curve
 from simulator.history import History, Op
 from simulator.report.run import Run, load_run
 from simulator.report.story import story
-from simulator.report.timeline import Execution, Outcome, Timeline, _bins, _packed, build_timeline
+from simulator.report.timeline import Outcome, Timeline, _bins, _packed, build_timeline
 
 
 def run_of(history: History, spec: dict[str, Any] | None = None) -> Run:
@@ -205,15 +205,14 @@ times = st.floats(0, 100, allow_nan=False)
 def test_no_two_executions_share_a_row_at_the_same_time(
     raw: list[tuple[float, float, str, bool]],
 ) -> None:
-    given_ones = sorted(
-        (
-            Execution(str(i), node, min(a, b), max(a, b), Outcome.COMPLETED, 1, call)
-            for i, (a, b, node, call) in enumerate(raw)
-        ),
-        key=lambda e: e.start,
-    )
-    placed = _packed(given_ones)
-    assert sorted(e.key for e in placed) == sorted(e.key for e in given_ones)
+    given_ones = [
+        (min(a, b), max(a, b), str(i), node, Outcome.COMPLETED, 1, call)
+        for i, (a, b, node, call) in enumerate(raw)
+    ]
+    placed = _packed(sorted(given_ones, key=lambda e: e[0]))
+    assert {(e.key, e.start, e.end, e.node, e.call) for e in placed} == {
+        (key, start, end, node, call) for start, end, key, node, _, _, call in given_ones
+    }
     for before, after in pairwise(placed):
         if (before.node, before.call, before.row) == (after.node, after.call, after.row):
             assert before.end <= after.start

@@ -19,6 +19,7 @@ from fakes import Killed, Lab, cluster_up, fake, finding, kinds, only, topology
 
 from simulator.backends.base import Capability, Check
 from simulator.backends.fake import Behaviour
+from simulator.checkers.base import RunView
 from simulator.cluster import Cluster, salvage
 from simulator.errors import BadInput, CannotRun, NotFound
 from simulator.experiment import PHASES, Experiment, load_experiment
@@ -36,7 +37,7 @@ from simulator.workload import TaskStream
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """Its runs write a page that costs nothing; one test below looks at the real one."""
 
-    def page(path: Path) -> Path:
+    def page(path: Path, view: RunView) -> Path:
         (path / "report.html").write_text("a report", encoding="utf-8")
         return path / "report.html"
 
@@ -506,7 +507,7 @@ def test_a_node_that_cannot_come_back_fails_the_run(lab: Lab) -> None:
 def test_a_report_that_breaks_does_not_cost_the_verdict(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(path: Path) -> None:
+    def broken(path: Path, view: RunView) -> None:
         raise RuntimeError("no ink")
 
     monkeypatch.setattr("simulator.runner.judging.write_html", broken)

@@ -392,6 +392,24 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class TriesOut(Protocol):
+    """Knows more of this machine when it may try: seconds that a doctor has and `up` has not."""
+
+    def try_out(
+        self, topology: Topology, image: str | None, say: Callable[[str], None]
+    ) -> list[Check]:
+        """What `check` does not look at, tried for real where that can be; leaves nothing behind.
+
+        Parameters
+        ----------
+        image
+            The node image that would be used, instead of ours.
+        say
+            Told of what takes long.
+        """
+
+
+@runtime_checkable
 class CanKill(Protocol):
     """Sends SIGKILL to a whole node at once: no process of it gets a chance to say good-bye."""
 

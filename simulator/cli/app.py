@@ -117,7 +117,14 @@ _add("check", runs.check, _EXPERIMENTS, "check latest", "check node_failure/late
 _add("report", runs.report, _EXPERIMENTS, "report latest", "report latest --junit report.xml")
 _add("runs", runs.runs, _EXPERIMENTS, "runs", "runs --json")
 
-_add("doctor", machine.doctor, _MACHINE, "doctor", "doctor --workers 16 --json")
+_add(
+    "doctor",
+    machine.doctor,
+    _MACHINE,
+    "doctor",
+    "doctor --workers 16 --json",
+    "doctor --image rayproject/ray:2.60.0",
+)
 image = typer.Typer(
     help="The node image (Docker).", no_args_is_help=True, pretty_exceptions_enable=False
 )

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from simulator.cli import complete, output
-from simulator.cli.options import BACKENDS, AsJson, SetOption, WorkersOption
+from simulator.cli.options import BACKENDS, AsJson, ImageOption, SetOption, WorkersOption
 
 
 def doctor(
@@ -33,14 +33,18 @@ def doctor(
             autocompletion=complete.choices(*BACKENDS),
         ),
     ] = "auto",
+    image: ImageOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look whether this machine can do it: engine, Compose, image, cores, memory, Ray.
+    """Look whether this machine can do it: engine, image, memory, addresses, what faults need.
 
-    Each line is ok, a warning or a problem, with its remedy. Exit code 4 if no backend can be used.
+    Each line is ok, a warning or a problem, with its remedy; what could not be found out is a warning.
+    What no file says for certain is tried, in a container that is removed. Exit code 4 if no backend
+    can be used.
     """
     from simulator.backends import select
     from simulator.cli.plan import Problems, load_nodes
+    from simulator.cli.screen import Screen
     from simulator.cli.tables import doctor_view
     from simulator.doctor import examine
 
@@ -49,7 +53,8 @@ def doctor(
     problems.one_of("--backend", backend, select.NAMES)
     problems.raise_any()
     assert wanted is not None
-    diagnosis = examine(wanted, backend)
+    with Screen("doctor").showing() as screen:
+        diagnosis = examine(wanted, backend, image, screen.say)
     with output.reader_may_leave():
         if as_json:
             output.print_json({"able": diagnosis.able, **asdict(diagnosis)})

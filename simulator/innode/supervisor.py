@@ -41,6 +41,9 @@ STOPPED, USAGE, START_FAILED, RAYLET_DIED, RAYLET_LEFT, GCS_DIED = 0, 2, 10, 11,
 RAYLET_GRACE_S = float(os.environ.get("RAY_SIM_GRACE_S", "6"))
 OTHERS_GRACE_S = 2.0
 
+#: What a node's object store may hold unless told otherwise; Ray keeps it in shared memory.
+OBJECT_STORE_BYTES = 104857600
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -106,7 +109,7 @@ def ray_command(role: str, extra: list[str]) -> list[str]:
     defaults = {
         "--node-name": node_name(),
         "--node-ip-address": own_address(),
-        "--object-store-memory": "104857600",
+        "--object-store-memory": str(OBJECT_STORE_BYTES),
     }
     if role == "head":
         defaults["--port"] = "6379"

@@ -22,8 +22,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from simulator.checkers.anatomy import Phase
-from simulator.checkers.base import Finding, Verdict
-from simulator.history import Op
+from simulator.checkers.base import Finding, RunView, Verdict
+from simulator.history import Op, without_collecting
 from simulator.report import placement, story
 from simulator.report.run import Run, clean, load_run
 from simulator.report.timeline import (
@@ -49,8 +49,10 @@ NOTHING = "\u2013"
 VERDICT_MARKS = {Verdict.VALID: "✓", Verdict.INVALID: "✕", Verdict.UNKNOWN: "?"}
 
 
-def write_html(run_dir: Path) -> Path:
+def write_html(run_dir: Path, view: RunView | None = None) -> Path:
     """Write ``report.html`` into a run directory and return its path.
+
+    `view` is its history and spec, if they are read already.
 
     Raises
     ------
@@ -59,9 +61,10 @@ def write_html(run_dir: Path) -> Path:
     OSError
         The file cannot be written.
     """
-    run = load_run(Path(run_dir))
-    path = run.path / "report.html"
-    path.write_bytes(render_html(run).encode())
+    with without_collecting():
+        run = load_run(Path(run_dir), view)
+        path = run.path / "report.html"
+        path.write_bytes(render_html(run).encode())
     return path
 
 
@@ -385,6 +388,7 @@ def _data(timeline: Timeline) -> str:
             segments.append([*where, i, i])
         segments[-1][4] = i + 1
     start = timeline.start
+    begins = [_ms(e.start - start) for e in executions]
     through = timeline.throughput
     data = {
         "start": start,
@@ -398,10 +402,12 @@ def _data(timeline: Timeline) -> str:
             for lane in timeline.lanes
         ],
         "segments": segments,
-        "from": _column("I", (_ms(e.start - start) for e in executions)),
-        "length": _column("I", (_ms(e.end - start) - _ms(e.start - start) for e in executions)),
-        "outcome": _column("B", (int(e.outcome) for e in executions)),
-        "attempt": _column("B", (min(e.attempt, 255) for e in executions)),
+        "from": _column("I", begins),
+        "length": _column(
+            "I", [_ms(e.end - start) - began for e, began in zip(executions, begins, strict=True)]
+        ),
+        "outcome": _column("B", [e.outcome for e in executions]),
+        "attempt": _column("B", [min(e.attempt, 255) for e in executions]),
         "keys": "\n".join(e.key.replace("\n", " ") for e in executions),
         "outcomes": [OUTCOME_WORDS[o] for o in Outcome],
         "faults": [

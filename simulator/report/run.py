@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,6 @@ class Run:
     judged: bool
     findings: Sequence[Finding]
     phases: Sequence[Phase]
-    _by_index: dict[int, Op] = field(default_factory=dict, repr=False)
 
     @property
     def history(self) -> History:
@@ -185,17 +184,27 @@ class Run:
 
     def cited(self, indices: Sequence[int]) -> list[Op]:
         """The operations with these indices; ones that the history does not hold are left out."""
-        if not self._by_index:
-            self._by_index.update((op.index, op) for op in self.history)
-        return [self._by_index[i] for i in indices if i in self._by_index]
+        ops = self.history.ops
+        # An index is a place in the history, unless lines of it could not be read.
+        found = {i: ops[i] for i in indices if 0 <= i < len(ops) and ops[i].index == i}
+        wanted = set(indices) - found.keys()
+        if wanted:
+            found |= {op.index: op for op in ops if op.index in wanted}
+        return [found[i] for i in indices if i in found]
 
     def _either(self, key: str) -> Any:
         value = self.result.get(key)
         return self.spec.get(key) if value is None else value
 
 
-def load_run(run_dir: Path) -> Run:
+def load_run(run_dir: Path, view: RunView | None = None) -> Run:
     """Read a run directory, whatever is left of it.
+
+    Parameters
+    ----------
+    view
+        Its history and spec, by whoever has read them already: a long history takes seconds and
+        memory, and what was computed from it is kept with the view.
 
     Raises
     ------
@@ -208,13 +217,15 @@ def load_run(run_dir: Path) -> Run:
         what = "holds no " + ", ".join(files) if run_dir.is_dir() else "is not a folder"
         raise BadInput(Problem(str(run_dir), what, "name a run, such as runs/node_failure/latest"))
     notices: list[str] = []
-    spec = _read_json(run_dir / SPEC, notices, "what was asked for is not known")
-    try:
-        history = RunDir(run_dir).history()
-    except OSError:
-        history = History()
-        notices.append(f"{HISTORY} is missing: there is no evidence to show.")
-    view = RunView(history, spec)
+    if view is None:
+        spec = _read_json(run_dir / SPEC, notices, "what was asked for is not known")
+        try:
+            history = RunDir(run_dir).history()
+        except OSError:
+            history = History()
+            notices.append(f"{HISTORY} is missing: there is no evidence to show.")
+        view = RunView(history, spec)
+    history, spec = view.history, view.spec
     can_judge = bool(spec) and len(history) > 0
     consequence = "judged just now, from the history" if can_judge else "nothing was judged"
     result = _read_json(run_dir / RESULT, notices, consequence)

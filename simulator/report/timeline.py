@@ -10,15 +10,20 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import islice
+from operator import itemgetter
 
 from simulator.checkers import throughput
 from simulator.checkers.anatomy import BACK, anatomy
 from simulator.checkers.index import DOWNING_FAULTS, Index, index_of
 from simulator.history import History, Op
 from simulator.report.run import Run, number
+
+#: When something happened, seconds from `Timeline.zero`.
+At = Callable[[Op], float]
 
 
 class Outcome(IntEnum):
@@ -147,13 +152,15 @@ def build_timeline(run: Run) -> Timeline:
     if not len(history):
         return Timeline(0.0, 0.0, 1.0, (), (), (), Throughput(0.0, 1.0, (), None, ()))
     zero = _zero(history)
-    at = {op.index: history.at(op) - zero for op in history}
-    last = max(at.values())
+
+    def at(op: Op) -> float:
+        return history.at(op) - zero
+
+    first, last = _extent(history, zero)
     index = index_of(run.view)
     executions = _executions(index, _deaths(history, at), at, zero, last)
     faults = _faults(index, at, executions)
-    start, end = _domain(run, at, executions, faults, last)
-    executions = _packed(executions)
+    start, end = _domain(run, at, executions, faults, first, last)
     rows = _usual_rows(executions)
     events = _node_events(history)
     lanes = [
@@ -179,11 +186,30 @@ def _zero(history: History) -> float:
     return history.at(history.ops[0])
 
 
+def _extent(history: History, zero: float) -> tuple[float, float]:
+    """When the first and the last thing happened: each source's extremes, by its own clock."""
+    earliest: dict[str, Op] = {}
+    latest: dict[str, Op] = {}
+    for op in history:
+        source = op.source
+        if source not in earliest:
+            earliest[source] = latest[source] = op
+        elif op.wall < earliest[source].wall:
+            earliest[source] = op
+        elif op.wall > latest[source].wall:
+            latest[source] = op
+    return (
+        min(history.at(op) for op in earliest.values()) - zero,
+        max(history.at(op) for op in latest.values()) - zero,
+    )
+
+
 def _domain(
     run: Run,
-    at: dict[int, float],
+    at: At,
     executions: Sequence[Execution],
     faults: Sequence[FaultBand],
+    first: float,
     last: float,
 ) -> tuple[float, float]:
     """From just before the work began until the last thing worth seeing; setup is left out."""
@@ -191,9 +217,9 @@ def _domain(
     moments += [f.end if f.end is not None else f.start for f in faults]
     if faults:
         moments += [faults[0].injected + (p.seconds or 0.0) for p in run.seen]
-    moments += [at[op.index] for op in run.history.of("workload.end")]
+    moments += [at(op) for op in run.history.of("workload.end")]
     if not moments:
-        return min(at.values()), max(last, min(at.values()) + 1.0)
+        return first, max(last, first + 1.0)
     end = min(max(moments), last) if last > 0 else max(moments)
     begin = min([0.0, *(e.start for e in executions)])
     margin = min(max(0.02 * (end - begin), 0.2), 2.0)
@@ -216,7 +242,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
-def _deaths(history: History, at: dict[int, float]) -> dict[str, list[float]]:
+def _deaths(history: History, at: At) -> dict[str, list[float]]:
     """When each node is known to have gone away: everything running there was cut off."""
     found: dict[str, list[float]] = defaultdict(list)
     for op in history.of("engine.die", "fault.effect", "ray.node"):
@@ -226,7 +252,7 @@ def _deaths(history: History, at: dict[int, float]) -> dict[str, list[float]]:
             continue
         if op.kind == "fault.effect" and op.data.get("fault") not in DOWNING_FAULTS:
             continue
-        found[op.node].append(at[op.index])
+        found[op.node].append(at(op))
     for times in found.values():
         times.sort()
     return found
@@ -235,13 +261,14 @@ def _deaths(history: History, at: dict[int, float]) -> dict[str, list[float]]:
 def _executions(
     index: Index,
     deaths: dict[str, list[float]],
-    at: dict[int, float],
+    at: At,
     zero: float,
     last: float,
 ) -> list[Execution]:
-    found: list[Execution] = []
+    found: list[tuple[float, float, str, str, Outcome, int, bool]] = []
     for key, of_key in index.executions.items():
-        failures = sorted(at[op.index] for op in index.attempts.get(key, ()))
+        attempts = index.attempts.get(key)
+        failures = sorted(at(op) for op in attempts) if attempts else ()
         for i, e in enumerate(of_key):
             start = e.start - zero
             if e.end is not None:
@@ -257,10 +284,10 @@ def _executions(
                     gone = of_key[i + 1].start - zero
                 outcome = Outcome.OPEN if gone is None else Outcome.CUT
                 end = max(start, last if gone is None else gone)
-            call = e.actor is not None
-            found.append(Execution(key, e.node or "?", start, end, outcome, i + 1, call))
-    found.sort(key=lambda e: e.start)
-    return found
+            node, call = e.node or "?", e.actor is not None
+            found.append((start, end, key, node, outcome, i + 1, call))
+    found.sort(key=itemgetter(0))
+    return _packed(found)
 
 
 def _next(times: Sequence[float], after: float) -> float | None:
@@ -268,20 +295,20 @@ def _next(times: Sequence[float], after: float) -> float | None:
     return times[position] if position < len(times) else None
 
 
-def _faults(index: Index, at: dict[int, float], executions: Sequence[Execution]) -> list[FaultBand]:
+def _faults(index: Index, at: At, executions: Sequence[Execution]) -> list[FaultBand]:
     tasks = [e for e in executions if not e.call]
     bands = []
     for record in index.faults.values():
         began = record.inject or record.effect
         if began is None:
             continue
-        injected = at[began.index]
+        injected = at(began)
         effect, healed = record.effect, record.healed
-        start = injected if effect is None else at[effect.index]
-        end = None if healed is None else at[healed.index]
+        start = injected if effect is None else at(effect)
+        end = None if healed is None else at(healed)
         if record.node is not None and index.downs_node(record):
             rejoined = index.rejoin(record.node, index.at(effect or began))
-            end = None if rejoined is None else at[rejoined.index]
+            end = None if rejoined is None else at(rejoined)
         hit = sum(
             e.node == record.node
             and e.start <= start
@@ -316,7 +343,7 @@ def _node_events(history: History) -> dict[str, list[Op]]:
     return found
 
 
-def _spans(events: Iterable[Op], at: dict[int, float], start: float, end: float) -> list[Span]:
+def _spans(events: Iterable[Op], at: At, start: float, end: float) -> list[Span]:
     """The node's states within the domain, from the engine's events and Ray's belief."""
     process: bool | None = None
     paused = declared_dead = False
@@ -326,7 +353,7 @@ def _spans(events: Iterable[Op], at: dict[int, float], start: float, end: float)
     alive: dict[str, int] = {}
     spans: list[Span] = []
     since, state = start, ""
-    for op in sorted(events, key=lambda op: at[op.index]):
+    for op in sorted(events, key=at):
         fault = op.data.get("fault")
         if op.kind == "engine.start":
             process, paused, declared_dead = True, False, False
@@ -346,7 +373,7 @@ def _spans(events: Iterable[Op], at: dict[int, float], start: float, end: float)
                 declared_dead = True
         now = _state(process, paused, starts in alive.values(), declared_dead)
         if now != state:
-            moment = min(max(at[op.index], start), end)
+            moment = min(max(at(op), start), end)
             if state and moment > since:
                 spans.append(Span(since, moment, state))
             since, state = moment, now
@@ -365,19 +392,22 @@ def _state(process: bool | None, paused: bool, ray: bool, declared_dead: bool) -
     return "dead" if declared_dead else "starting"
 
 
-def _packed(executions: Iterable[Execution]) -> list[Execution]:
+def _packed(
+    found: Iterable[tuple[float, float, str, str, Outcome, int, bool]],
+) -> list[Execution]:
     """Sorted by node and row, each in the first row of its node that is free: none overlap."""
     rows: dict[tuple[str, bool], list[float]] = defaultdict(list)
     placed: list[Execution] = []
-    for e in executions:
-        free = rows[e.node, e.call]
-        row = next((i for i, until in enumerate(free) if until <= e.start), len(free))
-        if row == len(free):
-            free.append(e.end)
+    for start, end, key, node, outcome, attempt, call in found:
+        free = rows[node, call]
+        for row, until in enumerate(free):
+            if until <= start:
+                free[row] = end
+                break
         else:
-            free[row] = e.end
-        # Written out, because dataclasses.replace takes a second for 100,000 of them.
-        placed.append(Execution(e.key, e.node, e.start, e.end, e.outcome, e.attempt, e.call, row))
+            row = len(free)
+            free.append(end)
+        placed.append(Execution(key, node, start, end, outcome, attempt, call, row))
     placed.sort(key=lambda e: (e.node, e.call, e.row, e.start))
     return placed
 
@@ -427,8 +457,13 @@ def _nice(width: float) -> float:
 def _bins(curve: throughput.Curve, start: float, step: float, count: int) -> list[float]:
     """Exact means of a step function per bin, in one pass over it."""
     work = [0.0] * count
-    for since, until, rate in zip(curve.times, curve.times[1:], curve.rates, strict=False):
+    for since, until, rate in zip(
+        curve.times, islice(curve.times, 1, None), curve.rates, strict=False
+    ):
         i = max(0, int((since - start) / step))
+        if i < count and until <= start + (i + 1) * step and since >= start:
+            work[i] += rate * (until - since)
+            continue
         while i < count and start + i * step < until:
             low, high = start + i * step, start + (i + 1) * step
             work[i] += rate * max(0.0, min(until, high) - max(since, low))

@@ -39,7 +39,8 @@ def judge_run(
     if error is None:
         error = previous.get("error")
     _know_checks(run, spec)
-    judgement = judge(RunView(history, spec))
+    view = RunView(history, spec)
+    judgement = judge(view)
     last = history.ops[-1].received if history.ops else spec["started"]
     result: dict[str, Any] = {
         "schema": SCHEMA,
@@ -78,7 +79,7 @@ def judge_run(
     }
     run.write_result(result)
     try:
-        write_html(run.path)
+        write_html(run.path, view)
     except Exception as problem:  # noqa: BLE001 - a broken report must not cost the verdict
         text = f"the report could not be written: {type(problem).__name__}: {problem}"
         result["error"] = "\nnote: ".join(t for t in (error, text) if t)

@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -53,6 +52,7 @@ from simulator.backends.base import (
     name_problem,
     refuse_other,
 )
+from simulator.backends.docker.addresses import taken_subnets
 from simulator.backends.docker.archive import (
     extract,
     lines_of,
@@ -77,6 +77,7 @@ from simulator.backends.docker.events import EventWatch
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE, ensure_image
 from simulator.backends.docker.programs import DockerProgram
 from simulator.backends.docker.relay import Relay
+from simulator.backends.docker.trials import trials
 from simulator.compose import (
     DASHBOARD_PORT,
     INNODE_TARGET,
@@ -176,8 +177,14 @@ class DockerBackend:
         return int(self._info().get("NCPU") or 1)
 
     def check(self, topology: Topology | None = None) -> list[Check]:
-        """The engine, Compose, image, memory and cores; never raises for what is missing."""
+        """The engine, Compose, memory and cores; never raises for what is missing."""
         return checks(topology)
+
+    def try_out(
+        self, topology: Topology, image: str | None, say: Callable[[str], None]
+    ) -> list[Check]:
+        """The image, addresses, and what only a container of that image can tell."""
+        return trials(topology, image, say)
 
     def gpu_kind(self, topology: Topology) -> GpuKind:
         """Real where the engine can pass this machine's GPU to the head and it is wanted."""
@@ -541,7 +548,7 @@ class DockerBackend:
         mount = self._connection.shares_files
         for attempt in range(_NETWORK_ATTEMPTS):
             network = self._network_of(spec.name) or free_network(
-                self._subnets(), len(spec.topology.nodes()), skip=attempt
+                taken_subnets(self._api, self._connection), len(spec.topology.nodes()), skip=attempt
             )
             project = expand(
                 spec,
@@ -655,18 +662,6 @@ class DockerBackend:
                 config["Subnet"], config.get("IPRange") or config["Subnet"], address
             )
         return None
-
-    def _subnets(self) -> set[str]:
-        """Everything that a new network must not overlap."""
-        with asking("the engine was asked for its networks"):
-            networks = self._api.networks()
-        used = {
-            str(config["Subnet"])
-            for network in networks
-            for config in (network.get("IPAM") or {}).get("Config") or []
-            if config.get("Subnet")
-        }
-        return used | (set(host_routes()) if self._connection.is_this_kernel else set())
 
     # -- taking it away ----------------------------------------------------------------------------
 
@@ -900,29 +895,6 @@ def parse_engine_time(text: str) -> int:
     zone = "+00:00" if match[3] == "Z" else match[3]
     whole = datetime.fromisoformat(match[1] + zone).astimezone(timezone.utc)
     return int(whole.timestamp()) * 10**9 + int((match[2] or "0").ljust(9, "0")[:9])
-
-
-def host_routes(table: str | None = None) -> list[str]:
-    """The subnets that this machine routes, except the default route.
-
-    Parameters
-    ----------
-    table
-        Text in the format of ``/proc/net/route``; by default that file.
-    """
-    if table is None:
-        with suppress(OSError):
-            table = Path("/proc/net/route").read_text(encoding="utf-8")
-    routes = []
-    for line in (table or "").splitlines()[1:]:
-        fields = line.split()
-        if len(fields) < 8:
-            continue
-        address = ".".join(str(b) for b in reversed(bytes.fromhex(fields[1])))
-        prefix = bin(int(fields[7], 16)).count("1")
-        if prefix:
-            routes.append(f"{address}/{prefix}")
-    return routes
 
 
 def _container(row: Mapping[str, Any]) -> _Container:

@@ -6,7 +6,10 @@ Nothing here raises because something is missing: that is what is being asked.
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ from python_on_whales import DockerClient
 from simulator.assets import engine_help
 from simulator.backends.base import Check, GpuKind, resolve_gpus
 from simulator.backends.docker.engine import Connection, asking, connect, find_connection
-from simulator.backends.docker.image import DEFAULT_IMAGE, LEAN_IMAGE, image_is_current
+from simulator.compose import load_compose
 from simulator.errors import CannotRun
-from simulator.topology import LEAN_LACKS, Profile, Topology, parse_size
+from simulator.innode.supervisor import OBJECT_STORE_BYTES
+from simulator.topology import Gpus, Profile, Topology, parse_size
 
 _OLDEST_API = (1, 41)  # Engine 20.10
 _OLDEST_COMPOSE = (2, 20)
@@ -36,7 +40,7 @@ def checks(topology: Topology | None) -> list[Check]:
     """Every line of the doctor's report about Docker."""
     try:
         connection = find_connection()
-        client = connect(connection, timeout=10.0)
+        client = connect(connection, timeout=5.0)
         with asking("the Docker engine was asked about itself"):
             info: Mapping[str, Any] = client.info()
     except CannotRun as error:
@@ -44,12 +48,13 @@ def checks(topology: Topology | None) -> list[Check]:
             Check("problem", "engine", f"{error.what}: {error.why}", error.remedy),
             *_compose(),
         ]
-    found = [_engine(client, connection, info), *_compose(), *_images(topology), *_kernel(info)]
+    found = [_engine(client, connection, info), *_compose(), *_kernel(info)]
     if topology is not None:
         found += [
             *_memory(info, topology),
+            _shared_memory(info, topology),
             _cores(info, topology),
-            _gpu(connection, info, topology),
+            *gpu_checks(connection, info, topology, look_at_driver()),
         ]
     client.close()
     return found
@@ -133,30 +138,6 @@ def _compose() -> Iterator[Check]:
         )
 
 
-def _images(topology: Topology | None) -> Iterator[Check]:
-    yield _image("image", DEFAULT_IMAGE, "python -m simulator image build")
-    if topology is not None and topology.lean_groups:
-        command = "python -m simulator image build --target lean"
-        yield _image("lean image", LEAN_IMAGE, command)
-        names = ", ".join(topology.lean_groups)
-        yield Check("ok", "lean nodes", f"bare Ray on the nodes of {names}: {LEAN_LACKS}")
-
-
-def _image(name: str, tag: str, command: str) -> Check:
-    try:
-        current = image_is_current(tag)
-    except CannotRun as error:
-        return Check("warning", name, str(error))
-    if current is False:
-        return Check(
-            "warning",
-            name,
-            f"{tag} is missing or older than its Dockerfile",
-            f"It is built when it is missing; to do it now: {command}",
-        )
-    return Check("ok", name, tag)
-
-
 def _kernel(info: Mapping[str, Any]) -> Iterator[Check]:
     missing = [
         words
@@ -221,17 +202,109 @@ def _cores(info: Mapping[str, Any], topology: Topology) -> Check:
     return Check("ok", "cores", text)
 
 
-def _gpu(connection: Connection, info: Mapping[str, Any], topology: Topology) -> Check:
+def _shared_memory(info: Mapping[str, Any], topology: Topology) -> Check:
+    """Ray keeps objects in /dev/shm, and on disk, slowly, where that is too small for its store."""
+    size = parse_size(str(load_compose({})["services"]["worker"]["shm_size"]))
+    nodes, has = len(topology.nodes()), int(info.get("MemTotal", 0))
+    stores = nodes * OBJECT_STORE_BYTES
+    text = f"{_mib(size)} for each node's object store of {_mib(OBJECT_STORE_BYTES)}"
+    if size < OBJECT_STORE_BYTES:
+        return Check(
+            "warning",
+            "shared memory",
+            f"{text}: too small, so Ray keeps objects on disk",
+            "Give nodes more: shm_size in compose.yaml",
+        )
+    if has < stores:
+        return Check(
+            "warning",
+            "shared memory",
+            f"{text}; {nodes} full ones would be {_mib(stores)} of the engine's {_mib(has)}",
+            "Use fewer workers (--workers N), or keep fewer objects",
+        )
+    return Check("ok", "shared memory", text)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 1024**2:.0f} MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """What the NVIDIA driver of this machine says; `error` if it is there and does not work."""
+
+    devices: tuple[str, ...] = ()
+    error: str = ""
+
+
+def look_at_driver() -> Driver:
+    """Ask nvidia-smi, if there is one or there are device files."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        files = _device_files()
+        return Driver(error="there are device files, but no nvidia-smi" if files else "")
+    try:
+        done = subprocess.run(
+            [command, "-L"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Driver(error=f"nvidia-smi gives no answer ({type(error).__name__})")
+    devices = tuple(
+        re.sub(r"\s*\(UUID.*", "", line.partition(": ")[2])
+        for line in done.stdout.splitlines()
+        if line.startswith("GPU ")
+    )
+    if devices or not done.returncode:
+        return Driver(devices)
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    return Driver(error=f"nvidia-smi: {lines[0] if lines else f'exit code {done.returncode}'}")
+
+
+def gpu_checks(
+    connection: Connection, info: Mapping[str, Any], topology: Topology, driver: Driver
+) -> Iterator[Check]:
+    """Driver, toolkit, and what the topology's GPUs would be: each missing link with its remedy."""
+    wanted = topology.head.gpus_declared
+    how = has_nvidia(connection, info)
+    configured = "nvidia" in (info.get("Runtimes") or {})
+    if not connection.is_this_kernel:
+        where = "the engine's machine is not this one, so its driver is not known"
+        yield Check("ok", "GPU driver", where)
+    elif driver.error:
+        yield Check("warning", "GPU driver", driver.error, "Install the NVIDIA driver anew")
+    elif driver.devices:
+        names = f"{len(driver.devices)}: {', '.join(driver.devices)}"
+        enough = len(driver.devices) >= wanted or topology.head.gpus is Gpus.SIMULATED
+        remedy = "Set head.resources.GPU to what there is, or head.gpus=simulated"
+        short = "" if enough else f", fewer than the head's {wanted}"
+        yield Check("ok" if enough else "warning", "GPU driver", names + short, remedy)
+    else:
+        yield Check("ok", "GPU driver", "none: this machine shows no NVIDIA GPU")
+    if how is not None:
+        words = {"runtime": "the NVIDIA runtime", "cdi": "CDI devices (nvidia.com/gpu)"}
+        yield Check("ok", "GPU toolkit", f"the engine passes GPUs by {words[how]}")
+    elif driver.devices and connection.is_this_kernel:
+        yield Check(
+            "warning",
+            "GPU toolkit",
+            "the driver works, but the engine has neither the NVIDIA runtime nor a CDI device",
+            "Install nvidia-container-toolkit, then: nvidia-ctk runtime configure "
+            "--runtime=docker, and restart the engine",
+        )
+    else:
+        there = "the NVIDIA runtime is there, without a GPU" if configured else "none, none needed"
+        yield Check("ok", "GPU toolkit", there)
     try:
         kind = resolve_gpu(connection, info, topology)
     except CannotRun as error:
-        return Check("problem", "gpu", f"{error.what}: {error.why}", error.remedy)
-    words = {
+        yield Check("problem", "gpu", f"{error.what}: {error.why}", error.remedy)
+        return
+    meaning = {
         "real": "the head gets this machine's GPU",
         "simulated": "GPUs are simulated: declared to Ray, no device",
         "none": "no GPU is asked for",
     }
-    return Check("ok", "gpu", words[kind])
+    yield Check("ok", "gpu", meaning[kind])
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -10,6 +10,9 @@ from importlib import metadata
 import psutil
 
 from simulator.backends.base import Check
+from simulator.backends.process import network
+from simulator.errors import CannotRun
+from simulator.innode.supervisor import OBJECT_STORE_BYTES
 from simulator.topology import Topology
 
 RAY_VERSION = "2.60.0"
@@ -46,7 +49,12 @@ def checks(topology: Topology | None, platform: str = sys.platform) -> list[Chec
         _ray(),
     ]
     if topology is not None:
-        found += [_memory(topology), _cores(topology)]
+        found += [
+            _memory(topology),
+            shared_memory(topology),
+            _cores(topology),
+            addresses(topology),
+        ]
         if topology.lean_groups:
             text = "one Python for all: lean nodes run all of Ray, as the others do"
             found.append(Check("warning", "lean nodes", text, "use Docker: --backend docker"))
@@ -99,6 +107,44 @@ def _memory(topology: Topology) -> Check:
     if need > memory.available:
         return Check("warning", "memory", text, "end other programs, or use fewer: --workers N")
     return Check("ok", "memory", text)
+
+
+def shared_memory(topology: Topology, folder: str = "/dev/shm") -> Check:
+    """All nodes share one /dev/shm; where it has no room, Ray keeps objects on disk, slowly."""
+    nodes = len(topology.nodes())
+    need = nodes * OBJECT_STORE_BYTES
+    want = f"object stores of {nodes} nodes: {_mib(need)}"
+    try:
+        disk = psutil.disk_usage(folder)
+    except OSError as error:
+        text = f"{want}; {folder}: {error.strerror}, so Ray keeps objects on disk"
+        return Check("warning", "shared memory", text, f"mount a tmpfs at {folder}")
+    text = f"{want}; {folder} has {_mib(disk.free)} free of {_mib(disk.total)}"
+    if disk.total < need:
+        remedy = f"make {folder} larger (a container: --shm-size), or use fewer: --workers N"
+        return Check("warning", "shared memory", f"{text}, so Ray keeps objects on disk", remedy)
+    if disk.free < need:
+        remedy = f"see what fills it: ls -lh {folder}"
+        return Check("warning", "shared memory", f"{text}, so Ray keeps objects on disk", remedy)
+    return Check("ok", "shared memory", text)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 1024**2:.0f} MiB"
+
+
+def addresses(topology: Topology) -> Check:
+    """Is a network of loopback addresses free, and on its head the ports that must be chosen?"""
+    nodes = len(topology.nodes())
+    if nodes > network.MOST_NODES:
+        text = f"{nodes} nodes; one cluster has addresses for {network.MOST_NODES}"
+        return Check("problem", "addresses", text, "use fewer workers: --workers N")
+    try:
+        free = network.free_network("doctor", ())
+        network.free_port(f"{free}.{network.FIRST_HOST}")
+    except CannotRun as error:
+        return Check("problem", "addresses", str(error), error.remedy)
+    return Check("ok", "addresses", f"{free}.0/24 and ports on it are free for {nodes} nodes")
 
 
 def _cores(topology: Topology) -> Check:
