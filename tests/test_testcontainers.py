@@ -247,9 +247,13 @@ def test_clusters_of_a_killed_session_are_removed_by_the_next(
         Cluster(engine, name).up(spec)
     cluster_up(engine, "by-hand", workers=0)
 
+    taken_down_by_hand = owner_that_is_killed(tmp_path / "owners")
+
     with RayClusterContainer(workers=0) as ray:
         assert left(engine) == sorted(["living", "elsewhere", "foreign", "by-hand", ray.name])
     assert not dead.exists()
+    assert not taken_down_by_hand.exists()
+    assert living.path.exists()
     living.release()
 
 

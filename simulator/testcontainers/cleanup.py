@@ -52,8 +52,10 @@ class Owner:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = folder / f"{uuid4().hex}.lock"
-        self._file: IO[bytes] = open(self.path, "xb")  # noqa: SIM115 - held for life
+        new = self.path.with_suffix(".new")  # under its own name it is never seen without its lock
+        self._file: IO[bytes] = open(new, "xb")  # noqa: SIM115 - held for life
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new.rename(self.path)
 
     def release(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -158,6 +160,9 @@ def remove_orphans(backend: Backend) -> list[str]:
         if owner := record.labels.get(LABEL_OWNER):
             owned.setdefault(Path(owner), []).append(record)
     removed: list[str] = []
+    # An owner may be dead and its clusters gone: somebody took them down by hand.
+    for path in owners_folder().glob("*.lock"):
+        owned.setdefault(path, [])
     for path, records in owned.items():
         if not is_dead(path):
             continue
