@@ -368,7 +368,8 @@ class Cluster:
         timeout
             For one attempt of one node to join, seconds; each node gets `START_ATTEMPTS`.
         parallelism
-            How many may be starting at a time; `default_parallelism` if None.
+            How many may be starting at a time; `default_parallelism` if None. One less after each
+            failed start.
 
         Raises
         ------
@@ -726,6 +727,8 @@ class _Starter:
             with suppress(CannotRun):  # what keeps it from stopping will keep it from starting
                 self.backend.stop(self.cluster.name, name, 1.0)
             self.waiting.append((name, entry.attempt + 1))
+            # Most starts fail for want of CPU: the machine carries less than was thought.
+            self.parallelism = max(1, self.parallelism - 1)
         else:
             self.failed[name] = lines
 

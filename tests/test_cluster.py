@@ -228,6 +228,16 @@ def test_sixteen_join_where_all_at_once_would_lose_all() -> None:
     assert list(states(Cluster(admitted, "c")).values()).count("alive") == 17
 
 
+def test_a_machine_that_carries_less_than_was_thought_is_asked_for_less() -> None:
+    crowded = fake(Behaviour(carries=3))
+    progress = Progress()
+    Cluster(crowded, "c").up(cluster_spec(workers=12), parallelism=5, progress=progress)
+    assert list(states(Cluster(crowded, "c")).values()).count("alive") == 13
+    assert {e.node for e in progress.events if e.verb == "failed"} == {
+        f"worker-{i}" for i in range(1, 6)
+    }
+
+
 def test_ray_is_asked_once_a_round_while_nodes_start(
     backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
