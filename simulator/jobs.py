@@ -574,29 +574,31 @@ def follow(
     return job
 
 
+#: A line that Ray's JobManager writes into a job's log before it starts the program.
+_MANAGER = re.compile(
+    rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\s+\w+ job_manager\.py:\d+ -- [^\n]*\n"
+)
+_STAMP = b"0000-00-00 00:00:00,000"
+
+
 class _Log:
-    """Hands on what the program writes into its job's log, and not what Ray writes there before.
+    """Hands on what the program writes into its job's log, and not what Ray writes there.
 
     Ray's stream of a log has no end of its own and may break off, so the last part, and whatever
     follows an interruption, is read from the whole log, less what was handed on already.
     """
 
-    def __init__(
-        self,
-        ray: RayApi,
-        submitted: Submitted,
-        output: Callable[[bytes], None],
-    ) -> None:
+    def __init__(self, ray: RayApi, submitted: Submitted, output: Callable[[bytes], None]) -> None:
         self._ray, self._output = ray, output
-        # Ray's JobSupervisor writes this line, then starts the program.
-        self._begins = (
+        # Ray's JobSupervisor writes this line, and may be slower to than the program that it starts.
+        self._announced = (
             f"Running entrypoint for job {submitted.job_id}: {submitted.entrypoint}\n".encode()
         )
         self._stream: JobLog | None = None
         self._position = 0
         self._skip = 0
-        self._before = b""
-        self._running = False
+        self._held = b""
+        self._begun = False
         self._tail = b""
 
     @property
@@ -629,8 +631,8 @@ class _Log:
         except CannotRun:
             return False
         finally:
-            if not self._running:
-                self._without_beginning(job)
+            self._hand_on(self._held)
+            self._held = b""
         return True
 
     def close(self) -> None:
@@ -641,26 +643,39 @@ class _Log:
     def _take(self, chunk: bytes) -> None:
         skipped = min(self._skip, len(chunk))
         self._skip -= skipped
-        new = chunk[skipped:]
-        if not new:
-            return
-        self._position += len(new)
-        if not self._running:
-            self._before += new
-            _, found, new = self._before.partition(self._begins)
-            if not found:
-                return
-            self._running, self._before = True, b""
-        self._hand_on(new)
-
-    def _without_beginning(self, job: Job) -> None:
-        """A program that ran has its output, even if another Ray announced it in other words."""
-        if job.exit_code is None:
-            self._tail = self._before[-4000:]
-        else:
-            self._hand_on(self._before)
+        self._position += len(chunk) - skipped
+        held = self._held + chunk[skipped:]
+        if not self._begun:
+            while line := _MANAGER.match(held):
+                held = held[line.end() :]
+            self._begun = not _may_be_the_manager(held)
+        keep = len(held) if not self._begun else 0
+        if self._begun and self._announced:
+            before, found, after = held.partition(self._announced)
+            if found:
+                held, self._announced = before + after, b""
+            else:
+                keep = _overlap(held, self._announced)
+        self._held = held[len(held) - keep :]
+        self._hand_on(held[: len(held) - keep])
 
     def _hand_on(self, data: bytes) -> None:
         if data:
             self._tail = (self._tail + data)[-4000:]
             self._output(data)
+
+
+def _may_be_the_manager(text: bytes) -> bool:
+    """Whether this may become a line of the manager's when more of it has come."""
+    if b"\n" in text or len(text) > 300:
+        return False
+    return all(
+        (48 <= byte < 58) if pattern == _STAMP[0] else byte == pattern
+        for byte, pattern in zip(text, _STAMP, strict=False)
+    )
+
+
+def _overlap(text: bytes, line: bytes) -> int:
+    """How many bytes at the end of a text may be the beginning of a line."""
+    longest = min(len(text), len(line) - 1)
+    return next((n for n in range(longest, 0, -1) if line.startswith(text[-n:])), 0)

@@ -221,7 +221,7 @@ def programs_are_submitted(shell: Shell, project: Path) -> None:
     assert (failing["status"], failing["exit_code"]) == ("SUCCEEDED", 0)
     job_id = shell("submit", "--no-wait", str(project / "src" / "main.py")).strip()
     cluster = Cluster(choose(shell.backend).backend, shell.cluster)
-    assert wait_until(lambda: cluster.ray.job(job_id).over, name="its end", timeout=60)
+    assert wait_until(lambda: cluster.ray.job(job_id).over, name="its end", timeout=180)
     assert cluster.ray.job(job_id).exit_code == 1  # it was shipped without what it imports
     assert "No module named 'tool'" in shell("exec", "head", "--", "ray", "job", "logs", job_id)
 
@@ -239,7 +239,7 @@ def one_is_stopped_by_ctrl_c(shell: Shell, project: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=180)
     assert process.returncode == 4
     assert "asking Ray to stop the job" in err
     assert "was stopped" in err

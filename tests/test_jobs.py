@@ -480,15 +480,34 @@ def handed_on(ray: Scripted) -> bytes:
     return b"".join(got)
 
 
-OWN = b"2026-01-01 INFO Runtime env is setting up.\nRunning entrypoint for job j: python -u x.py\n"
+MANAGER = b"2026-01-01 10:00:00,123\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+ANNOUNCED = b"Running entrypoint for job j: python -u x.py\n"
 DONE = Job("j", "SUCCEEDED", "", exit_code=0, driver_node="n")
 
 
-@pytest.mark.parametrize("seen", range(0, 110, 9))
-def test_ray_s_own_lines_are_not_the_program_s_wherever_the_stream_breaks(seen: int) -> None:
-    words = b"hello\r\n\xff\xfe world"
-    whole = OWN + words
-    assert handed_on(Scripted(whole, DONE, stream=whole[:seen])) == words
+@pytest.mark.parametrize("seen", range(0, 170, 9))
+@pytest.mark.parametrize(
+    "log",
+    [
+        MANAGER + ANNOUNCED + b"hello\r\n\xff\xfe world",
+        # The program may be quicker than the line that announces it, and in the middle of its own.
+        MANAGER + b"hello\r\n\xff" + ANNOUNCED + b"\xfe world",
+        ANNOUNCED + b"hello\r\n\xff\xfe world",
+    ],
+    ids=["first", "late", "elsewhere"],
+)
+def test_ray_s_own_lines_are_not_the_program_s_wherever_the_stream_breaks(
+    log: bytes, seen: int
+) -> None:
+    assert handed_on(Scripted(log, DONE, stream=log[:seen])) == b"hello\r\n\xff\xfe world"
+
+
+@pytest.mark.parametrize(
+    "words", [b"2026", b"2026-01-01 10:00:00,123 INFO mine\n", b"Running", b""]
+)
+def test_words_that_look_like_ray_s_are_the_program_s(words: bytes) -> None:
+    assert handed_on(Scripted(MANAGER + ANNOUNCED + words, DONE)) == words
+    assert handed_on(Scripted(MANAGER + words + ANNOUNCED, DONE)) == words
 
 
 def test_a_ray_that_announces_it_in_other_words_loses_nothing() -> None:
