@@ -29,6 +29,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from simulator import __version__  # noqa: E402 - the checkout, whatever else is installed
+from simulator.errors import SimulatorError  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -276,6 +277,11 @@ def _ground(result: Mapping[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<=", "≤")
+
+
+def reason(error: SimulatorError) -> str:
+    """Why something failed, on one line of a table."""
+    return f"{error.what}: {error.why}" if error.why else error.what
 
 
 def say(text: str) -> None:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from figures import Figure, finish, load, parser, relative, say
+from figures import Figure, finish, load, parser, reason, relative, say
 
 from simulator.backends.base import LABEL_CLUSTER, LABEL_ROLE, ClusterSpec, EngineEvent
 from simulator.backends.docker import DockerBackend, engine_answers
@@ -113,8 +113,10 @@ def main() -> int:
     if silent is None:
         try:
             found = measure(chosen.pairs)
-        except (SimulatorError, queue.Empty) as error:
-            why = str(error) or "no die event came"
+        except SimulatorError as error:
+            why = reason(error)
+        except queue.Empty:
+            why = f"no die event came within {EVENT_S:.0f} s"
     else:
         why = f"no Docker engine answers ({silent})"
     peer = statistics.median(found[DOCKER]) if found else None

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
-from figures import Figure, finish, load, parser, say
+from figures import Figure, finish, load, parser, reason, say
 
 from simulator.backends.base import LABEL_CLUSTER, LABEL_ROLE, ClusterSpec
 from simulator.backends.docker import DockerBackend, engine_answers
@@ -57,7 +57,7 @@ def measure(topology: str, idle_s: float, looks: int) -> Figure:
             )
             looked = [client.stats(worker["Id"], stream=False) for _ in range(looks)]
     except SimulatorError as error:
-        return Figure(title, None, "MB", why=str(error))
+        return Figure(title, None, "MB", why=reason(error))
     finally:
         cluster.down()
     found = [round(anonymous(stats), 1) for stats in looked]
