@@ -427,7 +427,7 @@ class DockerBackend:
             model = self._api.inspect_container(head.id)
             # A head with a GPU has an image of its own, larger than such a program needs.
             lean = self._api.inspect_container(workers[0].id) if workers else model
-            variables = dict(item.split("=", 1) for item in lean["Config"]["Env"])
+            variables = variables_of(lean["Config"]["Env"])
             variables |= {"NVIDIA_VISIBLE_DEVICES": "void", **env}
             labels = {LABEL_CLUSTER: cluster, LABEL_ROLE: "program", LABEL_PROGRAM: name}
             if LABEL_RUN_DIR in head.labels:
@@ -568,7 +568,7 @@ class DockerBackend:
                 commands[group] = config["Cmd"] or []
                 if container.role == "head" or not image:
                     image = config["Image"]
-                    variables = dict(item.split("=", 1) for item in config["Env"])
+                    variables = variables_of(config["Env"])
                     env = {n: variables[n] for n in passed_through() if variables.get(n)}
         head = commands.pop("head", [])
         return ClusterSpec(
@@ -818,6 +818,17 @@ class _Holder:
                 )["Id"],
             )
         return self._made
+
+
+def variables_of(env: Sequence[str]) -> dict[str, str]:
+    """A container's environment; of a cluster by hand it also names what its shell did not have.
+
+    Examples
+    --------
+    >>> variables_of(["A=1=2", "RAY_health_check_period_ms"])
+    {'A': '1=2'}
+    """
+    return {name: value for name, equals, value in (e.partition("=") for e in env) if equals}
 
 
 def parse_engine_time(text: str) -> int:
