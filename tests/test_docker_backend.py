@@ -33,6 +33,7 @@ from simulator.backends.docker.backend import (
     _Container,
     _refuse_beside,
     parse_engine_time,
+    variables_of,
 )
 from simulator.backends.docker.checks import _memory, resolve_gpu
 from simulator.backends.docker.engine import (
@@ -229,6 +230,10 @@ def test_the_engines_clock_is_read_to_the_nanosecond() -> None:
     assert parse_engine_time("2025-11-21T10:14:00Z") == 1763720040_000000000
     with pytest.raises(CannotRun, match="clock"):
         parse_engine_time("soon")
+
+
+def test_a_variable_that_the_shell_did_not_have_is_none_of_the_container() -> None:
+    assert variables_of(["A=1=2", "B=", "RAY_health_check_period_ms"]) == {"A": "1=2", "B": ""}
 
 
 def test_routes_are_read_but_for_the_default_one() -> None:

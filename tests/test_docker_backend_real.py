@@ -207,7 +207,7 @@ def test_files_are_copied_to_a_node_and_back_and_belong_to_its_user(
 
     data = tmp_path / "data"
     (data / "sub").mkdir(parents=True)
-    (data / "sub" / "secret").write_text("hush")
+    (data / "sub" / "secret").write_text("hush\n")
     (data / "sub" / "secret").chmod(0o600)
     assert backend.copy_in(NAME, "worker-1", str(data), "/tmp") == []
     assert sh("cat /tmp/data/sub/secret; touch /tmp/data/mine; stat -c %u:%g /tmp/data") == [
@@ -227,7 +227,7 @@ def test_files_are_copied_to_a_node_and_back_and_belong_to_its_user(
     back = sorted(str(p.relative_to(tmp_path / "back")) for p in (tmp_path / "back").rglob("*"))
     assert back == ["mine", "sub", "sub/secret"]
     backend.copy_out(NAME, "worker-1", "renamed", str(tmp_path))
-    assert (tmp_path / "renamed").read_text() == "hush"
+    assert (tmp_path / "renamed").read_text() == "hush\n"
     for source, target, said in (
         ("/tmp/gone", ".", "does not exist"),
         ("/tmp/data", str(tmp_path / "renamed"), "a folder cannot be put in its place"),

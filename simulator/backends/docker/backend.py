@@ -472,7 +472,7 @@ class DockerBackend:
         with asking(f"program {name} was started beside the nodes of {cluster}"):
             # The head's image has all of Ray; a lean worker's lacks gRPC. It is here, however large.
             model = self._api.inspect_container(head.id)
-            variables = dict(item.split("=", 1) for item in model["Config"]["Env"])
+            variables = variables_of(model["Config"]["Env"])
             variables |= {"NVIDIA_VISIBLE_DEVICES": "void", **env}
             labels = self._given_labels(cluster)
             labels |= {LABEL_CLUSTER: cluster, LABEL_ROLE: "program", LABEL_PROGRAM: name}
@@ -614,7 +614,7 @@ class DockerBackend:
                 commands[group] = config["Cmd"] or []
                 if container.role == "head" or not image:
                     image = config["Image"]
-                    variables = dict(item.split("=", 1) for item in config["Env"])
+                    variables = variables_of(config["Env"])
                     env = {n: variables[n] for n in passed_through() if variables.get(n)}
         head = commands.pop("head", [])
         profiles = {node.group: node.profile for node in record.nodes}
@@ -879,6 +879,17 @@ class _Holder:
                 )["Id"],
             )
         return self._made
+
+
+def variables_of(env: Sequence[str]) -> dict[str, str]:
+    """A container's environment; of a cluster by hand it also names what its shell did not have.
+
+    Examples
+    --------
+    >>> variables_of(["A=1=2", "RAY_health_check_period_ms"])
+    {'A': '1=2'}
+    """
+    return {name: value for name, equals, value in (e.partition("=") for e in env) if equals}
 
 
 def parse_engine_time(text: str) -> int:
