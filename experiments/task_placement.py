@@ -49,9 +49,8 @@ class TaskPlacement(Experiment):
 
     class Params(BaseParams):
         tasks: int = Field(20, ge=1, le=2_000, description="number of tasks of each kind")
-        # Long against the start of a worker process: two tasks share a GPU only once there are two.
         task_seconds: float = Field(
-            1.0, ge=0.05, le=600, description="how long each holds what it asked for, seconds"
+            0.5, ge=0.05, le=600, description="how long each holds what it asked for, seconds"
         )
         resource: str = Field("ssd", description="the custom resource; some nodes must offer it")
         label: str = Field(
@@ -70,7 +69,7 @@ class TaskPlacement(Experiment):
         return Placement(
             kinds=(
                 TaskKind("whole_gpu", {"CPU": 1, "GPU": 1}, count, omits=omitted),
-                TaskKind("half_gpu", {"CPU": 0.5, "GPU": 0.5}, count),
+                TaskKind("half_gpu", {"CPU": 0.5, "GPU": 0.5}, count, company=2),
                 TaskKind("cpu_only", {"CPU": 1}, count),
                 TaskKind("custom", {"CPU": 1, params.resource: 1}, count),
                 TaskKind("labelled", {"CPU": 1}, count, labels={key: value}),

@@ -100,6 +100,10 @@ class TaskKind:
         What one task takes of its node while it runs, such as ``{"CPU": 1, "GPU": 0.5}``.
     labels
         Ray labels that its node must have, each with exactly this value.
+    company
+        How many of this kind should once be on the same GPUs of a node at the same time. Until that has
+        happened, each waits for it at its end and keeps what it holds, for at most a minute: whether
+        they share does not depend on how fast a worker process starts.
     omits
         Resources that a task needs and its submission does not ask for: a mistake, planted so that the
         check of the placement can be seen to find it.
@@ -109,6 +113,7 @@ class TaskKind:
     resources: Mapping[str, float]
     count: int
     labels: Mapping[str, str] = field(default_factory=dict)
+    company: int = 1
     omits: Sequence[str] = ()
 
     def fits(self, node: NodeSpec) -> int:

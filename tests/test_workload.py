@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from simulator import assets
 from simulator.innode import work
 from simulator.innode.work import expected_value
+from simulator.waiting import wait_until
 from simulator.workload import TaskStream
 
 small = st.integers(0, 300)
@@ -112,3 +114,32 @@ def test_the_simulated_tasks_write_what_the_real_ones_write(tmp_path: Path) -> N
     for kind in ("task.start", "task.end", "actor.start", "call.start", "call.end"):
         fields = {frozenset(op.data) - {"file", "line"} for op in history.of(kind)}
         assert fields == {frozenset(real[kind])}, kind
+
+
+def test_a_task_waits_for_another_of_its_kind_on_its_gpu_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_SIM_LEDGER", str(tmp_path))
+    folder = tmp_path / "r/company/half"
+    done: list[str] = []
+
+    def task(key: str) -> None:
+        work._await_company("r", key, ["0"], 2)
+        done.append(key)
+
+    first = threading.Thread(target=task, args=("half-1",))
+    first.start()
+    wait_until(lambda: folder.is_dir() and any(folder.glob("*/half-1")), name="half-1", timeout=30)
+    assert done == []
+    task("half-2")
+    first.join(timeout=30)
+    task("half-3")  # once is enough, and nobody waits any more
+    assert sorted(done) == ["half-1", "half-2", "half-3"]
+    assert [p.name for p in folder.glob("*/*")] == []
+
+
+def test_a_task_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SIM_LEDGER", str(tmp_path))
+    monkeypatch.setattr(work, "COMPANY_S", 0.0)
+    work._await_company("r", "half-1", ["0"], 2)
+    assert not (tmp_path / "r/company/half/met").exists()

@@ -219,7 +219,7 @@ def _unclear(placed: Placed, gaps: Sequence[str]) -> Iterable[str]:
             yield f"no node ever had all of its {resource} in use{said}; that limit was not tested"
     for kind in placed.kinds:
         if 0 < kind.needs.get("GPU", 0.0) <= 0.5 and kind.name not in placed.shared:
-            yield f"no two {kind.name} tasks were ever on one GPU at once; sharing was not tested: let them run longer"
+            yield f"no two {kind.name} tasks were ever on one GPU at once; sharing was not tested"
         if not kind.labels:
             continue
         if any(o.labels is None for o in placed.nodes):

@@ -36,7 +36,8 @@ class Placement:
         self.out.write("driver.submit", key=key, fn="square_sum", args=args)
         self.submitted += 1
         remote = self.square_sum.options(name=key, **asked(kind))
-        self.pending[remote.remote(self.run_id, key, self.seconds, *args)] = key
+        ref = remote.remote(self.run_id, key, self.seconds, *args, int(kind["company"]))
+        self.pending[ref] = key
 
     def collect(self) -> None:
         """Wait for the first that comes back, and record all that did."""

@@ -15,7 +15,10 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from simulator.innode.ledger import ledger, root
+from simulator.innode.ledger import identity, ledger, root
+
+#: How long a task waits for another of its kind beside it, seconds.
+COMPANY_S = 60.0
 
 
 def _squares_below(n: int) -> int:
@@ -63,14 +66,39 @@ def _hold(since: float, seconds: float) -> None:
         time.sleep(left)
 
 
-def square_sum(run_id: str, key: str, seconds: float, start: int, count: int) -> int:
+def _await_company(run_id: str, key: str, gpu_ids: Sequence[str], company: int) -> None:
+    """Hold on until so many of this task's kind are on the same GPUs at once, if they never were.
+
+    Ends after `COMPANY_S`: whoever waits holds what others may need.
+    """
+    if company < 2:
+        return
+    kind = root() / run_id / "company" / key.rpartition("-")[0]
+    here, met = kind / "-".join([identity()[0], *gpu_ids]), kind / "met"
+    here.mkdir(mode=0o777, parents=True, exist_ok=True)
+    mine = here / key
+    mine.touch()
+    end = time.monotonic() + COMPANY_S
+    while not met.exists() and time.monotonic() < end:
+        if sum(1 for _ in here.iterdir()) >= company:
+            met.touch()
+        else:
+            time.sleep(0.05)
+    mine.unlink(missing_ok=True)
+
+
+def square_sum(
+    run_id: str, key: str, seconds: float, start: int, count: int, company: int = 1
+) -> int:
     """Sum of the squares from `start` on, `count` of them, one by one."""
-    with ledger(run_id).execution(key, "square_sum", seconds, **_facts()):
+    facts = _facts()
+    with ledger(run_id).execution(key, "square_sum", seconds, **facts):
         begun = time.monotonic()
         total = 0
         for k in range(start, start + count):
             total += k * k
         _hold(begun, seconds)
+        _await_company(run_id, key, facts["gpu_ids"], company)
     return total
 
 
