@@ -76,13 +76,15 @@ def test_the_wheel_carries_what_it_needs_and_nothing_else(wheel: Path) -> None:
     carried = {n.removeprefix("simulator/_data/") for n in names if "/_data/" in n}
     in_checkout = {
         str(path.relative_to(ROOT))
-        for part in ("compose.yaml", "docker", "topologies", "experiments")
+        for part in ("compose.yaml", "docker", "topologies", "experiments", "starter")
         for path in (ROOT / part, *(ROOT / part).rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert carried == in_checkout
     assert "simulator/py.typed" in names
-    assert not [n for n in names if "__pycache__" in n or n.endswith(".pyc") or "test_" in n]
+    assert not [n for n in names if "__pycache__" in n or n.endswith(".pyc")]
+    # The only test is the one that `init` gives to a user.
+    assert [n for n in names if "test_" in n] == ["simulator/_data/starter/test_my_experiment.py"]
     assert {n.split("/")[0] for n in names} == {
         "simulator",
         f"ray_cluster_simulator-{__version__}.dist-info",
@@ -113,19 +115,21 @@ def test_everything_runs_from_an_empty_directory(tool: Tool, made_cluster: str) 
     def simulator(*arguments: str) -> str:
         return tool("python", "-m", "simulator", *arguments)
 
-    # -- here stands `init`, as soon as there is that command
+    assert "my_experiment.py" in simulator("init")
 
+    # The starter's own topology serves both experiments.
     where = ("--backend", "docker", "--name", made_cluster)
-    simulator("up", *where, "--workers", "2", "--health", "fast")
+    simulator("up", *where, "--topology", "./my_topology.yaml", "--health", "fast")
     status = json.loads(simulator("status", "--name", made_cluster, "--json"))
     assert status["count"] == {"desired": 3, "running": 3, "alive": 3}
 
-    result = json.loads(simulator("run", "node_failure", "--reuse", made_cluster, "--json"))
-    assert (result["status"], result["verdict"]) == ("completed", "valid")
-    report = Path(result["report"])
-    assert report.parts[-4:-2] == ("runs", "node_failure")  # below the empty directory
-    assert report.stat().st_size > 10_000
-    assert str(report) in simulator("report", "latest")
+    for experiment in ("node_failure", "./my_experiment.py"):
+        result = json.loads(simulator("run", experiment, "--reuse", made_cluster, "--json"))
+        assert (result["status"], result["verdict"]) == ("completed", "valid"), result["findings"]
+        report = Path(result["report"])
+        assert report.parts[-4] == "runs"  # below the empty directory
+        assert report.stat().st_size > 10_000
+        assert str(report) in simulator("report", "latest")
 
     simulator("down", "--name", made_cluster)
     left = simulator("clusters", "--json")
