@@ -32,7 +32,10 @@ class MyExperiment(Experiment):
     # One sentence that a run can refute. The checks are what refutes it.
     claim = "A worker dies, no task is lost, and little is done twice."
     topology = str(Path(__file__).with_name("my_topology.yaml"))
-    checks = ("no_task_lost", "results_right", "fault_hit_work", "recovers", "healed", "evidence", "little_redone")  # fmt: skip
+    checks = (
+        *("no_task_lost", "results_right", "fault_hit_work", "recovers", "healed", "evidence"),
+        "little_redone",
+    )
 
     class Params(BaseParams):
         """Each is set with --param NAME=VALUE; what does not fit is refused before anything starts."""
