@@ -25,8 +25,8 @@ import yaml
 from pathspec import GitIgnoreSpec
 
 from simulator.errors import BadInput, CannotRun, Problem
-from simulator.rayapi import UPLOAD_LIMIT, Job, JobLog, NoSuchJob, RayApi
-from simulator.waiting import Clock, Deadline, RealClock
+from simulator.rayapi import UPLOAD_LIMIT, Job, JobLog, NoSuchJob, RayApi, RayUnreachable
+from simulator.waiting import Clock, Deadline, RealClock, T
 
 #: Never part of a package, as in Ray (RAY_RUNTIME_ENV_DEFAULT_EXCLUDES); nor is a folder that has a
 #: pyvenv.cfg, however it is called: the nodes have a Python of their own.
@@ -473,14 +473,32 @@ def submit(
     if program.folder is not None:
         with TemporaryDirectory(prefix="ray-sim-") as folder:
             package = pack(program, Path(folder))
-            if not ray.has_package(package.name):
+            if not _once_more(lambda: ray.has_package(package.name)):
                 if not program.only_script:
                     what = f"{package.files} file{'s' * (package.files != 1)}"
                     say(f"uploading {what}, {_size(package.size)}")
-                ray.put_package(package.name, package.path)
+                _once_more(lambda: ray.put_package(package.name, package.path))
         env["working_dir"] = package.uri
-    ray.submit(program.entrypoint, job_id, resources=resources, runtime_env=env)
+
+    def start() -> None:
+        ray.submit(program.entrypoint, job_id, resources=resources, runtime_env=env)
+
+    try:
+        start()
+    except RayUnreachable:
+        try:
+            ray.job(job_id)  # Ray took it, and only its answer was lost
+        except NoSuchJob:
+            start()
     return Submitted(job_id, program.entrypoint)
+
+
+def _once_more(ask: Callable[[], T]) -> T:
+    """The answer, if need be at a second try: a connection that Ray closes while it is used again."""
+    try:
+        return ask()
+    except RayUnreachable:
+        return ask()
 
 
 def _size(size: int) -> str:

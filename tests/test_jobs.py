@@ -8,6 +8,7 @@ import socket
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import cluster_up, fake
@@ -335,6 +336,34 @@ def test_a_package_is_uploaded_once(backend: FakeBackend, followed: Followed) ->
     (name,) = packages_of(world)
     assert {j.runtime_env["working_dir"] for j in jobs_of(world).values()} == {f"gcs://{name}"}
     assert [c.method for c in backend.calls].count("ray.put_package") == 1
+
+
+@pytest.mark.parametrize("method", ["has_package", "put_package", "submit"])
+def test_a_connection_that_breaks_once_costs_nothing(
+    backend: FakeBackend, followed: Followed, method: str
+) -> None:
+    backend.fail_next(f"ray.{method}", RayUnreachable("closed without response"))
+    submit(followed.cluster.ray, followed.program, job_id="a")
+    assert list(jobs_of(backend.world("c"))) == ["a"]
+    backend.fail_next(f"ray.{method}", RayUnreachable("closed without response"), times=2)
+    write(followed.program.folder or Path(), "other.py")
+    other = plan_program("other.py", working_dir=str(followed.program.folder))
+    with pytest.raises(RayUnreachable):
+        submit(followed.cluster.ray, other, job_id="b")
+
+
+def test_a_job_whose_acceptance_was_lost_is_submitted_once(
+    backend: FakeBackend, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FakeRay.submit
+
+    def lost(*args: Any, **more: Any) -> None:
+        real(*args, **more)
+        raise RayUnreachable("closed without response")
+
+    monkeypatch.setattr(FakeRay, "submit", lost)
+    assert submit(followed.cluster.ray, followed.program, job_id="a").job_id == "a"
+    assert list(jobs_of(backend.world("c"))) == ["a"]
 
 
 def test_an_id_that_is_taken_is_refused(followed: Followed) -> None:
