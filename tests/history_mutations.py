@@ -350,6 +350,13 @@ def given_no_gpu(view: RunView) -> Mutated:
 
 
 @mutation
+def a_gpu_that_nobody_needs(view: RunView) -> Mutated:
+    """A task that needs no GPU was given one."""
+    execution = one_of(view, lambda kind: "GPU" not in kind.needs, "task that needs no GPU")
+    return Mutated(altered(view, execution.start_op, gpu_ids=["0"]), {"placed_right": INVALID})
+
+
+@mutation
 def a_gpu_too_many(view: RunView) -> Mutated:
     """Its node gave out one that it does not have."""
     execution = one_of(view, lambda kind: "GPU" in kind.needs, "task that needs a GPU")

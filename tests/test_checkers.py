@@ -463,6 +463,13 @@ def test_late_is_unknown_where_a_blind_observer_may_only_have_seen_it_late() -> 
     assert "node rejoined was seen only after" in finding.summary
     assert "did not answer the observer" in finding.summary
 
+    # Blind long before and seeing again since: what came too late came too late.
+    begun = replace(blind, wall=back.wall - 8.0)
+    over = replace(seeing, wall=back.wall - 4.0)
+    early = with_op(view, history.ops[back.index - 1], begun, over)
+    assert find(early, "evidence").verdict is UNKNOWN
+    assert find(early, "recovers").verdict is INVALID
+
 
 def test_a_phase_that_nobody_knows_is_unknown() -> None:
     history, spec = build()

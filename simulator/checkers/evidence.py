@@ -8,6 +8,7 @@ that a missing line would explain.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -42,6 +43,15 @@ class Gaps:
     driver: list[str] = field(default_factory=list)
     attempts: list[str] = field(default_factory=list)
     run: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Blindness:
+    """A span, orchestrator's seconds, in which the observer did not see what the GCS had to say."""
+
+    begin: float
+    until: float
+    text: str
 
 
 def gaps_of(view: RunView) -> Gaps:
@@ -105,7 +115,13 @@ def _compare(file: LedgerFile, said: int) -> str:
 def check_evidence(view: RunView) -> Finding:
     """Everything that a verdict rests on was seen: no blind observer, no missing line."""
     index, gaps = index_of(view), gaps_of(view)
-    missing = [*gaps.run, *observer_gaps(index), *gaps.ledger, *gaps.driver, *gaps.attempts]
+    missing = [
+        *gaps.run,
+        *(b.text for b in blindness(index)),
+        *gaps.ledger,
+        *gaps.driver,
+        *gaps.attempts,
+    ]
     # A damaged history is said once, not once for each kind of evidence.
     missing = list(dict.fromkeys(missing))
     lines = sum(file.lines for file in index.files.values())
@@ -135,17 +151,18 @@ def check_evidence(view: RunView) -> Finding:
     )
 
 
-def observer_gaps(index: Index) -> list[str]:
-    """When the observer did not see what the GCS had to say, in words; nothing if it always did."""
+def blindness(index: Index) -> list[Blindness]:
+    """When the observer did not see what the GCS had to say; nothing if it always did."""
     start, end = index.first("observer.start"), index.last("observer.end")
     if start is None:
-        return ["no observer watched this run"]
-    missing = []
+        return [Blindness(-math.inf, math.inf, "no observer watched this run")]
+    found = []
     injected = index.injected()
     if injected and injected[0].inject is not None:
         late = index.at(start) - index.at(injected[0].inject)
         if late > index.history.uncertainty(start):
-            missing.append(f"the observer started {late:.1f} s after the first injection")
+            text = f"the observer started {late:.1f} s after the first injection"
+            found.append(Blindness(-math.inf, index.at(start), text))
     if end is not None:
         ended = index.at(end) + index.history.uncertainty(end)
         acts = [op for f in index.faults.values() for op in (f.effect, f.healed) if op is not None]
@@ -153,18 +170,21 @@ def observer_gaps(index: Index) -> list[str]:
         last = max(acts, key=index.at, default=None)
         if last is not None and index.at(last) > ended:
             gone = index.at(last) - ended
-            missing.append(f"the observer ended {gone:.1f} s before {last.kind}")
+            text = f"the observer ended {gone:.1f} s before {last.kind}"
+            found.append(Blindness(index.at(end), math.inf, text))
     silence, since = _silence(index)
     if silence > MAX_SILENCE_S and since is not None:
         begin = index.at(since)
         if not _excused(index, begin, begin + silence):
-            missing.append(f"the observer was silent for {silence:.1f} s after op {since.index}")
+            text = f"the observer was silent for {silence:.1f} s after op {since.index}"
+            found.append(Blindness(begin, begin + silence, text))
     for begin, until, op in _blind(index):
         long = until - begin > MAX_SILENCE_S or _around_a_fault(index, begin, until)
         if long and not _excused(index, begin, until):
-            span = f"for {until - begin:.1f} s" if until < float("inf") else "until its end"
-            missing.append(f"the GCS did not answer the observer {span} from op {op.index} on")
-    return missing
+            span = f"for {until - begin:.1f} s" if until < math.inf else "until its end"
+            text = f"the GCS did not answer the observer {span} from op {op.index} on"
+            found.append(Blindness(begin, until, text))
+    return found
 
 
 def _silence(index: Index) -> tuple[float, Op | None]:
@@ -199,7 +219,7 @@ def _blind(index: Index) -> list[tuple[float, float, Op]]:
             spans.append((index.at(since), index.at(op), since))
             since = None
     if since is not None:
-        spans.append((index.at(since), float("inf"), since))
+        spans.append((index.at(since), math.inf, since))
     return spans
 
 
@@ -209,7 +229,7 @@ def _around_a_fault(index: Index, begin: float, until: float) -> bool:
     healed = [index.at(f.healed) for f in index.faults.values() if f.healed is not None]
     if not injected:
         return False
-    last = max(healed) if len(healed) == len(injected) else float("inf")
+    last = max(healed) if len(healed) == len(injected) else math.inf
     return until >= min(injected) and begin <= last
 
 
@@ -220,7 +240,7 @@ def _excused(index: Index, begin: float, until: float) -> bool:
         if fault.node not in heads or fault.inject is None:
             continue
         healed = fault.healed or fault.heal
-        last = index.at(healed) + HEAD_GRACE_S if healed is not None else float("inf")
+        last = index.at(healed) + HEAD_GRACE_S if healed is not None else math.inf
         if begin >= index.at(fault.inject) - MAX_SILENCE_S and until <= last:
             return True
     return False

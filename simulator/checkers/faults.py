@@ -11,7 +11,7 @@ from typing import Any
 
 from simulator.checkers.anatomy import PHASES, Phase, anatomy
 from simulator.checkers.base import Finding, RunView, Verdict, worst
-from simulator.checkers.evidence import observer_gaps
+from simulator.checkers.evidence import MAX_SILENCE_S, blindness
 from simulator.checkers.index import SLACK, FaultRecord, Index, index_of
 from simulator.history import Op
 
@@ -119,12 +119,12 @@ def check_recovers(view: RunView) -> Finding:
         "recovery_s": None if last is None or missing else round(last.seconds or 0.0, 6),
     }
     cites = sorted({i for p in seen for i in p.cites})
-    gaps = observer_gaps(index_of(view)) if late else []
-    # A blind observer tells of a transition late, however early it was.
-    proven = [p for p in late if not (gaps and _as_observed(view, p))]
+    unsure = {p.name: why for p in late if (why := _maybe_earlier(view, p, float(limit or 0)))}
+    proven = [p for p in late if p.name not in unsure]
     if late and not proven:
-        text = f"{late[0].title} was seen only after {late[0].seconds:.1f} s, but {gaps[0]}"
-        return Finding(name, Verdict.UNKNOWN, text, cites, [*details, *gaps], metrics)
+        why = unsure[late[0].name]
+        text = f"{late[0].title} was seen only after {late[0].seconds:.1f} s, but {why}"
+        return Finding(name, Verdict.UNKNOWN, text, cites, [*details, *unsure.values()], metrics)
     if proven:
         first = proven[0]
         return Finding(
@@ -156,10 +156,23 @@ def check_recovers(view: RunView) -> Finding:
     )
 
 
-def _as_observed(view: RunView, phase: Phase) -> bool:
-    """Whether the moment of the phase is the one at which the observer saw it."""
-    cited = set(phase.cites)
-    return any(op.source == "observer" for op in view.history if op.index in cited)
+def _maybe_earlier(view: RunView, phase: Phase, limit: float) -> str | None:
+    """Why a phase that was seen too late may have been in time all the same; None if it was late.
+
+    What rests on the observer's word is told when the observer sees it: after a time of blindness,
+    however early it was.
+    """
+    index, cited = index_of(view), set(phase.cites)
+    injected = anatomy(view).injected_at
+    if injected is None or phase.seconds is None:
+        return None
+    if not any(op.source == "observer" for op in view.history if op.index in cited):
+        return None
+    for blind in blindness(index):
+        until_seen = blind.until >= injected + phase.seconds - MAX_SILENCE_S
+        if until_seen and blind.begin <= injected + limit:
+            return blind.text
+    return None
 
 
 def check_healed(view: RunView) -> Finding:

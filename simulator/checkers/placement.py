@@ -275,12 +275,11 @@ class _Placing:
         return self.index.at(op) if op.mono is None else op.mono
 
     def _given(self, e: Execution, kind: Kind) -> None:
-        """Which GPUs it was given: as many as it needs."""
+        """Which GPUs it was given: as many as it needs, none if it needs none."""
         needs, ids = kind.needs.get("GPU", 0.0), _gpu_ids(e)
-        if not needs:
-            return
         if ids is None:
-            self.placed.ids_unknown.append(e)
+            if needs:
+                self.placed.ids_unknown.append(e)
         elif NO_DEVICE not in ids and len(ids) != math.ceil(needs):
             given = f"given GPU {_listed(ids)}" if ids else "not given any"
             text = f"{e.key} on {e.node}: it needs {needs:g} GPU and was {given}"
