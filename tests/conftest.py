@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,8 @@ _LEFT: list[str] = []
 
 def pytest_configure() -> None:
     """Give the session its own runs and process nodes, and note what it makes in Docker."""
+    # A background job of a shell ignores Ctrl-C, and so would every command that is tried here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["RAY_SIM_STATE_DIR"] = str(_STATE / "nodes")
     os.environ["RAY_SIM_RUNS"] = str(_STATE / "runs")
     os.environ.pop("RAY_SIM_DEBUG", None)
