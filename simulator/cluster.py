@@ -361,7 +361,8 @@ class Cluster:
     ) -> None:
         """Start nodes, the head first, and wait until the GCS counts each of them alive.
 
-        One that fails does not keep the others from joining.
+        Workers do not wait for the head's dashboard: their supervisors wait for its GCS. One that
+        fails does not keep the others from joining.
 
         Parameters
         ----------
@@ -378,10 +379,9 @@ class Cluster:
         CannotRun
             The head is not running, so that nothing can join.
         """
-        head = [n for n in names if n == "head"]
-        for batch in (head, [n for n in names if n != "head"]):
-            if batch:
-                _Starter(self, batch, timeout, parallelism, progress).run()
+        ordered = sorted(names, key=lambda name: name != "head")
+        if ordered:
+            _Starter(self, ordered, timeout, parallelism, progress).run()
 
     def stop(
         self, *, grace: float = 10.0, progress: Callable[[StopEvent], None] = lambda event: None
@@ -655,8 +655,11 @@ class _Starter:
             due = len(self.waiting)
             if self.starting:
                 self._look(ray_nodes or [])
-            if ray_nodes is not None:
-                known = frozenset(n.ray_node_id for n in ray_nodes if n.alive)
+            if "head" in self.failed:
+                break
+            # A head that is being started has a GCS that knows nobody yet.
+            if ray_nodes is not None or "head" in self.starting:
+                known = frozenset(n.ray_node_id for n in ray_nodes or () if n.alive)
                 while due and len(self.starting) < self.parallelism:
                     self._start(*self.waiting.pop(0), known)
                     due -= 1
@@ -664,9 +667,10 @@ class _Starter:
                 break
             self.clock.sleep(0.2)
         if self.failed:
-            name, lines = next(iter(self.failed.items()))
+            name = "head" if "head" in self.failed else next(iter(self.failed))
+            lines = self.failed[name]
             raise NodeStartFailed(
-                missing=sorted(self.failed),
+                missing=sorted({*self.failed, *self.starting, *(name for name, _ in self.waiting)}),
                 wanted=self.wanted,
                 seconds=self.clock.mono() - begun,
                 why=f"{name} failed {START_ATTEMPTS} times; its last lines follow",
