@@ -324,10 +324,15 @@ def pack(program: Program, into: Path, *, limit: int = UPLOAD_LIMIT) -> Package:
             )
     target = into / "package.zip"
     digest = hashlib.sha256()
+
+    def refuse_too_large() -> None:
+        if target.stat().st_size > limit:
+            raise _too_large(root, entries, limit)
+
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in entries:
             try:
-                _add(archive, digest, name, path)
+                _add(archive, digest, name, path, refuse_too_large)
             except OSError as error:
                 raise BadInput(Problem(str(path), f"cannot be read: {error.strerror}")) from None
             except UnicodeEncodeError:
@@ -335,11 +340,8 @@ def pack(program: Program, into: Path, *, limit: int = UPLOAD_LIMIT) -> Package:
                 raise BadInput(
                     Problem(repr(str(path)), what, "rename it, or leave it out")
                 ) from None
-            if target.stat().st_size > limit:
-                raise _too_large(root, entries, limit)
+    refuse_too_large()  # now with the table of contents
     size = target.stat().st_size
-    if size > limit:
-        raise _too_large(root, entries, limit)
     name = f"_ray_pkg_{digest.hexdigest()[:40]}.zip"
     return Package(target, name, sum(not name.endswith("/") for name, _ in entries), size)
 
@@ -394,7 +396,10 @@ def _ignored(path: Path, is_folder: bool, ignores: Sequence[tuple[Path, GitIgnor
     return answer
 
 
-def _add(archive: zipfile.ZipFile, digest: Any, name: str, path: Path) -> None:
+def _add(
+    archive: zipfile.ZipFile, digest: Any, name: str, path: Path, written: Callable[[], None]
+) -> None:
+    """Put a file or a folder into an archive; tells after each piece that it was written."""
     info = zipfile.ZipInfo(name)  # of 1980: when a file was written is not what it is
     mode = path.stat().st_mode
     info.external_attr = (
@@ -411,6 +416,7 @@ def _add(archive: zipfile.ZipFile, digest: Any, name: str, path: Path) -> None:
         while block := source.read(_MIB):
             digest.update(block)
             target.write(block)
+            written()
 
 
 def _too_large(root: Path, entries: Sequence[tuple[str, Path]], limit: int) -> BadInput:

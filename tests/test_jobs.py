@@ -140,6 +140,14 @@ def test_what_is_too_large_is_refused_with_its_biggest_parts(project: Path, into
     assert ".rayignore" in said
 
 
+def test_one_file_that_is_too_large_is_not_packed_to_its_end(project: Path, into: Path) -> None:
+    (project / "data" / "big").write_bytes(os.urandom(8 * 1024**2))
+    program = plan_program("main.py", working_dir=str(project))
+    with pytest.raises(BadInput, match="more than the 1 MiB that Ray takes"):
+        pack(program, into, limit=1024**2)
+    assert sum(file.stat().st_size for file in into.iterdir()) < 3 * 1024**2
+
+
 def test_a_name_that_no_archive_can_hold_is_refused(project: Path, into: Path) -> None:
     try:
         (project / os.fsdecode(b"caf\xe9")).touch()
