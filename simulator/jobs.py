@@ -26,7 +26,7 @@ from pathspec import GitIgnoreSpec
 
 from simulator.errors import BadInput, CannotRun, Problem
 from simulator.rayapi import UPLOAD_LIMIT, Job, JobLog, NoSuchJob, RayApi, RayUnreachable
-from simulator.waiting import Clock, Deadline, RealClock, T
+from simulator.waiting import Clock, Deadline, RealClock, T, WaitTimeout
 
 #: Never part of a package, as in Ray (RAY_RUNTIME_ENV_DEFAULT_EXCLUDES); nor is a folder that has a
 #: pyvenv.cfg, however it is called: the nodes have a Python of their own.
@@ -528,6 +528,7 @@ def follow(
     stop: Callable[[], bool] = lambda: False,
     clock: Clock | None = None,
     patience: float = PATIENCE_S,
+    timeout: float | None = None,
 ) -> Job:
     """Follow a job to its end, and return how it ended; its exit code is the program's own.
 
@@ -541,53 +542,76 @@ def follow(
         Asked again and again; once it is true, Ray is asked to stop the job, which is then followed on.
     patience
         How long Ray may be silent, seconds.
+    timeout
+        How long to follow it, seconds; by default to its end.
 
     Raises
     ------
     JobLost
         It has no exit code: stopped, never begun, lost with its node; or Ray is gone.
+    WaitTimeout
+        It was not over in time, and goes on.
     """
     clock = clock or RealClock()
+    limit = None if timeout is None else Deadline(timeout, clock=clock.mono)
     log = _Log(ray, submitted, output)
     silence: Deadline | None = None
     pending: Deadline | None = Deadline(PENDING_S, clock=clock.mono)
-    stopping = False
+    stopping = whole = read_twice = False
     job: Job | None = None
+
+    def refuse_late(last: str) -> None:
+        if limit is not None and limit.passed:
+            raise WaitTimeout(f"the end of job {submitted.job_id}", limit.seconds, last)
+
     try:
         while True:
             try:
                 if stop() and not stopping:
                     stopping = ray.stop_job(submitted.job_id)
                 job = ray.job(submitted.job_id)
-            except NoSuchJob as error:
-                why = "its head was started anew, and knows no earlier job" if job else error.why
+            except NoSuchJob:  # and yet Ray had taken it
+                if job is not None and job.over:
+                    break
                 raise JobLost(
-                    f"Ray knows of no job {submitted.job_id}", job, why=why, details=log.last
+                    f"Ray knows of no job {submitted.job_id}",
+                    job,
+                    why="its head was started anew, and knows no earlier job",
+                    details=log.last,
                 ) from None
             except CannotRun as error:
                 if silence is None:
                     silence = Deadline(patience, clock=clock.mono)
                     say(f"{error}; waiting up to {patience:.0f} s")
+                refuse_late(str(error))
                 if silence.passed:
+                    if job is not None and job.over:
+                        break
                     raise JobLost(
                         f"job {submitted.job_id} is lost from sight",
                         job,
                         why=str(error),
                         details=log.last,
                     ) from None
+                read_twice = False
                 clock.sleep(POLL_S)
                 continue
             silence = None
             if job.over:
-                break
+                whole = log.finish(job)
+                if whole or read_twice:
+                    break
+                read_twice = True  # Ray is silent, or only the log's node: asked again, Ray tells
+                continue
+            refuse_late(f"it is {job.status}")
             if pending is not None and (job.status != "PENDING" or pending.passed):
                 if job.status == "PENDING":
                     say(job.message)
                 pending = None
             log.follow(job, Deadline(POLL_S, clock=clock.mono), clock)
-        whole = log.finish(job)
     finally:
         log.close()
+        log.hand_on_the_rest()
     if not whole:
         say("the end of the job's log cannot be read: its node is gone")
     if job.status == "STOPPED" or job.exit_code is None:
@@ -645,7 +669,7 @@ class _Log:
         clock.sleep(until.left)
 
     def finish(self, job: Job) -> bool:
-        """Hand on all that is left once the job is over; whether that could be read."""
+        """Hand on what came meanwhile, once the job is over; whether all of it could be read."""
         self.close()
         self._skip = self._position
         try:
@@ -654,10 +678,12 @@ class _Log:
                     self._take(chunk)
         except CannotRun:
             return False
-        finally:
-            self._hand_on(self._held)
-            self._held = b""
         return True
+
+    def hand_on_the_rest(self) -> None:
+        """Hand on what was kept because more might have made it one of Ray's own lines."""
+        self._hand_on(self._held)
+        self._held = b""
 
     def close(self) -> None:
         if self._stream is not None:

@@ -28,6 +28,7 @@ from simulator.jobs import (
     submit,
 )
 from simulator.rayapi import UPLOAD_LIMIT, Job, RayApi, RayUnreachable
+from simulator.waiting import WaitTimeout
 
 
 def write(root: Path, *names: str, **files: str) -> None:
@@ -458,6 +459,51 @@ def test_a_log_that_breaks_off_is_read_on_where_it_was(
     )
     followed()
     assert followed.printed == b"".join(b"%d\n" % n for n in range(8))
+
+
+def test_a_log_that_died_with_its_node_is_said_and_the_job_s_end_is_told(
+    backend: FakeBackend, followed: Followed
+) -> None:
+    backend.job_prints("done\n", exit_code=3)
+    backend.fail_next("ray.follow_job_log", RayUnreachable("no such node"), times=99)
+    backend.fail_next("ray.read_job_log", RayUnreachable("no such node"), times=99)
+    assert followed().exit_code == 3
+    assert followed.said == ["the end of the job's log cannot be read: its node is gone"]
+
+
+def test_a_log_that_only_ray_s_silence_kept_is_read_when_ray_is_back(
+    backend: FakeBackend, followed: Followed
+) -> None:
+    def hush() -> None:
+        if not silenced:
+            silenced.append(True)
+            backend.fail_next("ray.read_job_log", RayUnreachable("hush"))
+            backend.fail_next("ray.job", RayUnreachable("hush"), times=9)
+
+    silenced: list[bool] = []
+    backend.before("ray.read_job_log", hush)
+    backend.job_prints("one\n", "two\n")
+    backend.fail_next("ray.follow_job_log", RayUnreachable("broke"), times=99)
+    assert followed().exit_code == 0
+    assert followed.printed == b"one\ntwo\n"
+    assert followed.said == ["hush; waiting up to 30 s"]
+
+
+def test_who_has_not_the_time_leaves_the_job_to_go_on(
+    backend: FakeBackend, followed: Followed
+) -> None:
+    backend.job_prints(*["more\n"] * 9)
+    submitted = submit(followed.cluster.ray, followed.program, job_id="j")
+    with pytest.raises(WaitTimeout, match="the end of job j did not happen within 4 s: it is RUN"):
+        follow(
+            followed.cluster.ray,
+            submitted,
+            output=followed.take,
+            clock=followed.cluster.clock,
+            timeout=4,
+        )
+    assert followed.printed.startswith(b"more\n")
+    assert jobs_of(backend.world("c"))["j"].status == "RUNNING"
 
 
 def test_a_head_that_is_gone_takes_its_jobs_along(backend: FakeBackend, followed: Followed) -> None:
