@@ -45,6 +45,9 @@ PENDING_S = 3.0
 #: How long Ray may be silent before a job is given up, seconds: as long as a head takes to restart.
 PATIENCE_S = 30.0
 
+#: How long to look for a job whose submission was interrupted, seconds.
+WITHDRAW_S = 2.0
+
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _MIB = 1024**2
 
@@ -457,6 +460,7 @@ def submit(
     job_id: str | None = None,
     resources: Mapping[str, float] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    asking: Callable[[], None] = lambda: None,
 ) -> Submitted:
     """Pack a program, upload it unless it is there already, and start it as a job.
 
@@ -466,6 +470,8 @@ def submit(
         Custom resources that the driver's node must have, by name; on the head without them.
     say
         Told about the upload.
+    asking
+        Called right before Ray is asked to start it: until then there is no job.
 
     Raises
     ------
@@ -489,6 +495,7 @@ def submit(
     def start() -> None:
         ray.submit(program.entrypoint, job_id, resources=resources, runtime_env=env)
 
+    asking()
     try:
         start()
     except RayUnreachable:
@@ -497,6 +504,37 @@ def submit(
         except NoSuchJob:
             start()
     return Submitted(job_id, program.entrypoint)
+
+
+def withdraw(
+    ray: RayApi, job_id: str, *, clock: Clock | None = None, patience: float = WITHDRAW_S
+) -> Job | None:
+    """Stop a job whose submission was interrupted, perhaps before Ray heard of it.
+
+    Parameters
+    ----------
+    patience
+        How long to look for it, seconds: what was sent may arrive a little later.
+
+    Returns
+    -------
+    Job or None
+        The job, which is over or was told to stop; None if Ray did not say that there is one.
+    """
+    clock = clock or RealClock()
+    silence: Deadline | None = None
+    while True:
+        try:
+            stopping = ray.stop_job(job_id)
+            job = ray.job(job_id)
+            if stopping or job.over:
+                return job
+            silence = None  # it is being set up, and cannot be stopped yet
+        except CannotRun:
+            silence = silence or Deadline(patience, clock=clock.mono)
+            if silence.passed:
+                return None
+        clock.sleep(POLL_S)
 
 
 def _once_more(ask: Callable[[], T]) -> T:

@@ -26,6 +26,7 @@ from simulator.jobs import (
     plan_program,
     read_runtime_env,
     submit,
+    withdraw,
 )
 from simulator.rayapi import UPLOAD_LIMIT, Job, RayApi, RayUnreachable
 from simulator.waiting import WaitTimeout
@@ -420,6 +421,25 @@ def test_a_job_that_is_being_set_up_is_asked_to_stop_until_it_can(
     with pytest.raises(JobLost, match="was stopped"):
         followed(stop=lambda: True)
     assert asked == ["j"] * 3
+
+
+def test_a_job_that_is_withdrawn_is_asked_to_stop_until_it_can(
+    backend: FakeBackend, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.job_prints(*["more\n"] * 50)
+    submit(followed.cluster.ray, followed.program, job_id="j")
+    real = FakeRay.stop_job
+    asked: list[str] = []
+
+    def not_yet(ray: FakeRay, job_id: str) -> bool:
+        asked.append(job_id)
+        return len(asked) > 20 and real(ray, job_id)
+
+    monkeypatch.setattr(FakeRay, "stop_job", not_yet)
+    backend.fail_next("ray.job", RayUnreachable("hush"), times=3)
+    assert withdraw(followed.cluster.ray, "j", clock=followed.cluster.clock) is not None
+    assert jobs_of(backend.world("c"))["j"].status == "STOPPED"
+    assert withdraw(followed.cluster.ray, "other", clock=followed.cluster.clock) is None
 
 
 def test_a_job_that_never_ran_has_no_exit_code(backend: FakeBackend, followed: Followed) -> None:
