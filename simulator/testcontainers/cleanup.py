@@ -66,7 +66,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """So that no file of an owner's is seen without its lock, unless its owner is dead."""
     with open(folder / "guard", "ab") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:  # said, since a child that was forked meanwhile would keep it
+            fcntl.flock(guard, fcntl.LOCK_UN)
 
 
 def owners_folder() -> Path:
