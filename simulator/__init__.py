@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.checkers.base import Finding as Finding
     from simulator.checkers.base import RunView as RunView
     from simulator.checkers.base import Verdict as Verdict
+    from simulator.checkers.registry import register_check as register_check
     from simulator.cluster import Cluster as Cluster
     from simulator.errors import SimulatorError as SimulatorError
     from simulator.experiment import Experiment as Experiment
@@ -71,6 +72,7 @@ _HOMES = {
     "Finding": "simulator.checkers.base",
     "Verdict": "simulator.checkers.base",
     "RunView": "simulator.checkers.base",
+    "register_check": "simulator.checkers.registry",
     "Runner": "simulator.runner",
     "RunRequest": "simulator.runner",
     "Store": "simulator.store",

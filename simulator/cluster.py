@@ -609,13 +609,22 @@ class Cluster:
         return record
 
 
-def refuse_unable(backend: Backend, topology: Topology) -> None:
-    """Raise `CannotRun` if the machine has not what such a cluster needs."""
+def why_unable(backend: Backend, topology: Topology | None = None) -> str | None:
+    """None if the machine has what a cluster, or such a cluster, needs; else what it has not."""
     blocking = [c for c in backend.check(topology) if c.level == "problem"]
-    if blocking:
-        raise CannotRun(
-            "this machine cannot run it", why="; ".join(str(c.as_problem()) for c in blocking)
-        )
+    return "; ".join(str(c.as_problem()) for c in blocking) or None
+
+
+def refuse_unable(
+    backend: Backend,
+    topology: Topology,
+    *,
+    what: str = "this machine cannot run it",
+    remedy: str = "",
+) -> None:
+    """Raise `CannotRun` if the machine has not what such a cluster needs."""
+    if why := why_unable(backend, topology):
+        raise CannotRun(what, why=why, remedy=remedy)
 
 
 def _no_head() -> CannotRun:

@@ -26,7 +26,7 @@ from pathspec import GitIgnoreSpec
 
 from simulator.errors import BadInput, CannotRun, Problem
 from simulator.rayapi import UPLOAD_LIMIT, Job, JobLog, NoSuchJob, RayApi, RayUnreachable
-from simulator.waiting import Clock, Deadline, RealClock, T
+from simulator.waiting import Clock, Deadline, RealClock, T, WaitTimeout
 
 #: Never part of a package, as in Ray (RAY_RUNTIME_ENV_DEFAULT_EXCLUDES); nor is a folder that has a
 #: pyvenv.cfg, however it is called: the nodes have a Python of their own.
@@ -44,6 +44,9 @@ PENDING_S = 3.0
 
 #: How long Ray may be silent before a job is given up, seconds: as long as a head takes to restart.
 PATIENCE_S = 30.0
+
+#: How long to look for a job whose submission was interrupted, seconds.
+WITHDRAW_S = 2.0
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _MIB = 1024**2
@@ -324,10 +327,15 @@ def pack(program: Program, into: Path, *, limit: int = UPLOAD_LIMIT) -> Package:
             )
     target = into / "package.zip"
     digest = hashlib.sha256()
+
+    def refuse_too_large() -> None:
+        if target.stat().st_size > limit:
+            raise _too_large(root, entries, limit)
+
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in entries:
             try:
-                _add(archive, digest, name, path)
+                _add(archive, digest, name, path, refuse_too_large)
             except OSError as error:
                 raise BadInput(Problem(str(path), f"cannot be read: {error.strerror}")) from None
             except UnicodeEncodeError:
@@ -335,11 +343,8 @@ def pack(program: Program, into: Path, *, limit: int = UPLOAD_LIMIT) -> Package:
                 raise BadInput(
                     Problem(repr(str(path)), what, "rename it, or leave it out")
                 ) from None
-            if target.stat().st_size > limit:
-                raise _too_large(root, entries, limit)
+    refuse_too_large()  # now with the table of contents
     size = target.stat().st_size
-    if size > limit:
-        raise _too_large(root, entries, limit)
     name = f"_ray_pkg_{digest.hexdigest()[:40]}.zip"
     return Package(target, name, sum(not name.endswith("/") for name, _ in entries), size)
 
@@ -394,7 +399,10 @@ def _ignored(path: Path, is_folder: bool, ignores: Sequence[tuple[Path, GitIgnor
     return answer
 
 
-def _add(archive: zipfile.ZipFile, digest: Any, name: str, path: Path) -> None:
+def _add(
+    archive: zipfile.ZipFile, digest: Any, name: str, path: Path, written: Callable[[], None]
+) -> None:
+    """Put a file or a folder into an archive; tells after each piece that it was written."""
     info = zipfile.ZipInfo(name)  # of 1980: when a file was written is not what it is
     mode = path.stat().st_mode
     info.external_attr = (
@@ -411,6 +419,7 @@ def _add(archive: zipfile.ZipFile, digest: Any, name: str, path: Path) -> None:
         while block := source.read(_MIB):
             digest.update(block)
             target.write(block)
+            written()
 
 
 def _too_large(root: Path, entries: Sequence[tuple[str, Path]], limit: int) -> BadInput:
@@ -451,6 +460,7 @@ def submit(
     job_id: str | None = None,
     resources: Mapping[str, float] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    asking: Callable[[], None] = lambda: None,
 ) -> Submitted:
     """Pack a program, upload it unless it is there already, and start it as a job.
 
@@ -460,6 +470,8 @@ def submit(
         Custom resources that the driver's node must have, by name; on the head without them.
     say
         Told about the upload.
+    asking
+        Called right before Ray is asked to start it: until then there is no job.
 
     Raises
     ------
@@ -483,6 +495,7 @@ def submit(
     def start() -> None:
         ray.submit(program.entrypoint, job_id, resources=resources, runtime_env=env)
 
+    asking()
     try:
         start()
     except RayUnreachable:
@@ -491,6 +504,37 @@ def submit(
         except NoSuchJob:
             start()
     return Submitted(job_id, program.entrypoint)
+
+
+def withdraw(
+    ray: RayApi, job_id: str, *, clock: Clock | None = None, patience: float = WITHDRAW_S
+) -> Job | None:
+    """Stop a job whose submission was interrupted, perhaps before Ray heard of it.
+
+    Parameters
+    ----------
+    patience
+        How long to look for it, seconds: what was sent may arrive a little later.
+
+    Returns
+    -------
+    Job or None
+        The job, which is over or was told to stop; None if Ray did not say that there is one.
+    """
+    clock = clock or RealClock()
+    silence: Deadline | None = None
+    while True:
+        try:
+            stopping = ray.stop_job(job_id)
+            job = ray.job(job_id)
+            if stopping or job.over:
+                return job
+            silence = None  # it is being set up, and cannot be stopped yet
+        except CannotRun:
+            silence = silence or Deadline(patience, clock=clock.mono)
+            if silence.passed:
+                return None
+        clock.sleep(POLL_S)
 
 
 def _once_more(ask: Callable[[], T]) -> T:
@@ -522,6 +566,7 @@ def follow(
     stop: Callable[[], bool] = lambda: False,
     clock: Clock | None = None,
     patience: float = PATIENCE_S,
+    timeout: float | None = None,
 ) -> Job:
     """Follow a job to its end, and return how it ended; its exit code is the program's own.
 
@@ -535,53 +580,76 @@ def follow(
         Asked again and again; once it is true, Ray is asked to stop the job, which is then followed on.
     patience
         How long Ray may be silent, seconds.
+    timeout
+        How long to follow it, seconds; by default to its end.
 
     Raises
     ------
     JobLost
         It has no exit code: stopped, never begun, lost with its node; or Ray is gone.
+    WaitTimeout
+        It was not over in time, and goes on.
     """
     clock = clock or RealClock()
+    limit = None if timeout is None else Deadline(timeout, clock=clock.mono)
     log = _Log(ray, submitted, output)
     silence: Deadline | None = None
     pending: Deadline | None = Deadline(PENDING_S, clock=clock.mono)
-    stopping = False
+    stopping = whole = read_twice = False
     job: Job | None = None
+
+    def refuse_late(last: str) -> None:
+        if limit is not None and limit.passed:
+            raise WaitTimeout(f"the end of job {submitted.job_id}", limit.seconds, last)
+
     try:
         while True:
             try:
                 if stop() and not stopping:
                     stopping = ray.stop_job(submitted.job_id)
                 job = ray.job(submitted.job_id)
-            except NoSuchJob as error:
-                why = "its head was started anew, and knows no earlier job" if job else error.why
+            except NoSuchJob:  # and yet Ray had taken it
+                if job is not None and job.over:
+                    break
                 raise JobLost(
-                    f"Ray knows of no job {submitted.job_id}", job, why=why, details=log.last
+                    f"Ray knows of no job {submitted.job_id}",
+                    job,
+                    why="its head was started anew, and knows no earlier job",
+                    details=log.last,
                 ) from None
             except CannotRun as error:
                 if silence is None:
                     silence = Deadline(patience, clock=clock.mono)
                     say(f"{error}; waiting up to {patience:.0f} s")
+                refuse_late(str(error))
                 if silence.passed:
+                    if job is not None and job.over:
+                        break
                     raise JobLost(
                         f"job {submitted.job_id} is lost from sight",
                         job,
                         why=str(error),
                         details=log.last,
                     ) from None
+                read_twice = False
                 clock.sleep(POLL_S)
                 continue
             silence = None
             if job.over:
-                break
+                whole = log.finish(job)
+                if whole or read_twice:
+                    break
+                read_twice = True  # Ray is silent, or only the log's node: asked again, Ray tells
+                continue
+            refuse_late(f"it is {job.status}")
             if pending is not None and (job.status != "PENDING" or pending.passed):
                 if job.status == "PENDING":
                     say(job.message)
                 pending = None
             log.follow(job, Deadline(POLL_S, clock=clock.mono), clock)
-        whole = log.finish(job)
     finally:
         log.close()
+        log.hand_on_the_rest()
     if not whole:
         say("the end of the job's log cannot be read: its node is gone")
     if job.status == "STOPPED" or job.exit_code is None:
@@ -639,7 +707,7 @@ class _Log:
         clock.sleep(until.left)
 
     def finish(self, job: Job) -> bool:
-        """Hand on all that is left once the job is over; whether that could be read."""
+        """Hand on what came meanwhile, once the job is over; whether all of it could be read."""
         self.close()
         self._skip = self._position
         try:
@@ -648,10 +716,12 @@ class _Log:
                     self._take(chunk)
         except CannotRun:
             return False
-        finally:
-            self._hand_on(self._held)
-            self._held = b""
         return True
+
+    def hand_on_the_rest(self) -> None:
+        """Hand on what was kept because more might have made it one of Ray's own lines."""
+        self._hand_on(self._held)
+        self._held = b""
 
     def close(self) -> None:
         if self._stream is not None:

@@ -296,7 +296,7 @@ class RayApi:
     def stop_job(self, job_id: str) -> bool:
         """Ask Ray to stop a job; returns before it has, and whether there was anything to stop.
 
-        There is not while the job is being set up; then it must be asked again.
+        There is not while the job is being set up (then it must be asked again), nor once it is over.
         """
         return bool(self._call("POST", f"/api/jobs/{job_id}/stop").get("stopped"))
 

@@ -22,9 +22,9 @@ from simulator import (
     Topology,
     Verdict,
     WhenDeclaredDead,
+    register_check,
 )
 from simulator import Params as BaseParams
-from simulator.checkers.registry import register
 
 
 class MyExperiment(Experiment):
@@ -78,4 +78,4 @@ def little_redone(view: RunView) -> Finding:
     return Finding("little_redone", verdict, text, [op for ops in again.values() for op in ops])
 
 
-register("little_redone", little_redone)
+register_check("little_redone", little_redone)

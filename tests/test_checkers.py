@@ -16,7 +16,7 @@ from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import Finding, RunView, Verdict
 from simulator.checkers.index import index_of
 from simulator.checkers.judge import judge
-from simulator.checkers.registry import CHECKERS, describe, register, run_checks
+from simulator.checkers.registry import CHECKERS, describe, register_check, run_checks
 from simulator.checkers.results import same
 from simulator.history import History, Op, read_history
 
@@ -73,7 +73,7 @@ def test_a_check_that_breaks_says_unknown_and_why(monkeypatch: pytest.MonkeyPatc
         raise ZeroDivisionError("of one's own making")
 
     monkeypatch.setattr(registry, "CHECKERS", dict(CHECKERS))
-    register("mine", breaks)
+    register_check("mine", breaks)
     finding = find(of(), "mine")
     assert finding.verdict is UNKNOWN
     assert "ZeroDivisionError: of one's own making" in finding.summary
@@ -81,7 +81,7 @@ def test_a_check_that_breaks_says_unknown_and_why(monkeypatch: pytest.MonkeyPatc
 
 def test_two_checks_cannot_have_one_name() -> None:
     with pytest.raises(ValueError, match="there is a check named 'healed' already"):
-        register("healed", lambda view: Finding("healed", VALID, "whatever you say"))
+        register_check("healed", lambda view: Finding("healed", VALID, "whatever you say"))
 
 
 def test_a_check_that_does_not_exist_is_unknown_and_names_the_nearest() -> None:

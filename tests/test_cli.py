@@ -354,6 +354,19 @@ def test_several_clusters_must_be_told_apart(command: Command) -> None:
     assert "did you mean two?" in command("status", "--name", "twoo").err
 
 
+def test_what_has_no_nodes_is_no_cluster_to_be_told_apart_but_is_removed(
+    command: Command, backend: FakeBackend
+) -> None:
+    command("up", "--name", "lab")
+    command("up", "--name", "doctor-1")
+    world = backend.world("doctor-1")
+    for node in list(world.nodes.values()):
+        world.remove(node)
+    assert command("status", "--json").data["cluster"] == "lab"
+    assert command("down", "--all").code == 0
+    assert command("clusters", "--json").data == []
+
+
 def test_a_name_on_two_backends_must_be_told_apart(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

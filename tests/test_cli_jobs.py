@@ -7,7 +7,9 @@ import os
 import shlex
 import signal
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli import Command, runner_of, use_backends
@@ -15,7 +17,7 @@ from fakes import cluster_up, fake
 
 from simulator.backends.base import Endpoint
 from simulator.backends.fake import FakeBackend
-from simulator.backends.fake.ray import jobs_of
+from simulator.backends.fake.ray import FakeRay, jobs_of
 from simulator.cli.jobs import SubmitCommand
 from simulator.rayapi import RayUnreachable
 
@@ -152,6 +154,60 @@ def test_ctrl_c_at_any_moment_leaves_no_job_running(
     assert done.code == 4
     assert said in done.err
     assert {j.status for j in jobs_of(backend.world("lab")).values()} <= {"STOPPED"}
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Ctrl-C right after the job was sent, which arrives or does not."""
+
+    def interrupt(arrives: bool) -> None:
+        real = FakeRay.submit
+
+        def submit(*args: Any, **more: Any) -> None:
+            if arrives:
+                real(*args, **more)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(FakeRay, "submit", submit)
+
+    return interrupt
+
+
+def test_ctrl_c_while_the_job_is_sent_stops_the_one_that_arrived(
+    command: Command, backend: FakeBackend, interrupted: Callable[[bool], None]
+) -> None:
+    backend.job_prints(*["more\n"] * 50)
+    interrupted(True)
+    done = command("submit", "train.py")
+    assert done.code == 4
+    assert "had been submitted, and is " in done.err
+    assert {j.status for j in jobs_of(backend.world("lab")).values()} == {"STOPPED"}
+
+
+def test_ctrl_c_while_the_job_is_sent_says_what_is_not_known(
+    command: Command, backend: FakeBackend, interrupted: Callable[[bool], None]
+) -> None:
+    interrupted(False)
+    done = command("submit", "--name", "lab", "train.py")
+    said = " ".join(done.err.split())
+    assert done.code == 4
+    assert "may have been submitted. If it runs, stop it with:" in said
+    assert "python -m simulator exec head --name lab -- ray job stop train-" in said
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_while_a_job_is_sent_that_is_over_at_once_comes_back(
+    command: Command,
+    backend: FakeBackend,
+    interrupted: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FakeRay, "stop_job", lambda ray, job_id: False)  # as of one that ended
+    backend.job_prints("done\n")
+    interrupted(True)
+    done = command("submit", "train.py")
+    assert done.code == 4
+    assert "had been submitted, and is over" in done.err
 
 
 @pytest.mark.parametrize(

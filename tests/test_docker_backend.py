@@ -173,6 +173,17 @@ def test_any_other_refusal_to_freeze_is_said_at_once(monkeypatch: pytest.MonkeyP
     assert engine.asked == 1
 
 
+def test_a_container_for_a_library_comes_over_the_connection_that_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = FreezerThatSlips(0, "")
+    engine.inspect_container = lambda ident: {"Id": ident, "State": {"Status": "running"}}  # type: ignore[attr-defined]
+    container = with_engine(engine, monkeypatch).container("lab", "worker-1")
+    assert (container.id, container.status) == ("c1", "running")
+    container.pause()
+    assert engine.asked == 1
+
+
 # ---- the engine's words in ours
 
 

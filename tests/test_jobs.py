@@ -26,8 +26,10 @@ from simulator.jobs import (
     plan_program,
     read_runtime_env,
     submit,
+    withdraw,
 )
 from simulator.rayapi import UPLOAD_LIMIT, Job, RayApi, RayUnreachable
+from simulator.waiting import WaitTimeout
 
 
 def write(root: Path, *names: str, **files: str) -> None:
@@ -138,6 +140,14 @@ def test_what_is_too_large_is_refused_with_its_biggest_parts(project: Path, into
     assert "more than the 1 MiB that Ray takes" in said
     assert "data/ (3.0 MiB), lib/ (2.0 MiB), main.py (0.0 MiB)" in said
     assert ".rayignore" in said
+
+
+def test_one_file_that_is_too_large_is_not_packed_to_its_end(project: Path, into: Path) -> None:
+    (project / "data" / "big").write_bytes(os.urandom(8 * 1024**2))
+    program = plan_program("main.py", working_dir=str(project))
+    with pytest.raises(BadInput, match="more than the 1 MiB that Ray takes"):
+        pack(program, into, limit=1024**2)
+    assert sum(file.stat().st_size for file in into.iterdir()) < 3 * 1024**2
 
 
 def test_a_name_that_no_archive_can_hold_is_refused(project: Path, into: Path) -> None:
@@ -413,6 +423,25 @@ def test_a_job_that_is_being_set_up_is_asked_to_stop_until_it_can(
     assert asked == ["j"] * 3
 
 
+def test_a_job_that_is_withdrawn_is_asked_to_stop_until_it_can(
+    backend: FakeBackend, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.job_prints(*["more\n"] * 50)
+    submit(followed.cluster.ray, followed.program, job_id="j")
+    real = FakeRay.stop_job
+    asked: list[str] = []
+
+    def not_yet(ray: FakeRay, job_id: str) -> bool:
+        asked.append(job_id)
+        return len(asked) > 20 and real(ray, job_id)
+
+    monkeypatch.setattr(FakeRay, "stop_job", not_yet)
+    backend.fail_next("ray.job", RayUnreachable("hush"), times=3)
+    assert withdraw(followed.cluster.ray, "j", clock=followed.cluster.clock) is not None
+    assert jobs_of(backend.world("c"))["j"].status == "STOPPED"
+    assert withdraw(followed.cluster.ray, "other", clock=followed.cluster.clock) is None
+
+
 def test_a_job_that_never_ran_has_no_exit_code(backend: FakeBackend, followed: Followed) -> None:
     trace = "".join(f"  frame {n}\n" for n in range(40))
     backend.job_ends("FAILED", f"runtime_env setup failed\n{trace}pip: no such package\n")
@@ -450,6 +479,51 @@ def test_a_log_that_breaks_off_is_read_on_where_it_was(
     )
     followed()
     assert followed.printed == b"".join(b"%d\n" % n for n in range(8))
+
+
+def test_a_log_that_died_with_its_node_is_said_and_the_job_s_end_is_told(
+    backend: FakeBackend, followed: Followed
+) -> None:
+    backend.job_prints("done\n", exit_code=3)
+    backend.fail_next("ray.follow_job_log", RayUnreachable("no such node"), times=99)
+    backend.fail_next("ray.read_job_log", RayUnreachable("no such node"), times=99)
+    assert followed().exit_code == 3
+    assert followed.said == ["the end of the job's log cannot be read: its node is gone"]
+
+
+def test_a_log_that_only_ray_s_silence_kept_is_read_when_ray_is_back(
+    backend: FakeBackend, followed: Followed
+) -> None:
+    def hush() -> None:
+        if not silenced:
+            silenced.append(True)
+            backend.fail_next("ray.read_job_log", RayUnreachable("hush"))
+            backend.fail_next("ray.job", RayUnreachable("hush"), times=9)
+
+    silenced: list[bool] = []
+    backend.before("ray.read_job_log", hush)
+    backend.job_prints("one\n", "two\n")
+    backend.fail_next("ray.follow_job_log", RayUnreachable("broke"), times=99)
+    assert followed().exit_code == 0
+    assert followed.printed == b"one\ntwo\n"
+    assert followed.said == ["hush; waiting up to 30 s"]
+
+
+def test_who_has_not_the_time_leaves_the_job_to_go_on(
+    backend: FakeBackend, followed: Followed
+) -> None:
+    backend.job_prints(*["more\n"] * 9)
+    submitted = submit(followed.cluster.ray, followed.program, job_id="j")
+    with pytest.raises(WaitTimeout, match="the end of job j did not happen within 4 s: it is RUN"):
+        follow(
+            followed.cluster.ray,
+            submitted,
+            output=followed.take,
+            clock=followed.cluster.clock,
+            timeout=4,
+        )
+    assert followed.printed.startswith(b"more\n")
+    assert jobs_of(backend.world("c"))["j"].status == "RUNNING"
 
 
 def test_a_head_that_is_gone_takes_its_jobs_along(backend: FakeBackend, followed: Followed) -> None:

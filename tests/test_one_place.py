@@ -111,6 +111,13 @@ def test_the_wheel_carries_every_file_that_the_package_looks_for() -> None:
     }
     assert wanted >= {"compose.yaml", "docker", "experiments", "topologies"}
     assert carried == {name: f"simulator/_data/{name}" for name in wanted}
+    # A wheel may be built from the source distribution, which must have what goes into it.
+    section = re.findall(
+        r"targets\.sdist\]\ninclude = \[(.*?)\]", text("pyproject.toml"), re.DOTALL
+    )[0]
+    assert {"/simulator", *(f"/{name}" for name in carried)} <= set(
+        re.findall(r'"(\S+?)"', section)
+    )
     assert (ROOT / "simulator/py.typed").is_file()
     assert (ROOT / "simulator/report/assets/uplot/LICENSE").is_file()
 
@@ -153,3 +160,14 @@ def test_what_a_lean_node_gives_up_is_said_on_the_page_as_it_is_everywhere() -> 
 
 def test_the_images_that_can_be_built_are_those_of_the_help() -> None:
     assert f'metavar="{"|".join(image.IMAGES)}"' in text("simulator/cli/machine.py")
+
+
+def test_what_users_copy_needs_public_names_only() -> None:
+    copied = {p: p.read_text(encoding="utf-8") for p in (ROOT / "starter").rglob("*.py")}
+    for page in ("docs/guides/your-own-experiment.md", "docs/reference/checks.md"):
+        copied[ROOT / page] = text(page)
+    deep = {
+        path.name: re.findall(r"(?:from|import) (simulator\.checkers\S*)", code)
+        for path, code in copied.items()
+    }
+    assert not any(deep.values()), deep

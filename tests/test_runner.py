@@ -802,8 +802,7 @@ def test_a_run_can_be_judged_again_from_its_directory_alone(lab: Lab) -> None:
 
 
 OWN = """
-from simulator import Experiment, Finding, TaskStream, Verdict
-from simulator.checkers.registry import register
+from simulator import Experiment, Finding, TaskStream, Verdict, register_check
 
 class Own(Experiment):
     name = "own"
@@ -816,7 +815,7 @@ class Own(Experiment):
     def schedule(self, params, topology):
         return []
 
-register("own_check_of_this_test", lambda view: Finding("own_check_of_this_test", Verdict.VALID, "so it is"))
+register_check("own_check_of_this_test", lambda view: Finding("own_check_of_this_test", Verdict.VALID, "so it is"))
 """
 
 JUDGE = """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -19,13 +21,17 @@ from testcontainers.core.waiting_utils import WaitStrategy
 
 from simulator import Cluster, FakeBackend, load_topology
 from simulator.backends.base import Check, Completed
+from simulator.backends.fake.ray import jobs_of
+from simulator.compose import LEDGER_TARGET
 from simulator.errors import BadInput, CannotRun, NodeStartFailed
+from simulator.rayapi import RayUnreachable
 from simulator.testcontainers import (
     NodesAliveWaitStrategy,
     RayClusterContainer,
     cleanup,
     container,
 )
+from simulator.waiting import WaitTimeout
 
 
 class FakeContainer:
@@ -207,6 +213,29 @@ def test_a_cluster_that_somebody_made_anew_under_the_same_name_stays(engine: Eng
     assert left(engine) == ["shared"]
 
 
+def test_one_that_somebody_made_by_hand_under_the_same_name_stays(engine: Engine) -> None:
+    ray = RayClusterContainer(name="shared", workers=0).start()
+    engine.remove("shared")
+    cluster_up(engine, "shared", workers=1)  # such a cluster names no owner
+    ray.stop()
+    assert left(engine) == ["shared"]
+
+
+def test_one_that_cannot_be_removed_does_not_hide_why_the_test_failed(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.fail_next("remove", CannotRun("the engine is gone"), times=2)
+    with pytest.raises(AssertionError, match="the test's own"), RayClusterContainer(workers=0):
+        raise AssertionError("the test's own")
+    assert "could not be removed" in caplog.text
+    assert "the engine is gone" in caplog.text
+    with pytest.raises(CannotRun, match="the engine is gone"), RayClusterContainer(workers=0):
+        pass
+    assert len(left(engine)) == 2
+    cleanup.session().close()  # as at the end of the interpreter
+    assert left(engine) == []
+
+
 def test_what_nobody_stopped_is_removed_at_the_end(engine: Engine) -> None:
     RayClusterContainer(workers=0).start()
     RayClusterContainer(workers=0).start()
@@ -255,6 +284,54 @@ def test_clusters_of_a_killed_session_are_removed_by_the_next(
     assert not taken_down_by_hand.exists()
     assert living.path.exists()
     living.release()
+
+
+def test_what_an_owner_left_that_was_killed_while_it_began_is_removed(
+    engine: Engine, tmp_path: Path
+) -> None:
+    folder = tmp_path / "owners"
+    code = (
+        "import fcntl, os, signal; from pathlib import Path\n"
+        "from simulator.testcontainers import cleanup\n"
+        "real, calls = fcntl.flock, []\n"
+        "def flock(file, how):\n"
+        "    calls.append(how)\n"
+        "    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    real(file, how)\n"
+        "fcntl.flock = flock\n"
+        f"cleanup.Owner(Path({str(folder)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    before = {p.name for p in folder.iterdir()}
+    assert len(before) == 2
+    living = cleanup.Owner(folder)
+    assert cleanup.remove_orphans(engine) == []
+    assert {p.name for p in folder.iterdir()} == {"guard", living.path.name}
+    living.release()
+
+
+def test_an_owner_that_begins_is_not_taken_for_dead(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another session looks between the making of its file and the lock of it: it waits."""
+    asked: list[bool] = []
+    looking: list[threading.Thread] = []
+    real = fcntl.flock
+
+    def flock(file: Any, how: int) -> None:
+        if how & fcntl.LOCK_NB and not looking:
+            path = Path(file.name)
+            looking.append(threading.Thread(target=lambda: asked.append(cleanup.is_dead(path))))
+            looking[0].start()
+            looking[0].join(0.2)  # long enough for a look that does not wait
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    owner = cleanup.Owner(tmp_path / "owners")
+    looking[0].join()
+    assert asked == [False]
+    owner.release()
 
 
 def test_an_owner_that_lives_is_not_taken_for_dead(engine: Engine, tmp_path: Path) -> None:
@@ -363,8 +440,85 @@ def test_a_command_may_be_a_string_or_its_words(engine: Engine) -> None:
 
 
 def test_a_program_that_is_no_file_is_refused(engine: Engine, tmp_path: Path) -> None:
-    with RayClusterContainer(workers=0) as ray, pytest.raises(BadInput, match="is not a file"):
+    with (
+        RayClusterContainer(workers=0) as ray,
+        pytest.raises(BadInput, match="there is no such file"),
+    ):
         ray.submit(tmp_path / "none.py")
+
+
+# ---- jobs
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "train.py"
+    path.write_text("print('done')\n")
+    return path
+
+
+def test_a_job_gives_what_its_program_printed(engine: Engine, program: Path) -> None:
+    with RayClusterContainer(workers=0) as ray:
+        engine.job_prints("epoch 1\n", "done\n")
+        job = ray.submit(program, "--epochs", "1")
+        assert job.wait() == job.wait() == "epoch 1\ndone\n"
+        assert job.status() == "SUCCEEDED"
+        assert "done\n" in job.logs()
+        world = engine.world(ray.name)
+        (submitted,) = jobs_of(world).values()
+        assert submitted.entrypoint == "python -u train.py --epochs 1"
+        assert submitted.runtime_env["env_vars"] == {"RAY_SIM_JOB_FOLDER": job.folder}
+        (made,) = world.files
+        assert job.folder == f"{LEDGER_TARGET}/{PurePosixPath(made).parent}"
+
+
+def test_a_job_that_fails_shows_how_and_its_last_words(engine: Engine, program: Path) -> None:
+    with RayClusterContainer(workers=0) as ray:
+        engine.job_prints("no such data\n", exit_code=3)
+        with pytest.raises(CannotRun, match=r"ended as FAILED: .* exit code 3") as caught:
+            ray.submit(program).wait()
+        assert caught.value.details == ("no such data",)
+
+
+def test_a_job_that_takes_too_long_goes_on_and_may_be_waited_for_again(
+    engine: Engine, program: Path
+) -> None:
+    with RayClusterContainer(workers=0) as ray:
+        engine.job_prints(*["more\n"] * 10)
+        job = ray.submit(program)
+        with pytest.raises(WaitTimeout, match="within 3 s: it is RUNNING"):
+            job.wait(timeout=3)
+        assert job.wait() == "more\n" * 10
+
+
+def test_a_job_of_a_head_that_was_started_anew_is_not_waited_for(
+    engine: Engine, program: Path
+) -> None:
+    with RayClusterContainer(workers=0) as ray:
+        engine.job_prints(*["more\n"] * 500)
+        job = ray.submit(program)
+        ray.restart("head")
+        began = ray.cluster.clock.mono()
+        with pytest.raises(CannotRun, match=r"knows of no job .*: its head was started anew"):
+            job.wait(timeout=300)
+        assert ray.cluster.clock.mono() - began < 5
+
+
+def test_a_silence_of_ray_before_the_end_or_after_it_is_waited_out(
+    engine: Engine, program: Path
+) -> None:
+    silent = RayUnreachable("hush")
+    with RayClusterContainer(workers=0) as ray:
+        engine.job_prints("done\n")
+        job = ray.submit(program)
+        engine.fail_next("ray.job", silent, times=100)
+        assert job.wait() == "done\n"
+        engine.fail_next("ray.read_job_log", silent)
+        engine.fail_next("ray.follow_job_log", silent)
+        assert job.wait() == "done\n"
+        engine.fail_next("ray.job", silent, times=100)
+        with pytest.raises(WaitTimeout, match="hush"):
+            job.wait(timeout=10)
 
 
 def test_its_token_is_what_an_http_client_sends(engine: Engine) -> None:

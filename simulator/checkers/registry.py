@@ -28,7 +28,7 @@ CHECKERS: dict[str, Checker] = {
     "evidence": check_evidence,
 }
 
-#: The names of those that come with the package; `register` adds to `CHECKERS` only.
+#: The names of those that come with the package; `register_check` adds to `CHECKERS` only.
 BUILT_IN = tuple(CHECKERS)
 
 #: Those that judge one kind of workload and have nothing to judge in any other's run: an experiment
@@ -36,7 +36,7 @@ BUILT_IN = tuple(CHECKERS)
 OF_ONE_WORKLOAD = frozenset({"placed_right"})
 
 
-def register(name: str, checker: Checker) -> None:
+def register_check(name: str, checker: Checker) -> None:
     """Add a check of one's own, so that experiments can name it.
 
     An experiment's file may be loaded several times: the same check of the same file takes its own place.

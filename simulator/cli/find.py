@@ -51,6 +51,9 @@ def search(backend: str = "auto") -> Search:
 def find(name: str | None, backend: str = "auto") -> Found:
     """The cluster of this name, or the only one there is.
 
+    Without a name, what has no nodes (what is left of a cluster, a doctor's container) counts only
+    where nothing else is.
+
     Raises
     ------
     NotFound, BadInput
@@ -58,6 +61,8 @@ def find(name: str | None, backend: str = "auto") -> Found:
     """
     looked = search(backend)
     matching = [f for f in looked.found if name is None or f.name == name]
+    if name is None:
+        matching = [f for f in matching if f.record.nodes] or matching
     if len(matching) == 1:
         return matching[0]
     if name is None and matching:

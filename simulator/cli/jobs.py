@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from simulator.cli import output
-from simulator.cli.options import AsJson, BackendOfExisting, NameOfExisting
+from simulator.cli.options import AsJson, BackendOfExisting, NameOfExisting, command_line
 
 if TYPE_CHECKING:
     from simulator.cluster import Cluster
@@ -93,8 +94,11 @@ def submit(
 
     cluster = find(name, backend).cluster
     job_id = program.new_job_id()
-    with _interruptible(cluster, job_id) as interrupts:
-        submitted = jobs.submit(cluster.ray, program, job_id=job_id, say=output.say)
+    asked = Event()
+    with _interruptible(cluster, job_id, name, asked) as interrupts:
+        submitted = jobs.submit(
+            cluster.ray, program, job_id=job_id, say=output.say, asking=asked.set
+        )
         if no_wait:
             output.say(f"its log: {_in_head('logs', job_id, name)}", "dim")
             output.say(f"stop it: {_in_head('stop', job_id, name)}", "dim")
@@ -122,31 +126,40 @@ def _say_what_the_script_gets(arguments: Sequence[str]) -> None:
 
 
 def _in_head(verb: str, job_id: str, name: str | None) -> str:
-    which = f" --name {name}" if name else ""
-    return f"python -m simulator exec{which} head -- ray job {verb} {job_id}"
+    return f"{command_line('exec head', name)} -- ray job {verb} {job_id}"
 
 
 @contextmanager
-def _interruptible(cluster: Cluster, job_id: str) -> Iterator[Interrupts]:
+def _interruptible(
+    cluster: Cluster, job_id: str, name: str | None, asked: Event
+) -> Iterator[Interrupts]:
     """Ctrl-C while the job is being submitted leaves none behind; twice leaves at once."""
-    from simulator.errors import CannotRun, Interrupted
+    from simulator.errors import Interrupted
+    from simulator.jobs import withdraw
     from simulator.runner import Interrupts
 
+    stop = _in_head("stop", job_id, name)
     interrupts = Interrupts(
-        lambda: output.say(
-            f"\nLeft at once. If the job goes on, stop it with: {_in_head('stop', job_id, cluster.name)}"
-        )
+        lambda: output.say(f"\nLeft at once. If the job goes on, stop it with: {stop}")
     )
     with interrupts.installed():
         try:
             yield interrupts
         except Interrupted as error:  # which speaks of what a run does then
-            done = "nothing was submitted"
-            with suppress(CannotRun):
-                while not cluster.ray.stop_job(job_id):  # it is being set up
-                    cluster.clock.sleep(0.5)
-                done = f"job {job_id} had been submitted, and is being stopped"
-            raise Interrupted(error.what, why=done) from None
+            if not asked.is_set():
+                raise Interrupted(error.what, why="nothing was submitted") from None
+            output.say("asking Ray whether it took the job, to stop it; Ctrl-C once more leaves")
+            job = withdraw(cluster.ray, job_id, clock=cluster.clock)
+            if job is None:
+                raise Interrupted(
+                    error.what,
+                    why=f"job {job_id} may have been submitted",
+                    remedy=f"If it runs, stop it with: {stop}",
+                ) from None
+            done = "is over" if job.over else "is being stopped"
+            raise Interrupted(
+                error.what, why=f"job {job_id} had been submitted, and {done}"
+            ) from None
 
 
 def _follow(
@@ -221,7 +234,7 @@ def dashboard(
         raise CannotRun(
             f"the dashboard of {found.name} cannot answer",
             why=f"the head is {head.state}",
-            remedy=f"python -m simulator {back} head{f' --name {name}' if name else ''}",
+            remedy=command_line(f"{back} head", name),
         )
     endpoint = found.backend.endpoint(found.name)
     if token:
@@ -235,8 +248,7 @@ def dashboard(
         output.print_json({"cluster": found.name, "url": endpoint.url, "relayed": endpoint.relayed})
     else:
         output.print_line(endpoint.url)
-    which = f" --name {name}" if name else ""
-    output.say(f"The page asks for a token; it is: python -m simulator dashboard{which} --token")
+    output.say(f"The page asks for a token; it is: {command_line('dashboard --token', name)}")
     if open_it:
         _open(endpoint.url)
     if endpoint.relayed:

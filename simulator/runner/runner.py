@@ -20,7 +20,7 @@ from typing import Any
 from simulator.backends.base import Backend, ClusterRecord, ClusterSpec, GpuKind, clock_of
 from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import RunView
-from simulator.cluster import HEALTH, Cluster, salvage
+from simulator.cluster import HEALTH, Cluster, refuse_unable, salvage
 from simulator.errors import BadInput, CannotRun, Interrupted, NotFound, Problem, SimulatorError
 from simulator.history import History, Recorder
 from simulator.runner.injection import Injection
@@ -170,12 +170,7 @@ class Runner:
     def _gpu(self, request: RunRequest, existing: ClusterRecord | None) -> GpuKind:
         if existing is not None:
             return existing.gpu
-        blocking = [c for c in self.backend.check(request.topology) if c.level == "problem"]
-        if blocking:
-            raise CannotRun(
-                "this machine cannot run it",
-                why="; ".join(str(c.as_problem()) for c in blocking),
-            )
+        refuse_unable(self.backend, request.topology)
         return self.backend.gpu_kind(request.topology)
 
     # -- one run -----------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ import fcntl
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -52,14 +52,24 @@ class Owner:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = folder / f"{uuid4().hex}.lock"
-        new = self.path.with_suffix(".new")  # under its own name it is never seen without its lock
-        self._file: IO[bytes] = open(new, "xb")  # noqa: SIM115 - held for life
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        new.rename(self.path)
+        with _alone_in(folder):
+            self._file: IO[bytes] = open(self.path, "xb")  # noqa: SIM115 - held for life
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
         self.path.unlink(missing_ok=True)
         self._file.close()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """So that no file of an owner's is seen without its lock, unless its owner is dead."""
+    with open(folder / "guard", "ab") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:  # said, since a child that was forked meanwhile would keep it
+            fcntl.flock(guard, fcntl.LOCK_UN)
 
 
 def owners_folder() -> Path:
@@ -72,7 +82,7 @@ def is_dead(path: Path) -> bool:
     if path.parent != owners_folder():
         return False
     try:
-        with open(path, "r+b") as file:
+        with _alone_in(path.parent), open(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     except OSError:  # there is no such file here, or somebody holds it
@@ -101,8 +111,7 @@ class Session:
         if backend is None:
             return
         there = next((c for c in backend.clusters() if c.name == name), None)
-        owner = str(self.owner.path)
-        if there is None or there.labels.get(LABEL_OWNER, owner) == owner:
+        if there is not None and there.labels.get(LABEL_OWNER) == str(self.owner.path):
             backend.remove(name)
         del self._clusters[name]
 

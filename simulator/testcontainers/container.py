@@ -12,7 +12,7 @@ import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,10 +22,10 @@ from testcontainers.core.waiting_utils import WaitStrategy
 
 from simulator.backends.base import ClusterSpec, name_problem
 from simulator.backends.docker import DockerBackend
-from simulator.cluster import HEALTH, Cluster, NodeStatus
+from simulator.cluster import HEALTH, Cluster, NodeStatus, refuse_unable, why_unable
 from simulator.compose import DASHBOARD_PORT, LEDGER_TARGET
 from simulator.errors import BadInput, CannotRun, NotFound, Problem, SimulatorError
-from simulator.rayapi import Job, RayUnreachable
+from simulator.jobs import Submitted, follow, plan_program, submit
 from simulator.testcontainers import cleanup
 from simulator.testcontainers.waits import NodesAliveWaitStrategy
 from simulator.topology import Topology, load_topology
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _LOG = logging.getLogger(__name__)
+
+#: In a job's environment, its driver's and its tasks': the path of `RayJob.folder`.
+FOLDER_VARIABLE = "RAY_SIM_JOB_FOLDER"
 
 _TAIL = 15  # lines of each node's log that a failed start shows
 
@@ -52,19 +55,21 @@ class RayJob:
     Attributes
     ----------
     folder
-        Where the program is: a folder that every node has, and every node can write to.
+        The job's own, which every node has and can write to; the job finds its path in the variable
+        RAY_SIM_JOB_FOLDER of its environment.
     """
 
     job_id: str
     folder: str
     _cluster: Cluster
+    _submitted: Submitted
 
     def status(self) -> str:
         """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
         return self._cluster.ray.job(self.job_id).status
 
     def logs(self) -> str:
-        """What its driver printed so far."""
+        """What its driver printed so far, and what Ray writes beside it."""
         return self._cluster.ray.job_logs(self.job_id)
 
     def wait(self, timeout: float = 300.0) -> str:
@@ -78,22 +83,23 @@ class RayJob:
         Raises
         ------
         CannotRun
-            It did not succeed; shows its message and its last lines.
+            It did not succeed, or Ray knows of it no more because the head was started anew; shows
+            its message and its last lines.
         simulator.waiting.WaitTimeout
-            It was not over in time.
+            It was not over in time; it goes on, and may be waited for again.
         """
-
-        def over() -> Job | None:
-            with suppress(RayUnreachable):
-                job = self._cluster.ray.job(self.job_id)
-                return job if job.over else None
-            return None
-
-        job = self._cluster.wait_until(
-            over, name=f"the end of job {self.job_id}", timeout=timeout, interval=0.5
+        printed = bytearray()
+        job = follow(
+            self._cluster.ray,
+            self._submitted,
+            output=printed.extend,
+            say=_LOG.warning,
+            clock=self._cluster.clock,
+            patience=timeout,
+            timeout=timeout,
         )
-        output = self.logs()
-        if job.status != "SUCCEEDED":
+        output = printed.decode("utf-8", errors="replace")
+        if job.exit_code != 0:
             raise CannotRun(
                 f"job {self.job_id} ended as {job.status}",
                 why=job.message.strip(),
@@ -212,7 +218,7 @@ class RayClusterContainer:
     @staticmethod
     def why_unavailable() -> str | None:
         """None if a cluster can be started here, else why not; for ``pytest.skip``."""
-        return _blocking(DockerBackend(), None)
+        return why_unable(DockerBackend())
 
     def start(self) -> Self:
         """Start it, and wait until it is ready.
@@ -230,13 +236,13 @@ class RayClusterContainer:
         """
         if self._cluster is not None:
             raise BadInput(Problem(self.name, "is started already", "stop it first"))
-        if why := _blocking(self._backend, self.topology):
-            raise CannotRun(
-                "a RayClusterContainer cannot be started on this machine",
-                why=why,
-                remedy="Its nodes are containers; without an engine there is "
-                "`python -m simulator up --backend process`",
-            )
+        refuse_unable(
+            self._backend,
+            self.topology,
+            what="a RayClusterContainer cannot be started on this machine",
+            remedy="Its nodes are containers; without an engine there is "
+            "`python -m simulator up --backend process`",
+        )
         cleanup.start_reaper()
         cleanup.remove_orphans(self._backend)
         name = self._name or f"tc-{os.getpid()}-{secrets.token_hex(3)}"
@@ -283,19 +289,32 @@ class RayClusterContainer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stop()
+        try:
+            self.stop()
+        except SimulatorError as trouble:
+            if exc is None:
+                raise
+            self._give_up(trouble)
 
     def _undo(self, error: BaseException) -> None:
         """Remove what was started; the first error stays the one that is raised."""
         lines = [] if getattr(error, "details", ()) else self._last_lines()
         try:
             self.stop()
-        except SimulatorError as trouble:  # tried again when the interpreter ends
-            lines.append(f"{self.name} could not be removed: {trouble}")
-            self._cluster = None
+        except SimulatorError as trouble:
+            self._give_up(trouble)
         if lines:
             # Python 3.10 has no notes; a test run shows what was logged.
             getattr(error, "add_note", _LOG.error)("\n".join(lines))
+
+    def _give_up(self, trouble: SimulatorError) -> None:
+        """Leave the removal to the end of the interpreter; another error is under way."""
+        _LOG.error(
+            "%s could not be removed: %s; that is tried again when the interpreter ends",
+            self.name,
+            trouble,
+        )
+        self._cluster = None
 
     def _last_lines(self) -> list[str]:
         lines: list[str] = []
@@ -345,18 +364,23 @@ class RayClusterContainer:
             Path of one file that needs nothing beside it.
         arguments
             Of its command line.
+
+        Raises
+        ------
+        BadInput
+            There is no such file.
+        simulator.rayapi.RayUnreachable
+            Ray does not answer.
         """
-        path = Path(program)
-        if not path.is_file():
-            raise BadInput(Problem(str(path), "is not a file", "name a Python file to run"))
-        job_id = f"job-{secrets.token_hex(4)}"
-        # The ledger is the one folder that every node has.
-        folder = f"jobs/{job_id}"
-        program_there = f"{folder}/{path.name}"
-        self._backend.put_ledger_file(self.cluster.name, program_there, path.read_bytes())
-        entrypoint = shlex.join(["python", f"{LEDGER_TARGET}/{program_there}", *arguments])
-        self.cluster.ray.submit(entrypoint, job_id)
-        return RayJob(job_id, f"{LEDGER_TARGET}/{folder}", self.cluster)
+        planned = plan_program(str(program), arguments)
+        job_id = planned.new_job_id()
+        # The ledger is the one folder that every node has; a file in it makes its folders.
+        there = f"jobs/{job_id}"
+        self._backend.put_ledger_file(self.cluster.name, f"{there}/.folder", b"")
+        folder = f"{LEDGER_TARGET}/{there}"
+        planned = replace(planned, runtime_env={"env_vars": {FOLDER_VARIABLE: folder}})
+        submitted = submit(self.cluster.ray, planned, job_id=job_id)
+        return RayJob(job_id, folder, self.cluster, submitted)
 
     def exec(self, command: str | Sequence[str], node: str = "head") -> ExecResult:
         """Run a command in a node; a string is split as a shell would, but run without one."""
@@ -414,8 +438,3 @@ class RayClusterContainer:
         if self._cluster is None:
             return "not_started"
         return str(self.get_wrapped_container().status)
-
-
-def _blocking(backend: DockerBackend, topology: Topology | None) -> str | None:
-    found = [c for c in backend.check(topology) if c.level == "problem"]
-    return "; ".join(str(c.as_problem()) for c in found) or None

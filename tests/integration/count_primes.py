@@ -1,5 +1,6 @@
 """Counts primes: a plain Ray task for each thousand numbers."""
 
+import os
 import socket
 import sys
 import time
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import ray
 
-HERE = Path(__file__).parent  # a folder that every node has
+FOLDER = Path(os.environ["RAY_SIM_JOB_FOLDER"])  # every node has it
 
 
 @ray.remote
@@ -24,4 +25,4 @@ def count(thousand: int, folder: Path) -> int:
 
 if __name__ == "__main__":
     thousands = int(sys.argv[1])
-    print(sum(ray.get([count.remote(n, HERE) for n in range(thousands)])))
+    print(sum(ray.get([count.remote(n, FOLDER) for n in range(thousands)])))

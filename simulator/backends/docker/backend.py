@@ -151,6 +151,13 @@ class _Facts:
     labels: Mapping[str, str]
 
 
+class _Client(docker.DockerClient):
+    """The SDK's objects, over a connection that there is already."""
+
+    def __init__(self, api: docker.APIClient) -> None:
+        self.api = api
+
+
 class DockerBackend:
     """Clusters in containers of the Docker engine that ``docker`` itself would talk to.
 
@@ -165,7 +172,6 @@ class DockerBackend:
         self._connected: tuple[Connection, docker.APIClient] | None = None
         self._facts: dict[str, _Facts] = {}
         self._relays: dict[str, Relay] = {}
-        self._client: docker.DockerClient | None = None
         self._tokens: dict[str, str] = {}  # by the head's container; it never changes
 
     # -- what this machine can do ------------------------------------------------------------------
@@ -451,16 +457,8 @@ class DockerBackend:
     def container(self, cluster: str, node: str) -> Container:
         """A node's container as the SDK's own object, for a library that wants one."""
         found = self._node(cluster, node)
-        connection = self._connection
-        with asking(f"the engine was asked about {node}"), self._lock:
-            if self._client is None:
-                self._client = docker.DockerClient(
-                    base_url=connection.host or None,
-                    tls=connection.tls,
-                    version="auto",
-                    use_ssh_client=connection.host.startswith("ssh://"),
-                )
-            return self._client.containers.get(found.id)
+        with asking(f"the engine was asked about {node}"):
+            return _Client(self._api).containers.get(found.id)
 
     # -- programs ----------------------------------------------------------------------------------
 

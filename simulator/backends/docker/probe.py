@@ -4,8 +4,9 @@ Which Python and Ray are in an image, whether the engine can freeze a container 
 what the kernel below it offers for faults on the network (`simulator.innode.kernel`). The engine may be on
 another machine or in a virtual one, so nothing is read here: all of it is done there, once, for real.
 
-The container has no network, carries our label, and ends by itself within a minute if nobody ends it, so that
-even a SIGKILL of this process leaves nothing for long.
+The container has no network and carries our label. If this process is killed, it ends by itself within a minute
+and removes itself; killed at the wrong moment, between making and starting it or while it is frozen, the
+process leaves it there, and ``down --all`` removes it like everything with our label.
 """
 
 from __future__ import annotations
