@@ -83,21 +83,43 @@ class ClusterSpec:
                 "image": self.image,
                 "env": dict(self.env),
                 "run_dir": str(self.run_dir) if self.run_dir else None,
+                "labels": dict(self.labels),
             },
             separators=(",", ":"),
         )
 
     @classmethod
     def from_json(cls, text: str) -> ClusterSpec:
-        data = json.loads(text)
-        return cls(
-            name=data["name"],
-            topology=Topology.model_validate(data["topology"]),
-            gpu=data["gpu"],
-            image=data["image"],
-            env=data["env"],
-            run_dir=Path(data["run_dir"]) if data["run_dir"] else None,
-        )
+        """What `to_json` wrote, also that of a version without labels.
+
+        Raises
+        ------
+        CannotRun
+            It cannot be read: another version wrote it, or somebody changed it.
+        """
+        try:
+            data = json.loads(text)
+            # How many nodes there are may lie outside of the limits: some were removed by hand.
+            counts: dict[str, int] = {}
+            for group in data["topology"]["worker_groups"]:
+                counts[group["group_name"]] = group["replicas"]
+                group["replicas"] = group.get("min_replicas") or 0
+            made = cls(
+                name=data["name"],
+                topology=Topology.model_validate(data["topology"]),
+                gpu=data["gpu"],
+                image=data["image"],
+                env=data["env"],
+                run_dir=Path(data["run_dir"]) if data["run_dir"] else None,
+                labels=data.get("labels", {}),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CannotRun(
+                "what the cluster was made as cannot be read",
+                why=f"{type(error).__name__}: {error}".splitlines()[0],
+                remedy="Use the version of the simulator that made it, or take it down: down",
+            ) from error
+        return made.with_counts(counts)
 
     def with_counts(self, counts: Mapping[str, int]) -> ClusterSpec:
         """The same with so many replicas in the groups that are named, whatever their limits say."""
