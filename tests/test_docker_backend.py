@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from docker.errors import APIError, ImageNotFound
@@ -438,6 +438,73 @@ def test_what_compose_cannot_make_is_refused_before_it_tries() -> None:
     assert "cpu-2: was removed by hand" in said
     assert "scale the group down first: scale cpu=1" in said
     assert "gpu-1: is paused, so no node can be made beside it; resume gpu-1" in said
+
+
+class Compose:
+    """Stands for `docker compose`: keeps what it was asked to make."""
+
+    asked: ClassVar[list[tuple[Path, str]]] = []
+
+    def __init__(self, *, compose_files: list[Path], compose_project_name: str) -> None:  # noqa: ARG002
+        self.file = compose_files[0]
+        self.compose = self
+
+    def create(self, services: object, **options: object) -> None:  # noqa: ARG002
+        self.asked.append((self.file, self.file.read_text(encoding="utf-8")))
+
+
+def test_a_runs_folder_keeps_what_its_cluster_was_made_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("simulator.backends.docker.backend.DockerClient", Compose)
+    monkeypatch.setattr(Compose, "asked", [])
+    spec = ClusterSpec("lab", load_topology("default"), "none", run_dir=tmp_path)
+    backend = DockerBackend()
+    backend._run_compose(spec, "as it was run", None)
+    backend._run_compose(spec, "scaled later", ["worker"])
+    assert [text for _, text in Compose.asked] == ["as it was run", "scaled later"]
+    assert (tmp_path / "compose.yaml").read_text() == "as it was run"
+    assert not Compose.asked[1][0].exists()
+
+
+class ByHand:
+    """An engine with a cluster that ``docker compose up`` made: nothing keeps what it was made as."""
+
+    def __init__(self, head: str, worker: str, profile: str = "") -> None:
+        self.images = {"head": head, "worker-1": worker}
+        self.profile = profile
+
+    def containers(self, **_: Any) -> list[dict[str, Any]]:
+        labels = {"ray-sim.cluster": "lab", "com.docker.compose.container-number": "1"}
+        worker = {"ray-sim.role": "worker", "ray-sim.group": "worker"}
+        if self.profile:
+            worker["ray-sim.profile"] = self.profile
+        head = {"ray-sim.role": "head", "ray-sim.group": "head", "ray-sim.gpu": "real"}
+        return [
+            {"Id": "head", "Labels": labels | head, "State": "running"},
+            {"Id": "worker-1", "Labels": labels | worker, "State": "running"},
+        ]
+
+    def inspect_container(self, ident: str) -> dict[str, Any]:
+        gpus = ["--num-gpus=1"] if ident == "head" else []
+        config = {
+            "Hostname": ident,
+            "Cmd": [ident, "--num-cpus=2", *gpus],
+            "Image": self.images[ident],
+            "Env": ["RAY_health_check_period_ms=500", "PATH=/bin"],
+        }
+        return {"Config": config, "State": {"ExitCode": 0}}
+
+
+def test_a_cluster_by_hand_is_read_back_and_its_own_images_are_no_choice_of_anybodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = with_engine(ByHand(GPU_IMAGE, LEAN_IMAGE, "lean"), monkeypatch).spec("lab")
+    assert (spec.image, spec.gpu) == (None, "real")
+    assert spec.topology.lean_groups == ["worker"]
+    assert spec.env == {"RAY_health_check_period_ms": "500"}
+    assert [n.name for n in spec.topology.nodes()] == ["head", "worker-1"]
+    assert with_engine(ByHand("my/ray:1", "my/ray:1"), monkeypatch).spec("lab").image == "my/ray:1"
 
 
 # ---- a program's output

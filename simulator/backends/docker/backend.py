@@ -74,7 +74,13 @@ from simulator.backends.docker.engine import (
     is_unmountable,
 )
 from simulator.backends.docker.events import EventWatch
-from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE, ensure_image
+from simulator.backends.docker.image import (
+    DEFAULT_IMAGE,
+    GPU_IMAGE,
+    IMAGES,
+    LEAN_IMAGE,
+    ensure_image,
+)
 from simulator.backends.docker.programs import DockerProgram
 from simulator.backends.docker.relay import Relay
 from simulator.backends.docker.trials import trials
@@ -543,7 +549,7 @@ class DockerBackend:
             )
 
     def _compose_create(self, spec: ClusterSpec, services: list[str] | None) -> None:
-        """Make these services and what they depend on, or all of them."""
+        """Make these services and what they depend on; all of them (None) where no node exists."""
         info = self._info()
         mount = self._connection.shares_files
         for attempt in range(_NETWORK_ATTEMPTS):
@@ -580,8 +586,9 @@ class DockerBackend:
             ):
                 client.compose.create(services, no_recreate=True, pull="never")
 
-        if spec.run_dir is not None and spec.run_dir.is_dir():
-            create(spec.run_dir / "compose.yaml")  # what exactly was run belongs to the run
+        # What exactly was run belongs to the run, and not what becomes of its cluster later.
+        if services is None and spec.run_dir is not None and spec.run_dir.is_dir():
+            create(spec.run_dir / "compose.yaml")
             return
         with tempfile.TemporaryDirectory(prefix="ray-sim-") as folder:
             create(Path(folder) / "compose.yaml")
@@ -635,7 +642,8 @@ class DockerBackend:
                 ],
             ),
             gpu=record.gpu,
-            image=None if image == DEFAULT_IMAGE else image,
+            # One of ours is what such a node gets anyway; named, it would be every node's.
+            image=None if image in IMAGES.values() else image,
             env=env,
             run_dir=record.run_dir,
         )
