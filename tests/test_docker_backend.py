@@ -445,11 +445,11 @@ class Compose:
 
     asked: ClassVar[list[tuple[Path, str]]] = []
 
-    def __init__(self, *, compose_files: list[Path], compose_project_name: str) -> None:  # noqa: ARG002
+    def __init__(self, *, compose_files: list[Path], compose_project_name: str) -> None:
         self.file = compose_files[0]
         self.compose = self
 
-    def create(self, services: object, **options: object) -> None:  # noqa: ARG002
+    def create(self, services: object, **options: object) -> None:
         self.asked.append((self.file, self.file.read_text(encoding="utf-8")))
 
 

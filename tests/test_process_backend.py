@@ -145,9 +145,17 @@ def test_a_port_in_use_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_creating_again_changes_nothing(backend: ProcessBackend) -> None:
     backend.create(spec("one"))
-    before = backend.endpoint("one")
+    before = (backend.root / "one" / "cluster.json").read_text()
     backend.create(spec("one"))
-    assert backend.endpoint("one") == before
+    assert (backend.root / "one" / "cluster.json").read_text() == before
+
+
+def test_without_a_head_there_is_no_endpoint(backend: ProcessBackend) -> None:
+    backend.create(spec("one"))
+    with pytest.raises(
+        CannotRun, match=r"cannot answer: the head is created\. Start it first: start"
+    ):
+        backend.endpoint("one")
 
 
 @pytest.mark.parametrize(
@@ -244,8 +252,9 @@ def test_a_name_that_is_a_path_is_refused_and_removes_nothing(
     assert backend.cluster("one").name == "one"
 
 
+@pytest.mark.usefixtures("ray")
 def test_the_token_is_for_the_user_alone(backend: ProcessBackend) -> None:
-    backend.create(spec("one"))
+    started(backend, "head")
     path = backend.root / "one" / "token"
     assert path.stat().st_mode & 0o077 == 0
     assert path.parent.stat().st_mode & 0o077 == 0

@@ -174,6 +174,23 @@ def refuse_other(spec: ClusterSpec, *, same: bool, existing: Iterable[str]) -> N
         )
 
 
+def without_head(what: str, state: NodeState | Literal["missing"]) -> CannotRun:
+    """The error for all that cannot be done because the head does not run.
+
+    Parameters
+    ----------
+    what
+        That cannot be done, such as ``Ray cannot be asked for its nodes``.
+    """
+    first = {
+        "paused": "Resume it first: resume head",
+        "missing": "Take the cluster down, and make it again: down, up",
+    }
+    return CannotRun(
+        what, why=f"the head is {state}", remedy=first.get(state, "Start it first: start")
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
     """One node as the engine sees it.
@@ -344,7 +361,13 @@ class Backend(Protocol):
         """Remove everything that carries the cluster's label; idempotent."""
 
     def endpoint(self, cluster: str) -> Endpoint:
-        """Read again from the engine at every call: ports change when the head restarts."""
+        """Read again from the engine at every call: ports change when the head restarts.
+
+        Raises
+        ------
+        CannotRun
+            The head is neither running nor paused.
+        """
 
     def logs(self, cluster: str, node: str, tail: int | None = None) -> str:
         """What PID 1 printed."""

@@ -257,20 +257,14 @@ def start(
     """
     from simulator.cli.find import find
     from simulator.cli.screen import Screen
+    from simulator.cli.tables import started_words
 
     cluster = find(name, backend).cluster
     with Screen(f"{cluster.name}: starting").showing() as screen:
 
         def on_plan(plan: Started) -> None:
-            if "head" in plan.started:
-                screen.say(
-                    "the head keeps Ray's state in memory: jobs, actors and placement groups of "
-                    "before are gone"
-                )
-            if plan.renewed:
-                screen.say(f"started anew, since their head is gone: {', '.join(plan.renewed)}")
-            if plan.paused:
-                screen.say(f"left frozen: {', '.join(plan.paused)}")
+            for line in started_words(plan):
+                screen.say(line)
             if not (plan.started or plan.renewed):
                 screen.say(f"all nodes of {cluster.name} run already")
 

@@ -212,17 +212,9 @@ def dashboard(
     until Ctrl-C.
     """
     from simulator.cli.find import find
-    from simulator.errors import CannotRun
 
     found = find(name, backend)
-    head = found.cluster.node("head")
-    if head.state != "running":
-        back = "resume" if head.state == "paused" else "restart"
-        raise CannotRun(
-            f"the dashboard of {found.name} cannot answer",
-            why=f"the head is {head.state}",
-            remedy=f"python -m simulator {back} head{f' --name {name}' if name else ''}",
-        )
+    found.cluster.need_head(f"the dashboard of {found.name} cannot answer")
     endpoint = found.backend.endpoint(found.name)
     if token:
         if as_json:

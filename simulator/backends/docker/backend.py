@@ -51,6 +51,7 @@ from simulator.backends.base import (
     definition,
     name_problem,
     refuse_other,
+    without_head,
 )
 from simulator.backends.docker.addresses import taken_subnets
 from simulator.backends.docker.archive import (
@@ -429,11 +430,7 @@ class DockerBackend:
     def endpoint(self, cluster: str) -> Endpoint:
         head = self._node(cluster, "head")
         if head.state not in ("running", "paused"):
-            raise CannotRun(
-                f"Ray's HTTP API of {cluster} cannot answer",
-                why=f"the head is {head.state}",
-                remedy="restart head",
-            )
+            raise without_head(f"Ray's HTTP API of {cluster} cannot answer", head.state)
         with asking("the head's port was asked for"):
             ports = self._api.inspect_container(head.id)["NetworkSettings"]["Ports"]
         published = ports.get(f"{DASHBOARD_PORT}/tcp") or []

@@ -47,6 +47,7 @@ from simulator.backends.base import (
     definition,
     refuse_other,
     resolve_gpus,
+    without_head,
 )
 from simulator.backends.process import network
 from simulator.backends.process.checks import checks, has_gpu
@@ -224,7 +225,10 @@ class ProcessBackend:
             _remove_folder(folder)
 
     def endpoint(self, cluster: str) -> Endpoint:
-        facts = self._facts(cluster)
+        facts, home = self._node(cluster, "head")
+        state = self._state(home, lambda: living_owners(home))
+        if state not in ("running", "paused"):
+            raise without_head(f"Ray's HTTP API of {cluster} cannot answer", state)
         token = (self.root / cluster / "token").read_text(encoding="utf-8").strip()
         return Endpoint(f"http://{facts['head']}:{facts['dashboard_port']}", token)
 
