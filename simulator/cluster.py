@@ -279,16 +279,16 @@ class Cluster:
     def status(self) -> ClusterStatus:
         """The cluster seen once: what the engine has, and what Ray says if it answers.
 
-        That Ray does not answer is part of the status (``ray["answers"]``, ``ray["why"]``), not an
-        error; `NotFound` if there is no such cluster.
+        That Ray does not answer is part of the status (``ray["answers"]``, ``ray["why"]``,
+        ``ray["remedy"]``), not an error; `NotFound` if there is no such cluster.
         """
         record = self.record()
-        ray: dict[str, Any] = {"answers": False, "version": None, "why": ""}
+        ray: dict[str, Any] = {"answers": False, "version": None, "why": "", "remedy": ""}
         known: list[RayNode] = []
         usage = Usage()
         if (head := _head_state(record)) != "running":
             error = without_head("Ray does not answer", head)
-            ray["why"] = f"{error.why}. {error.remedy}"
+            ray |= {"why": error.why, "remedy": error.remedy}
         else:
             try:
                 ray["version"] = self.ray.version()

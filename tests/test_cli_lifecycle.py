@@ -86,6 +86,17 @@ def test_workers_without_a_head_are_said_to_be_started_anew(command: Command) ->
     assert set(states(command).values()) == {"alive"}
 
 
+def test_a_head_that_is_down_is_said_with_how_to_have_it_back(command: Command) -> None:
+    command("kill", "head")
+    shown = " ".join(command("status").out.split())
+    assert "Ray does not answer: the head is exited. Start it first: start" in shown
+    restarted = command("restart", "head")
+    assert restarted.code == 0
+    assert "jobs, actors and placement groups of before are gone" in restarted.err
+    assert "started anew, since their head is gone: worker-1, worker-2" in restarted.err
+    assert set(states(command).values()) == {"alive"}
+
+
 def test_a_run_on_a_stopped_cluster_says_how_to_start_it(command: Command) -> None:
     command("stop")
     refused = command("run", "node_failure", "--reuse", "ray-sim", *SHORT)

@@ -374,7 +374,10 @@ def test_without_a_head_ray_does_not_answer_and_the_reason_is_said(backend: Fake
     cluster.kill("head")
     status = cluster.status()
     assert not status.ray["answers"]
-    assert status.ray["why"] == "the head is exited. Start it first: start"
+    assert (status.ray["why"], status.ray["remedy"]) == (
+        "the head is exited",
+        "Start it first: start",
+    )
     assert steady_problems(cluster, ["head"]) == ["Ray does not answer: the head is exited"]
 
 
@@ -472,7 +475,7 @@ def test_a_restarted_worker_leaves_the_others_alone(backend: FakeBackend) -> Non
 def test_a_frozen_head_is_not_to_be_started_but_resumed(backend: FakeBackend) -> None:
     cluster = cluster_up(backend, workers=1)
     cluster.pause("head")
-    assert cluster.status().ray["why"] == "the head is paused. Resume it first: resume head"
+    assert cluster.status().ray["remedy"] == "Resume it first: resume head"
 
 
 # -- salvage -------------------------------------------------------------------------------------------

@@ -78,7 +78,8 @@ def _ray_line(status: ClusterStatus) -> Text:
         command = f"python -m simulator start --name {status.cluster}"
         return Text(f"stopped; start it again with: {command}", "yellow")
     if not status.ray["answers"]:
-        return Text(f"Ray does not answer: {status.ray['why']}", "yellow")
+        remedy = f". {status.ray['remedy']}" if status.ray["remedy"] else ""
+        return Text(f"Ray does not answer: {status.ray['why']}{remedy}", "yellow")
     parts = [f"Ray {status.ray['version']}"]
     alive = [n for n in status.nodes if n.state == "alive"]
     for name in ("CPU", "GPU"):
