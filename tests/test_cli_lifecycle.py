@@ -174,6 +174,53 @@ def test_an_interrupted_scaling_says_what_it_left(command: Command, backend: Fak
     assert list(states(command)) == ["head", "worker-1", "worker-2"]
 
 
+def interrupt_at(backend: FakeBackend, method: str, call: int) -> None:
+    """Let Ctrl-C be pressed right before the so-many-th call of a method."""
+    calls: list[int] = []
+
+    def interrupt() -> None:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    backend.before(method, interrupt)
+
+
+def test_an_interrupted_removal_says_how_far_it_came_and_is_gone_on_with(
+    command: Command, backend: FakeBackend
+) -> None:
+    command("scale", "worker=6")
+    interrupt_at(backend, "remove_node", 3)
+    done = command("scale", "worker=1", "--name", "ray-sim")
+    assert done.code == 4
+    assert "interrupted by SIGINT: removed 2 of 5 nodes. Remove the rest with: " in done.err
+    assert "python -m simulator scale worker=1 --name ray-sim" in done.err
+    assert "taken away" not in done.err
+    assert command("scale", "worker=1").code == 0
+    assert states(command) == {"head": "alive", "worker-1": "alive"}
+
+
+def test_an_interrupt_before_anything_was_planned_changed_nothing(
+    command: Command, backend: FakeBackend
+) -> None:
+    interrupt_at(backend, "spec", 2)
+    done = command("scale", "worker=1")
+    assert "interrupted by SIGINT: nothing was changed" in done.err
+    assert len(states(command)) == 3
+
+
+def test_what_did_not_join_is_taken_away_whole_though_ctrl_c_is_pressed(
+    command: Command, backend: FakeBackend
+) -> None:
+    backend.never_joins("worker-4")
+    interrupt_at(backend, "remove_node", 1)
+    done = command("scale", "worker=4", "--timeout", "5")
+    assert done.code == 4
+    assert "taking away what was added; Ctrl-C stops at once" in done.err
+    assert "missing worker-4" in done.err
+    assert list(states(command)) == ["head", "worker-1", "worker-2"]
+
+
 def test_that_ray_does_not_say_what_runs_is_said(command: Command, backend: FakeBackend) -> None:
     backend.fail_next("ray.running", CannotRun("too busy"))
     assert "removing worker-2; what runs there is not known: too busy" in (

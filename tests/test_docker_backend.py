@@ -500,7 +500,7 @@ def test_a_cluster_by_hand_is_read_back_and_its_own_images_are_no_choice_of_anyb
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spec = with_engine(ByHand(GPU_IMAGE, LEAN_IMAGE, "lean"), monkeypatch).spec("lab")
-    assert (spec.image, spec.gpu) == (None, "real")
+    assert (spec.image, spec.gpu, spec.from_nodes) == (None, "real", True)
     assert spec.topology.lean_groups == ["worker"]
     assert spec.env == {"RAY_health_check_period_ms": "500"}
     assert [n.name for n in spec.topology.nodes()] == ["head", "worker-1"]

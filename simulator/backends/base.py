@@ -63,6 +63,9 @@ class ClusterSpec:
     labels
         Of whoever else must find it again, on everything that it is made of; a backend without
         labels leaves them out.
+    from_nodes
+        Read from the nodes that there are, since nothing keeps what it was made as: of a worker
+        group without a node, nothing is known.
     """
 
     name: str
@@ -72,6 +75,7 @@ class ClusterSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     run_dir: Path | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    from_nodes: bool = False
 
     def to_json(self) -> str:
         """For a backend to keep with the cluster: the engine is the only state."""

@@ -643,6 +643,7 @@ class DockerBackend:
             image=None if image in IMAGES.values() else image,
             env=env,
             run_dir=record.run_dir,
+            from_nodes=True,
         )
 
     def _copy_innode(self, container: str) -> None:
