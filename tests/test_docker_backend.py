@@ -46,6 +46,7 @@ from simulator.backends.docker.engine import (
 from simulator.backends.docker.events import to_event
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
 from simulator.backends.docker.programs import DockerProgram
+from simulator.compose import INNODE_TARGET
 from simulator.errors import BadInput, CannotRun
 from simulator.topology import LEAN_LACKS, Topology, load_topology, override, parse_topology
 
@@ -508,6 +509,48 @@ def test_a_cluster_by_hand_is_read_back_and_its_own_images_are_no_choice_of_anyb
 
 
 # ---- a program's output
+
+
+class Starting(ByHand):
+    """An engine that keeps what it was told to make."""
+
+    def __init__(self) -> None:
+        super().__init__(DEFAULT_IMAGE, DEFAULT_IMAGE)
+        self.made: list[dict[str, Any]] = []
+
+    def networks(self, **_: Any) -> list[dict[str, Any]]:
+        return []
+
+    def inspect_container(self, ident: str) -> dict[str, Any]:
+        model = super().inspect_container(ident)
+        mount = {"Destination": INNODE_TARGET, "Type": "bind", "Source": "/here", "RW": False}
+        return {
+            "Config": {**model["Config"], "User": "ray"},
+            "HostConfig": {"NetworkMode": "lab"},
+            "Image": "sha256:1",
+            "Mounts": [mount],
+        }
+
+    def create_host_config(self, **options: Any) -> dict[str, Any]:
+        return options
+
+    def create_container(self, **options: Any) -> dict[str, Any]:
+        self.made.append(options["host_config"])
+        return {"Id": "program"}
+
+    def start(self, ident: str) -> None:
+        assert ident == "program"
+
+
+def test_only_output_that_is_read_again_may_fill_the_engines_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Starting()
+    backend = with_engine(engine, monkeypatch)
+    backend.run_program("lab", "observer", ["x"], {})
+    backend.run_program("lab", "monitor-1", ["x"], {}, keep_output=False)
+    sizes = [made["log_config"].config["max-size"] for made in engine.made]
+    assert sizes == ["1g", "4m"]
 
 
 class FlakyEngine:

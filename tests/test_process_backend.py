@@ -195,6 +195,32 @@ def test_creating_more_makes_what_is_missing_under_addresses_of_its_own(
     assert [n.address for n in backend.cluster("one").nodes] == addresses
 
 
+def test_a_new_node_inherits_nothing_of_one_whose_removal_was_cut_short(
+    backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.create(spec("one"))
+    home = backend.root / "one" / "worker-3"
+    tmp = backend._tmp(backend._facts("one"), "worker-3")
+    tmp.mkdir(parents=True)
+    for path in (home / "pid1", home / "pid1.log", home / "home" / "exit_code", tmp / "session"):
+        path.write_text("7")
+    assert node(backend, "worker-3").state == "exited"
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("simulator.backends.process.backend._remove_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            backend.remove_node("one", "worker-3")
+    assert (home / "pid1.log").exists()
+    backend.create(spec("one"))
+    assert node(backend, "worker-3").state == "created"
+    assert backend.logs("one", "worker-3") == ""
+    assert list(home.rglob("*")) == [home / "home"]
+    assert not tmp.exists()
+
+
 def test_a_cluster_of_an_earlier_version_is_told_from_one_that_is_defined_otherwise(
     backend: ProcessBackend,
 ) -> None:

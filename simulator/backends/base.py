@@ -420,9 +420,22 @@ class Backend(Protocol):
         """Deliver engine events from now on, from a thread of the backend's."""
 
     def run_program(
-        self, cluster: str, name: str, argv: Sequence[str], env: Mapping[str, str]
+        self,
+        cluster: str,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        keep_output: bool = True,
     ) -> Program:
-        """Start ``python -m <argv>`` beside the nodes, with their environment and the ledger."""
+        """Start ``python -m <argv>`` beside the nodes, with their environment and the ledger.
+
+        Parameters
+        ----------
+        keep_output
+            Whether all that it prints must be there to be read again. If not, a backend may keep
+            only the latest of it: a few megabytes.
+        """
 
     def program(self, cluster: str, name: str) -> Program | None:
         """A program that an earlier process started, running or ended."""

@@ -468,7 +468,13 @@ class DockerBackend:
     # -- programs ----------------------------------------------------------------------------------
 
     def run_program(
-        self, cluster: str, name: str, argv: Sequence[str], env: Mapping[str, str]
+        self,
+        cluster: str,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        keep_output: bool = True,
     ) -> Program:
         """Like a node, but without a raylet, ports or a terminal: same image, network, volumes."""
         head = self._node(cluster, "head")
@@ -497,9 +503,10 @@ class DockerBackend:
                     mem_limit="512m",
                     pids_limit=512,
                     restart_policy=None,
-                    # Whatever the engine's own settings: all of it must be there to be read again.
+                    # Whatever the engine's own settings: what must be there to be read again, is.
                     log_config=LogConfig(
-                        type="json-file", config={"max-size": "1g", "max-file": "2"}
+                        type="json-file",
+                        config={"max-size": "1g" if keep_output else "4m", "max-file": "2"},
                     ),
                 ),
             )["Id"]
