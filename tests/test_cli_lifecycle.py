@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +42,34 @@ def command(
 
 def states(command: Command) -> dict[str, str]:
     return {n["name"]: n["state"] for n in command("status", "--json").data["nodes"]}
+
+
+def documented(command: str) -> set[str]:
+    """The names in the rows of the table of what a command prints with --json."""
+    page = (Path(__file__).parent.parent / "docs/reference/cli.md").read_text(encoding="utf-8")
+    table = page.partition("## JSON")[2].partition("## Environment")[0]
+    (rows,) = re.findall(rf"^\|[^|]*`{command}`[^|]*(\|.*(?:\n\| \|.*)*)", table, re.M)
+    return {name for code in re.findall(r"`([^`]*)`", rows) for name in re.findall(r"\w+", code)}
+
+
+def keys(data: object) -> set[str]:
+    """The fields of an object, and of the objects in its lists."""
+    if isinstance(data, list):
+        return set().union(*map(keys, data))
+    if not isinstance(data, dict):
+        return set()
+    return set(data).union(*(keys(v) for v in data.values() if isinstance(v, list)))
+
+
+def test_every_field_of_the_json_is_documented(command: Command) -> None:
+    for line in ("status", "clusters", "nodes", "experiments", "runs", "scale worker=1", "stop"):
+        name = line.split()[0]
+        assert keys(command(*line.split(), "--json").data) <= documented(name)
+    assert {"profile", "remedy"} <= documented("status")
+    start = command("start", "--json").data
+    assert keys(start) | set(start["ray"]) | set(start["count"]) <= documented("start")
+    seen = json.loads(command("monitor", "--for", "5", "--json").out.splitlines()[0])
+    assert keys(seen) == documented("monitor")
 
 
 # ---- stop and start
