@@ -39,7 +39,7 @@ An unhandled error of ours is 4, never 1.
 ## Streams
 
 Data goes to standard output, progress and errors to standard error; with `--json` standard output is one JSON
-document: of what goes on (`monitor`, `status --watch`), one after the other. Colours are for terminals only.
+document, and of what goes on (`monitor`, `status --watch`) one after the other. Colours are for terminals only.
 
 ## JSON
 

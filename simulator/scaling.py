@@ -174,22 +174,33 @@ def scale(
         refuse_unable(cluster.backend, larger.topology)
     on_plan(Plan(missing, missing, [n.name for n in surplus]))
     if missing:
-        try:
-            cluster.backend.create(larger)
-            cluster.start_nodes(
-                missing, timeout=timeout, parallelism=parallelism, progress=progress
-            )
-        except BaseException:
-            on_undo()
-            for name in missing:
-                # Some may not have been made; and the first error is the one to be told.
-                with suppress(CannotRun, NotFound):
-                    cluster.backend.remove_node(cluster.name, name)
-            raise
+        _add(cluster, larger, missing, timeout, parallelism, progress, on_undo)
     removed: list[Removal] = []
     for first in range(0, len(surplus), AT_A_TIME):
         removed += _take_away(cluster, surplus[first : first + AT_A_TIME], grace, on_removal)
     return Scaled(tuple(missing), tuple(removed))
+
+
+def _add(
+    cluster: Cluster,
+    spec: ClusterSpec,
+    names: Sequence[str],
+    timeout: float,
+    parallelism: int | None,
+    progress: Callable[[StartEvent], None],
+    on_undo: Callable[[], None],
+) -> None:
+    """Make and start nodes; all of them, or none."""
+    try:
+        cluster.backend.create(spec)
+        cluster.start_nodes(names, timeout=timeout, parallelism=parallelism, progress=progress)
+    except BaseException:
+        on_undo()
+        for name in names:
+            # Some may not have been made; and the first error is the one to be told.
+            with suppress(CannotRun, NotFound):
+                cluster.backend.remove_node(cluster.name, name)
+        raise
 
 
 def _take_away(
