@@ -39,22 +39,28 @@ An unhandled error of ours is 4, never 1.
 ## Streams
 
 Data goes to standard output, progress and errors to standard error; with `--json` standard output is one JSON
-document. Colours are for terminals only.
+document, and of what goes on (`monitor`, `status --watch`) one after the other. Colours are for terminals only.
 
 ## JSON
 
 | command | prints |
 |---|---|
-| `up`, `status` | `cluster, backend, gpu, count: {desired, running, alive}, ray: {answers, version, why, resources}, nodes: [..]` |
-| | each node: `name, role, group, state, desired, running, alive, address, hostname, ray_node_id, resources, used, gpu, exit_code` |
+| `up`, `start`, `status` | `cluster, backend, gpu, count: {desired, running, alive}, ray: {answers, version, why, remedy, resources}, nodes: [..]` |
+| | each node: `name, role, group, state, desired, running, alive, address, hostname, ray_node_id, resources, used, gpu, exit_code, profile` |
+| `stop` | `cluster`; `stopped`: names of the nodes that ran |
+| `scale` | `cluster`; `added`: names; `removed`: a list of `node, running: {tasks, actors}, unknown` (why it is not known what ran there, or null) |
+| `nodes` | `cluster`; `nodes`, as Ray remembers them: `node` (our name, or null), `ray_node_id, state` (ALIVE, DEAD), `is_head, hostname, address, resources, labels, since, until, message` |
+| `monitor` | one object a line: `kind, source, wall, node, present, data` ([what they hold](../guides/clusters-by-hand.md)) |
 | `run` | `experiment, backend, status, verdict, seed, run_dir, report, topology, ray_version, health, gpu, findings, recovery, params` of the [result](result.md) |
 | `run --repeat N` | `runs`: one such object each; `summary`: verdicts, seeds, and the distribution of each phase |
 | `check` | the [result](result.md), judged again |
-| `clusters`, `experiments`, `runs` | a list |
+| `clusters` | a list of `cluster, backend, gpu, run_dir, nodes: [..]`; each node: `name, role, group, state, address, hostname, exit_code` |
+| `experiments` | a list of `name, claim, path, topology, params: [{name, type, default, description}]`; of one that cannot be loaded `name, claim, path, error` |
+| `runs` | a list of `run_id, experiment, started, backend, seed, status, verdict, run_dir` |
 | `submit` | `job_id, status, exit_code, seconds, message`; status LOST where Ray is gone, exit code null where the script has none |
 | `dashboard` | `cluster, url, relayed`; with `--token` `cluster, token` |
 | `topologies` | a list of `name, description, path, nodes, resources`; one of them also `head, worker_groups` |
-| `doctor` | every check with its level and remedy |
+| `doctor` | `able, choice, asked, sections: [..]`: every check with its level and remedy |
 
 A node's `state` is *alive* (running, and alive in the GCS), *starting* (running, not in the GCS yet), *dead*
 (running, but the GCS gave it up), *paused* or *exited* (so says the engine). `gpu` is real, simulated or none.

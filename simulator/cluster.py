@@ -27,8 +27,10 @@ from simulator.backends.base import (
     ClusterSpec,
     KeepsTime,
     NodeRecord,
+    NodeState,
     ServesRay,
     clock_of,
+    without_head,
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
 from simulator.rayapi import RayApi, RayNode, Usage
@@ -175,12 +177,12 @@ class StopEvent:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What `Cluster.start` did.
+    """What `Cluster.start` or `Cluster.restart` did.
 
     Attributes
     ----------
     started
-        Nodes that were down.
+        Nodes that were down, or were to be restarted.
     renewed
         Workers that ran without their head and were started anew: no new head takes them back.
     paused
@@ -277,16 +279,16 @@ class Cluster:
     def status(self) -> ClusterStatus:
         """The cluster seen once: what the engine has, and what Ray says if it answers.
 
-        That Ray does not answer is part of the status (``ray["answers"]``, ``ray["why"]``), not an
-        error; `NotFound` if there is no such cluster.
+        That Ray does not answer is part of the status (``ray["answers"]``, ``ray["why"]``,
+        ``ray["remedy"]``), not an error; `NotFound` if there is no such cluster.
         """
         record = self.record()
-        ray: dict[str, Any] = {"answers": False, "version": None, "why": ""}
+        ray: dict[str, Any] = {"answers": False, "version": None, "why": "", "remedy": ""}
         known: list[RayNode] = []
         usage = Usage()
-        head = next((n for n in record.nodes if n.role == "head"), None)
-        if head is None or head.state != "running":
-            ray["why"] = f"the head is {head.state if head else 'missing'}"
+        if (head := _head_state(record)) != "running":
+            error = without_head("Ray does not answer", head)
+            ray |= {"why": error.why, "remedy": error.remedy}
         else:
             try:
                 ray["version"] = self.ray.version()
@@ -456,9 +458,10 @@ class Cluster:
         NodeStartFailed
             Some nodes did not join; the others are up.
         """
-        nodes = self.record().nodes
-        if not any(n.role == "head" for n in nodes):
-            raise CannotRun(f"{self.name} has no head", remedy="Take it down, and make it again")
+        record = self.record()
+        nodes = record.nodes
+        if _head_state(record) == "missing":
+            raise without_head(f"{self.name} cannot be started", "missing")
         down = tuple(n.name for n in nodes if n.state in ("created", "exited"))
         lost = tuple(n.name for n in nodes if n.state == "running" and "head" in down)
         paused = tuple(n.name for n in nodes if n.state == "paused")
@@ -479,12 +482,9 @@ class Cluster:
         what
             That cannot be done then, such as ``Ray cannot be asked for its nodes``.
         """
-        state = next((n.state for n in self.record().nodes if n.role == "head"), "missing")
+        state = _head_state(self.record())
         if state != "running":
-            remedy = (
-                "Resume it first: resume head" if state == "paused" else "Start it first: start"
-            )
-            raise CannotRun(what, why=f"the head is {state}", remedy=remedy)
+            raise without_head(what, state)
 
     def ray_nodes(self) -> list[RayNodeRecord]:
         """Every node that Ray remembers: the living in our order, then the dead, the latest last.
@@ -560,8 +560,12 @@ class Cluster:
         grace: float = 10.0,
         timeout: float = 120.0,
         progress: Callable[[StartEvent], None] = lambda event: None,
-    ) -> None:
+        on_plan: Callable[[Started], None] = lambda plan: None,
+    ) -> Started:
         """Stop a node if it runs, start it, and wait until it has joined as a new Ray node.
+
+        With the head, the workers that run are started anew too, as by `start`. To have the head
+        alone come back, as after a crash, use `start_nodes`.
 
         Parameters
         ----------
@@ -577,17 +581,24 @@ class Cluster:
         CannotRun
             The head does not run, so that no worker can join; the node is left as it is.
         NodeStartFailed
-            It did not join.
+            It did not join, or a worker that was started anew with it did not.
         """
         record = self.node(node)
         if record.state == "paused":
             raise BadInput(Problem(node, "is paused", f"resume or kill it first: resume {node}"))
-        # Looked at before anything is stopped: a node that cannot come back is better left as it is.
-        if node != "head" and self.node("head").state != "running":
-            raise _no_head()
+        # Before anything is stopped: a node that cannot come back is better left as it is.
+        if node != "head":
+            self.need_head(f"{node} could not join")
+        workers = [n for n in self.record().nodes if node == "head" and n.role != "head"]
+        lost = [n for n in workers if n.state == "running"]
+        paused = tuple(n.name for n in workers if n.state == "paused")
+        plan = Started((node,), tuple(n.name for n in lost), paused)
+        on_plan(plan)
+        self.stop_together(lost, grace, lambda event: None)
         if record.state == "running":
             self.backend.stop(self.name, node, grace)
-        self.start_nodes([node], timeout=timeout, progress=progress)
+        self.start_nodes([node, *plan.renewed], timeout=timeout, progress=progress)
+        return plan
 
     def attach(self, node: str) -> int:
         """Have this terminal be a shell in a node; returns its exit code when it ends.
@@ -609,6 +620,10 @@ class Cluster:
         return record
 
 
+def _head_state(record: ClusterRecord) -> NodeState | Literal["missing"]:
+    return next((n.state for n in record.nodes if n.role == "head"), "missing")
+
+
 def why_unable(backend: Backend, topology: Topology | None = None) -> str | None:
     """None if the machine has what a cluster, or such a cluster, needs; else what it has not."""
     blocking = [c for c in backend.check(topology) if c.level == "problem"]
@@ -625,12 +640,6 @@ def refuse_unable(
     """Raise `CannotRun` if the machine has not what such a cluster needs."""
     if why := why_unable(backend, topology):
         raise CannotRun(what, why=why, remedy=remedy)
-
-
-def _no_head() -> CannotRun:
-    return CannotRun(
-        "the head is not running, so no worker can join", remedy="Restart it first: restart head"
-    )
 
 
 class _Starter:
@@ -658,8 +667,8 @@ class _Starter:
         while True:
             # One question a round for all of it: answering takes CPU that the nodes are in need of.
             ray_nodes = self._ray_nodes()
-            if ray_nodes is None and self._head_is_gone():
-                raise _no_head()
+            if ray_nodes is None and "head" not in self.starting:
+                self.cluster.need_head("no worker can join")
             # What fails now is tried again in the next round, when it is known what is left of it.
             due = len(self.waiting)
             if self.starting:
@@ -695,12 +704,6 @@ class _Starter:
             if any(name == "head" for name, _ in self.waiting):
                 return []
             return None
-
-    def _head_is_gone(self) -> bool:
-        if "head" in self.starting:
-            return False
-        nodes = self.cluster.record().nodes
-        return not any(n.role == "head" and n.state == "running" for n in nodes)
 
     def _start(self, name: str, attempt: int, known: frozenset[str]) -> None:
         self.progress(StartEvent(name, "starting", attempt=attempt))

@@ -154,7 +154,10 @@ class Monitor:
         # A run of that name has no ledger, so it is nodes and actors that are told, and nothing else.
         argv = ["simulator.innode.observer", "--run", name]
         try:
-            self._program = self.backend.run_program(self.cluster.name, name, argv, {})
+            # Nobody reads it again; and one whose monitor was killed goes on until the cluster ends.
+            self._program = self.backend.run_program(
+                self.cluster.name, name, argv, {}, keep_output=False
+            )
         except CannotRun as error:
             self._note(f"nothing is heard of Ray: {error}")
             return

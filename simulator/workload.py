@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from simulator.innode.work import COMPANY_S
 from simulator.topology import NodeSpec, Topology
 
 
@@ -159,7 +160,11 @@ class Placement:
         return asdict(self)
 
     def nominal_seconds(self, topology: Topology) -> float:
-        """As if the kinds ran one after the other: they share nodes, and that is the most it takes."""
+        """As if the kinds ran one after the other: they share nodes, and that is the most it takes.
+
+        A kind that is to have company waits for it once, as long as it does at most.
+        """
         nodes = topology.nodes()
         rounds = [math.ceil(k.count / max(1, sum(map(k.fits, nodes)))) for k in self.kinds]
-        return sum(rounds) * self.task_seconds
+        waits = sum(kind.company > 1 for kind in self.kinds)
+        return sum(rounds) * self.task_seconds + waits * COMPANY_S

@@ -315,4 +315,6 @@ def test_a_head_that_does_not_answer_is_said(command: Command, backend: FakeBack
     done = command("dashboard")
     assert (done.code, done.out) == (4, "")
     backend.pause("lab", "head")
-    assert "the head is paused. python -m simulator resume head" in command("dashboard").err
+    assert "the head is paused. Resume it first: resume head" in command("dashboard").err
+    backend.kill("lab", "head")
+    assert "the head is exited. Start it first: start" in command("dashboard").err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +42,34 @@ def command(
 
 def states(command: Command) -> dict[str, str]:
     return {n["name"]: n["state"] for n in command("status", "--json").data["nodes"]}
+
+
+def documented(command: str) -> set[str]:
+    """The names in the rows of the table of what a command prints with --json."""
+    page = (Path(__file__).parent.parent / "docs/reference/cli.md").read_text(encoding="utf-8")
+    table = page.partition("## JSON")[2].partition("## Environment")[0]
+    (rows,) = re.findall(rf"^\|[^|]*`{command}`[^|]*(\|.*(?:\n\| \|.*)*)", table, re.M)
+    return {name for code in re.findall(r"`([^`]*)`", rows) for name in re.findall(r"\w+", code)}
+
+
+def keys(data: object) -> set[str]:
+    """The fields of an object, and of the objects in its lists."""
+    if isinstance(data, list):
+        return set().union(*map(keys, data))
+    if not isinstance(data, dict):
+        return set()
+    return set(data).union(*(keys(v) for v in data.values() if isinstance(v, list)))
+
+
+def test_every_field_of_the_json_is_documented(command: Command) -> None:
+    for line in ("status", "clusters", "nodes", "experiments", "runs", "scale worker=1", "stop"):
+        name = line.split()[0]
+        assert keys(command(*line.split(), "--json").data) <= documented(name)
+    assert {"profile", "remedy"} <= documented("status")
+    start = command("start", "--json").data
+    assert keys(start) | set(start["ray"]) | set(start["count"]) <= documented("start")
+    seen = json.loads(command("monitor", "--for", "5", "--json").out.splitlines()[0])
+    assert keys(seen) == documented("monitor")
 
 
 # ---- stop and start
@@ -83,6 +112,17 @@ def test_workers_without_a_head_are_said_to_be_started_anew(command: Command) ->
     command("kill", "head")
     started = command("start")
     assert "started anew, since their head is gone: worker-1, worker-2" in started.err
+    assert set(states(command).values()) == {"alive"}
+
+
+def test_a_head_that_is_down_is_said_with_how_to_have_it_back(command: Command) -> None:
+    command("kill", "head")
+    shown = " ".join(command("status").out.split())
+    assert "Ray does not answer: the head is exited. Start it first: start" in shown
+    restarted = command("restart", "head")
+    assert restarted.code == 0
+    assert "jobs, actors and placement groups of before are gone" in restarted.err
+    assert "started anew, since their head is gone: worker-1, worker-2" in restarted.err
     assert set(states(command).values()) == {"alive"}
 
 
@@ -160,6 +200,53 @@ def test_an_interrupted_scaling_says_what_it_left(command: Command, backend: Fak
     done = command("scale", "worker=4")
     assert done.code == 4
     assert "interrupted by SIGINT: what was being added is taken away again" in done.err
+    assert list(states(command)) == ["head", "worker-1", "worker-2"]
+
+
+def interrupt_at(backend: FakeBackend, method: str, call: int) -> None:
+    """Let Ctrl-C be pressed right before the so-many-th call of a method."""
+    calls: list[int] = []
+
+    def interrupt() -> None:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    backend.before(method, interrupt)
+
+
+def test_an_interrupted_removal_says_how_far_it_came_and_is_gone_on_with(
+    command: Command, backend: FakeBackend
+) -> None:
+    command("scale", "worker=6")
+    interrupt_at(backend, "remove_node", 3)
+    done = command("scale", "worker=1", "--name", "ray-sim")
+    assert done.code == 4
+    assert "interrupted by SIGINT: removed 2 of 5 nodes. Remove the rest with: " in done.err
+    assert "python -m simulator scale worker=1 --name ray-sim" in done.err
+    assert "taken away" not in done.err
+    assert command("scale", "worker=1").code == 0
+    assert states(command) == {"head": "alive", "worker-1": "alive"}
+
+
+def test_an_interrupt_before_anything_was_planned_changed_nothing(
+    command: Command, backend: FakeBackend
+) -> None:
+    interrupt_at(backend, "spec", 2)
+    done = command("scale", "worker=1")
+    assert "interrupted by SIGINT: nothing was changed" in done.err
+    assert len(states(command)) == 3
+
+
+def test_what_did_not_join_is_taken_away_whole_though_ctrl_c_is_pressed(
+    command: Command, backend: FakeBackend
+) -> None:
+    backend.never_joins("worker-4")
+    interrupt_at(backend, "remove_node", 1)
+    done = command("scale", "worker=4", "--timeout", "5")
+    assert done.code == 4
+    assert "taking away what was added; Ctrl-C stops at once" in done.err
+    assert "missing worker-4" in done.err
     assert list(states(command)) == ["head", "worker-1", "worker-2"]
 
 

@@ -165,7 +165,7 @@ def test_two_clusters_live_side_by_side(backend: FakeBackend) -> None:
 def test_a_worker_that_could_not_join_again_is_not_stopped(backend: FakeBackend) -> None:
     cluster = cluster_up(backend)
     cluster.kill("head")
-    with pytest.raises(CannotRun, match=r"the head is not running.*restart head"):
+    with pytest.raises(CannotRun, match=r"worker-1 could not join: the head is exited.*: start"):
         cluster.restart("worker-1")
     assert cluster.node("worker-1").state == "running"
 
@@ -326,7 +326,7 @@ def test_workers_are_not_waited_for_when_the_head_died_under_them(backend: FakeB
     backend.start_takes("worker-1", 30)
     backend.later(8.0, lambda: backend.crash("c", "head"))
     begun = backend.simulated_clock.now
-    with pytest.raises(CannotRun, match="the head is not running, so no worker can join"):
+    with pytest.raises(CannotRun, match="no worker can join: the head is exited"):
         Cluster(backend, "c").up(cluster_spec(workers=1))
     assert backend.simulated_clock.now - begun < 15
 
@@ -374,7 +374,10 @@ def test_without_a_head_ray_does_not_answer_and_the_reason_is_said(backend: Fake
     cluster.kill("head")
     status = cluster.status()
     assert not status.ray["answers"]
-    assert status.ray["why"] == "the head is exited"
+    assert (status.ray["why"], status.ray["remedy"]) == (
+        "the head is exited",
+        "Start it first: start",
+    )
     assert steady_problems(cluster, ["head"]) == ["Ray does not answer: the head is exited"]
 
 
@@ -443,10 +446,36 @@ def test_a_restarted_node_is_another_one_to_ray(backend: FakeBackend) -> None:
     assert after.ray_node_id not in (before, None)
 
 
-def test_the_head_can_be_restarted(backend: FakeBackend) -> None:
+@pytest.mark.parametrize("killed", [True, False])
+def test_with_the_head_its_workers_are_restarted_but_for_the_frozen_and_the_stopped(
+    backend: FakeBackend, killed: bool
+) -> None:
+    cluster = cluster_up(backend, workers=4)
+    cluster.pause("worker-2")
+    cluster.kill("worker-3")
+    if killed:
+        cluster.kill("head")
+    told: list[Started] = []
+    done = cluster.restart("head", on_plan=told.append)
+    assert told == [done]
+    assert done == Started(("head",), ("worker-1", "worker-4"), ("worker-2",))
+    found = states(cluster)
+    assert {n: found[n] for n in ("head", "worker-1", "worker-4")} == dict.fromkeys(
+        ("head", "worker-1", "worker-4"), "alive"
+    )
+    assert (found["worker-2"], found["worker-3"]) == ("paused", "exited")
+
+
+def test_a_restarted_worker_leaves_the_others_alone(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend, workers=2)
+    assert cluster.restart("worker-1") == Started(("worker-1",))
+    assert [c.node for c in backend.calls if c.method == "stop"] == ["worker-1"]
+
+
+def test_a_frozen_head_is_not_to_be_started_but_resumed(backend: FakeBackend) -> None:
     cluster = cluster_up(backend, workers=1)
-    cluster.restart("head")
-    assert states(cluster)["head"] == "alive"
+    cluster.pause("head")
+    assert cluster.status().ray["remedy"] == "Resume it first: resume head"
 
 
 # -- salvage -------------------------------------------------------------------------------------------

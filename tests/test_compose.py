@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from pathlib import Path
 from typing import Any
 
@@ -310,10 +311,29 @@ def test_how_many_nodes_there_are_is_no_part_of_the_definition() -> None:
 
 
 def test_init_keeps_what_the_cluster_was_made_as(tmp_path: Path) -> None:
-    made = spec(load_topology("hybrid"), image="mine:1", env={"RAY_x": "$1"}, run_dir=tmp_path)
+    more: dict[str, Any] = {"env": {"RAY_x": "$1"}, "run_dir": tmp_path, "labels": {"mine": "$2"}}
+    made = spec(load_topology("hybrid"), image="mine:1", **more)
     services = expand(made)["services"]
     assert ClusterSpec.from_json(services["init"]["labels"][LABEL_SPEC]) == made
     assert LABEL_SPEC not in services["head"]["labels"]
+
+
+def test_nodes_that_were_removed_by_hand_do_not_keep_it_from_being_read() -> None:
+    limits = ["worker_groups.worker.min_replicas=2", "worker_groups.worker.max_replicas=3"]
+    made = spec(override(load_topology("default"), limits))
+    for count in (0, 1, 7):
+        counted = made.with_counts({"worker": count})
+        assert ClusterSpec.from_json(counted.to_json()) == counted
+
+
+def test_what_an_earlier_version_kept_is_read_and_what_cannot_be_is_an_error_of_ours() -> None:
+    kept = json.loads(spec().to_json())
+    assert kept.pop("labels") == {}
+    assert ClusterSpec.from_json(json.dumps(kept)) == spec()
+    kept["topology"]["head"]["of a later version"] = 1
+    for text in (json.dumps(kept), "{}", "[]", '{"topology": {"worker_groups": [{}]}}', "nothing"):
+        with pytest.raises(CannotRun, match="what the cluster was made as cannot be read"):
+            ClusterSpec.from_json(text)
 
 
 def test_what_a_node_was_made_as_is_read_back_from_its_arguments() -> None:

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from docker.errors import APIError, ImageNotFound
@@ -46,6 +46,7 @@ from simulator.backends.docker.engine import (
 from simulator.backends.docker.events import to_event
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
 from simulator.backends.docker.programs import DockerProgram
+from simulator.compose import INNODE_TARGET
 from simulator.errors import BadInput, CannotRun
 from simulator.topology import LEAN_LACKS, Topology, load_topology, override, parse_topology
 
@@ -451,7 +452,116 @@ def test_what_compose_cannot_make_is_refused_before_it_tries() -> None:
     assert "gpu-1: is paused, so no node can be made beside it; resume gpu-1" in said
 
 
+class Compose:
+    """Stands for `docker compose`: keeps what it was asked to make."""
+
+    asked: ClassVar[list[tuple[Path, str]]] = []
+
+    def __init__(self, *, compose_files: list[Path], compose_project_name: str) -> None:
+        self.file = compose_files[0]
+        self.compose = self
+
+    def create(self, services: object, **options: object) -> None:
+        self.asked.append((self.file, self.file.read_text(encoding="utf-8")))
+
+
+def test_a_runs_folder_keeps_what_its_cluster_was_made_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("simulator.backends.docker.backend.DockerClient", Compose)
+    monkeypatch.setattr(Compose, "asked", [])
+    spec = ClusterSpec("lab", load_topology("default"), "none", run_dir=tmp_path)
+    backend = DockerBackend()
+    backend._run_compose(spec, "as it was run", None)
+    backend._run_compose(spec, "scaled later", ["worker"])
+    assert [text for _, text in Compose.asked] == ["as it was run", "scaled later"]
+    assert (tmp_path / "compose.yaml").read_text() == "as it was run"
+    assert not Compose.asked[1][0].exists()
+
+
+class ByHand:
+    """An engine with a cluster that ``docker compose up`` made: nothing keeps what it was made as."""
+
+    def __init__(self, head: str, worker: str, profile: str = "") -> None:
+        self.images = {"head": head, "worker-1": worker}
+        self.profile = profile
+
+    def containers(self, **_: Any) -> list[dict[str, Any]]:
+        labels = {"ray-sim.cluster": "lab", "com.docker.compose.container-number": "1"}
+        worker = {"ray-sim.role": "worker", "ray-sim.group": "worker"}
+        if self.profile:
+            worker["ray-sim.profile"] = self.profile
+        head = {"ray-sim.role": "head", "ray-sim.group": "head", "ray-sim.gpu": "real"}
+        return [
+            {"Id": "head", "Labels": labels | head, "State": "running"},
+            {"Id": "worker-1", "Labels": labels | worker, "State": "running"},
+        ]
+
+    def inspect_container(self, ident: str) -> dict[str, Any]:
+        gpus = ["--num-gpus=1"] if ident == "head" else []
+        config = {
+            "Hostname": ident,
+            "Cmd": [ident, "--num-cpus=2", *gpus],
+            "Image": self.images[ident],
+            "Env": ["RAY_health_check_period_ms=500", "PATH=/bin"],
+        }
+        return {"Config": config, "State": {"ExitCode": 0}}
+
+
+def test_a_cluster_by_hand_is_read_back_and_its_own_images_are_no_choice_of_anybodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = with_engine(ByHand(GPU_IMAGE, LEAN_IMAGE, "lean"), monkeypatch).spec("lab")
+    assert (spec.image, spec.gpu, spec.from_nodes) == (None, "real", True)
+    assert spec.topology.lean_groups == ["worker"]
+    assert spec.env == {"RAY_health_check_period_ms": "500"}
+    assert [n.name for n in spec.topology.nodes()] == ["head", "worker-1"]
+    assert with_engine(ByHand("my/ray:1", "my/ray:1"), monkeypatch).spec("lab").image == "my/ray:1"
+
+
 # ---- a program's output
+
+
+class Starting(ByHand):
+    """An engine that keeps what it was told to make."""
+
+    def __init__(self) -> None:
+        super().__init__(DEFAULT_IMAGE, DEFAULT_IMAGE)
+        self.made: list[dict[str, Any]] = []
+
+    def networks(self, **_: Any) -> list[dict[str, Any]]:
+        return []
+
+    def inspect_container(self, ident: str) -> dict[str, Any]:
+        model = super().inspect_container(ident)
+        mount = {"Destination": INNODE_TARGET, "Type": "bind", "Source": "/here", "RW": False}
+        return {
+            "Config": {**model["Config"], "User": "ray"},
+            "HostConfig": {"NetworkMode": "lab"},
+            "Image": "sha256:1",
+            "Mounts": [mount],
+        }
+
+    def create_host_config(self, **options: Any) -> dict[str, Any]:
+        return options
+
+    def create_container(self, **options: Any) -> dict[str, Any]:
+        self.made.append(options["host_config"])
+        return {"Id": "program"}
+
+    def start(self, ident: str) -> None:
+        assert ident == "program"
+
+
+def test_only_output_that_is_read_again_may_fill_the_engines_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Starting()
+    backend = with_engine(engine, monkeypatch)
+    backend.run_program("lab", "observer", ["x"], {})
+    backend.run_program("lab", "monitor-1", ["x"], {}, keep_output=False)
+    sizes = [made["log_config"].config["max-size"] for made in engine.made]
+    assert sizes == ["1g", "4m"]
 
 
 class FlakyEngine:

@@ -318,7 +318,8 @@ def test_workers_outlive_their_head_for_a_minute(backend: FakeBackend) -> None:
 
 def test_a_new_head_knows_nothing_of_the_old_workers(backend: FakeBackend) -> None:
     cluster = cluster_up(backend)
-    cluster.restart("head")
+    backend.stop("c", "head", 10.0)
+    cluster.start_nodes(["head"])
     backend.simulated_clock.sleep(5)
     assert [n.hostname for n in cluster.ray.nodes()] == ["c-head"]
     assert {n.state for n in cluster.record().nodes[1:]} == {"exited"}

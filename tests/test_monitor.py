@@ -100,6 +100,20 @@ def test_an_observer_that_cannot_be_started_is_said(backend: FakeBackend) -> Non
     assert words(followed(cluster))[-1] == "None: nothing is heard of Ray: no image is left"
 
 
+def test_what_its_observer_prints_need_not_be_kept(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def run_program(*arguments: object, keep_output: bool = True) -> None:
+        asked.append(keep_output)
+        raise CannotRun("enough")
+
+    monkeypatch.setattr(backend, "run_program", run_program)
+    followed(cluster_up(backend, workers=1), 1.0)
+    assert asked == [False]
+
+
 def test_an_observer_that_ends_is_said(backend: FakeBackend) -> None:
     cluster = cluster_up(backend, workers=1)
     with Monitor(cluster) as monitor:

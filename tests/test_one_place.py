@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 import simulator
@@ -15,6 +16,7 @@ from simulator import assets
 from simulator.backends.docker import image
 from simulator.backends.process import checks
 from simulator.checkers import anatomy, registry
+from simulator.cli.app import app
 from simulator.experiment import DEFAULT_CHECKS, PHASES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +71,14 @@ def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
     assert cli_reference.PAGE.read_text(encoding="utf-8") == cli_reference.page(), (
         "run: python scripts/cli_reference.py"
     )
+
+
+def test_every_command_that_prints_json_says_what_it_holds() -> None:
+    commands = cli_reference.commands(typer.main.get_command(app))
+    able = {name for name, c in commands if any("--json" in p.opts for p in c.params)}
+    (table,) = re.findall(r"^## JSON\n(.*?)^A node's", cli_reference.HEAD, re.M | re.S)
+    rows = re.findall(r"^\| (`[^|]*`) \|", table, re.M)
+    assert {name for row in rows for name in re.findall(r"`([a-z]+(?: [a-z]+)*)", row)} == able
 
 
 def test_every_room_of_the_house_is_on_the_plan() -> None:

@@ -145,9 +145,17 @@ def test_a_port_in_use_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_creating_again_changes_nothing(backend: ProcessBackend) -> None:
     backend.create(spec("one"))
-    before = backend.endpoint("one")
+    before = (backend.root / "one" / "cluster.json").read_text()
     backend.create(spec("one"))
-    assert backend.endpoint("one") == before
+    assert (backend.root / "one" / "cluster.json").read_text() == before
+
+
+def test_without_a_head_there_is_no_endpoint(backend: ProcessBackend) -> None:
+    backend.create(spec("one"))
+    with pytest.raises(
+        CannotRun, match=r"cannot answer: the head is created\. Start it first: start"
+    ):
+        backend.endpoint("one")
 
 
 @pytest.mark.parametrize(
@@ -185,6 +193,32 @@ def test_creating_more_makes_what_is_missing_under_addresses_of_its_own(
         *("head", "worker-1", "worker-2", "worker-3")
     ]
     assert [n.address for n in backend.cluster("one").nodes] == addresses
+
+
+def test_a_new_node_inherits_nothing_of_one_whose_removal_was_cut_short(
+    backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.create(spec("one"))
+    home = backend.root / "one" / "worker-3"
+    tmp = backend._tmp(backend._facts("one"), "worker-3")
+    tmp.mkdir(parents=True)
+    for path in (home / "pid1", home / "pid1.log", home / "home" / "exit_code", tmp / "session"):
+        path.write_text("7")
+    assert node(backend, "worker-3").state == "exited"
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("simulator.backends.process.backend._remove_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            backend.remove_node("one", "worker-3")
+    assert (home / "pid1.log").exists()
+    backend.create(spec("one"))
+    assert node(backend, "worker-3").state == "created"
+    assert backend.logs("one", "worker-3") == ""
+    assert list(home.rglob("*")) == [home / "home"]
+    assert not tmp.exists()
 
 
 def test_a_cluster_of_an_earlier_version_is_told_from_one_that_is_defined_otherwise(
@@ -244,8 +278,9 @@ def test_a_name_that_is_a_path_is_refused_and_removes_nothing(
     assert backend.cluster("one").name == "one"
 
 
+@pytest.mark.usefixtures("ray")
 def test_the_token_is_for_the_user_alone(backend: ProcessBackend) -> None:
-    backend.create(spec("one"))
+    started(backend, "head")
     path = backend.root / "one" / "token"
     assert path.stat().st_mode & 0o077 == 0
     assert path.parent.stat().st_mode & 0o077 == 0

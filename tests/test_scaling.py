@@ -152,6 +152,53 @@ def test_a_ray_that_does_not_answer_is_said_and_keeps_nobody(backend: FakeBacken
     ]
 
 
+def test_a_node_that_somebody_else_removes_meanwhile_keeps_nobody(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend, workers=4)
+
+    def removed(removal: Removal) -> None:
+        backend.remove_node("c", removal.node) if removal.node != "worker-3" else None
+
+    done = scale(cluster, {"worker": 1}, on_removal=removed)
+    assert [r.node for r in done.removed] == ["worker-4", "worker-3", "worker-2"]
+    assert states(cluster) == {"head": "alive", "worker-1": "alive"}
+
+
+def test_a_gap_in_the_numbers_is_refused_with_what_closes_it(backend: FakeBackend) -> None:
+    cluster = grouped(backend)
+    scale(cluster, {"worker": 4})
+    backend.remove_node("c", "worker-3")
+    for wanted in ({"worker": 3}, {"worker": 5}, {"big": 2}):
+        with pytest.raises(BadInput) as caught:
+            scale(cluster, wanted)
+        again = " ".join(f"{g}={n}" for g, n in ({"worker": 3} | wanted).items())
+        assert "worker-3 is gone, and no number below worker-4 can be given again" in str(
+            caught.value
+        )
+        assert f"first scale worker=2, then scale {again}" in str(caught.value)
+    assert [r.node for r in scale(cluster, {"big": 0}).removed] == ["big-1"]
+    assert [r.node for r in scale(cluster, {"worker": 2}).removed] == ["worker-4"]
+    assert scale(cluster, {"worker": 3, "big": 2}).added == ("worker-3", "big-1", "big-2")
+
+
+def test_a_gap_that_cannot_be_closed_is_said_to_be_one(backend: FakeBackend) -> None:
+    cluster = grouped(backend, min_replicas=1)
+    scale(cluster, {"big": 2})
+    backend.remove_node("c", "big-1")
+    with pytest.raises(BadInput, match="take the cluster down and make it again"):
+        scale(cluster, {"big": 1})
+
+
+def test_the_last_node_that_tells_what_a_group_is_stays(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = cluster_up(backend, workers=2)
+    by_hand = replace(backend.spec("c"), from_nodes=True)
+    monkeypatch.setattr(backend, "spec", lambda cluster: by_hand)
+    with pytest.raises(BadInput, match=r"only its nodes tell what worker is.*keep one, worker=1"):
+        scale(cluster, {"worker": 0})
+    assert [r.node for r in scale(cluster, {"worker": 1}).removed] == ["worker-2"]
+
+
 def test_a_frozen_node_is_killed_and_removed(backend: FakeBackend) -> None:
     cluster = cluster_up(backend, workers=2)
     cluster.pause("worker-2")

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from simulator.backends.base import ClusterSpec
 from simulator.backends.fake import FakeBackend
+from simulator.backends.fake.placement import FakePlacement
 from simulator.cluster import Cluster
 from simulator.errors import BadInput, CannotRun, Problem
 from simulator.experiment import load_experiment
@@ -119,6 +121,24 @@ def test_a_head_that_dies_while_the_work_goes_on_is_said(tmp_path: Path) -> None
     result = run(tmp_path, backend=backend, listener=Listener(phase=phase))
     assert result["status"] == "aborted"
     assert "the head is exited, and no fault of this run did it" in result["error"]
+
+
+def test_work_that_is_not_done_in_its_time_is_noted_and_not_waited_for_twice(
+    tmp_path: Path,
+) -> None:
+    class Endless(FakePlacement):
+        def finish(self) -> None:
+            """Its driver waits for something for ever."""
+
+    backend = fake()
+    backend.programs["simulator.innode.placement"] = Endless
+    history = history_of(run(tmp_path, backend=backend))
+    (note,) = history.of("run.note")
+    said = re.fullmatch(r"the planned work was not done within (\d+) s", note.data["text"])
+    assert said is not None
+    begun = next(op for op in history.of("run.phase") if op.data["phase"] == "work")
+    (ended,) = history.of("workload.end")
+    assert int(said[1]) - 1 < history.at(ended) - history.at(begun) < int(said[1]) + 3
 
 
 def test_a_task_whose_end_was_never_written_is_unknown(tmp_path: Path) -> None:
@@ -244,7 +264,11 @@ def test_a_violation_that_is_not_known_is_refused() -> None:
 def test_the_nominal_time_is_enough_for_all_kinds_one_after_the_other() -> None:
     kinds = (TaskKind("a", {"CPU": 1, "GPU": 1}, 5), TaskKind("b", {"CPU": 1}, 9))
     # Two at a time, and nine at a time.
-    assert Placement(kinds, task_seconds=2).nominal_seconds(load_topology("hybrid")) == 6 + 2
+    hybrid = load_topology("hybrid")
+    assert Placement(kinds, task_seconds=2).nominal_seconds(hybrid) == 6 + 2
+    # And waits for a fellow on the same GPU, once.
+    waiting = replace(kinds[0], company=2)
+    assert Placement((waiting, kinds[1]), task_seconds=2).nominal_seconds(hybrid) == 6 + 2 + 60
 
 
 # -- what its reports show ---------------------------------------------------------------------------

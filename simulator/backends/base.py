@@ -63,6 +63,9 @@ class ClusterSpec:
     labels
         Of whoever else must find it again, on everything that it is made of; a backend without
         labels leaves them out.
+    from_nodes
+        Read from the nodes that there are, since nothing keeps what it was made as: of a worker
+        group without a node, nothing is known.
     """
 
     name: str
@@ -72,6 +75,7 @@ class ClusterSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     run_dir: Path | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    from_nodes: bool = False
 
     def to_json(self) -> str:
         """For a backend to keep with the cluster: the engine is the only state."""
@@ -83,21 +87,43 @@ class ClusterSpec:
                 "image": self.image,
                 "env": dict(self.env),
                 "run_dir": str(self.run_dir) if self.run_dir else None,
+                "labels": dict(self.labels),
             },
             separators=(",", ":"),
         )
 
     @classmethod
     def from_json(cls, text: str) -> ClusterSpec:
-        data = json.loads(text)
-        return cls(
-            name=data["name"],
-            topology=Topology.model_validate(data["topology"]),
-            gpu=data["gpu"],
-            image=data["image"],
-            env=data["env"],
-            run_dir=Path(data["run_dir"]) if data["run_dir"] else None,
-        )
+        """What `to_json` wrote, also that of a version without labels.
+
+        Raises
+        ------
+        CannotRun
+            It cannot be read: another version wrote it, or somebody changed it.
+        """
+        try:
+            data = json.loads(text)
+            # How many nodes there are may lie outside of the limits: some were removed by hand.
+            counts: dict[str, int] = {}
+            for group in data["topology"]["worker_groups"]:
+                counts[group["group_name"]] = group["replicas"]
+                group["replicas"] = group.get("min_replicas") or 0
+            made = cls(
+                name=data["name"],
+                topology=Topology.model_validate(data["topology"]),
+                gpu=data["gpu"],
+                image=data["image"],
+                env=data["env"],
+                run_dir=Path(data["run_dir"]) if data["run_dir"] else None,
+                labels=data.get("labels", {}),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CannotRun(
+                "what the cluster was made as cannot be read",
+                why=f"{type(error).__name__}: {error}".splitlines()[0],
+                remedy="Use the version of the simulator that made it, or take it down: down",
+            ) from error
+        return made.with_counts(counts)
 
     def with_counts(self, counts: Mapping[str, int]) -> ClusterSpec:
         """The same with so many replicas in the groups that are named, whatever their limits say."""
@@ -150,6 +176,23 @@ def refuse_other(spec: ClusterSpec, *, same: bool, existing: Iterable[str]) -> N
                 f"remove nodes with: python -m simulator scale GROUP=N --name {spec.name}",
             )
         )
+
+
+def without_head(what: str, state: NodeState | Literal["missing"]) -> CannotRun:
+    """The error for all that cannot be done because the head does not run.
+
+    Parameters
+    ----------
+    what
+        That cannot be done, such as ``Ray cannot be asked for its nodes``.
+    """
+    first = {
+        "paused": "Resume it first: resume head",
+        "missing": "Take the cluster down, and make it again: down, up",
+    }
+    return CannotRun(
+        what, why=f"the head is {state}", remedy=first.get(state, "Start it first: start")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +365,13 @@ class Backend(Protocol):
         """Remove everything that carries the cluster's label; idempotent."""
 
     def endpoint(self, cluster: str) -> Endpoint:
-        """Read again from the engine at every call: ports change when the head restarts."""
+        """Read again from the engine at every call: ports change when the head restarts.
+
+        Raises
+        ------
+        CannotRun
+            The head is neither running nor paused.
+        """
 
     def logs(self, cluster: str, node: str, tail: int | None = None) -> str:
         """What PID 1 printed."""
@@ -371,9 +420,22 @@ class Backend(Protocol):
         """Deliver engine events from now on, from a thread of the backend's."""
 
     def run_program(
-        self, cluster: str, name: str, argv: Sequence[str], env: Mapping[str, str]
+        self,
+        cluster: str,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        keep_output: bool = True,
     ) -> Program:
-        """Start ``python -m <argv>`` beside the nodes, with their environment and the ledger."""
+        """Start ``python -m <argv>`` beside the nodes, with their environment and the ledger.
+
+        Parameters
+        ----------
+        keep_output
+            Whether all that it prints must be there to be read again. If not, a backend may keep
+            only the latest of it: a few megabytes.
+        """
 
     def program(self, cluster: str, name: str) -> Program | None:
         """A program that an earlier process started, running or ended."""

@@ -257,20 +257,14 @@ def start(
     """
     from simulator.cli.find import find
     from simulator.cli.screen import Screen
+    from simulator.cli.tables import started_words
 
     cluster = find(name, backend).cluster
     with Screen(f"{cluster.name}: starting").showing() as screen:
 
         def on_plan(plan: Started) -> None:
-            if "head" in plan.started:
-                screen.say(
-                    "the head keeps Ray's state in memory: jobs, actors and placement groups of "
-                    "before are gone"
-                )
-            if plan.renewed:
-                screen.say(f"started anew, since their head is gone: {', '.join(plan.renewed)}")
-            if plan.paused:
-                screen.say(f"left frozen: {', '.join(plan.paused)}")
+            for line in started_words(plan):
+                screen.say(line)
             if not (plan.started or plan.renewed):
                 screen.say(f"all nodes of {cluster.name} run already")
 
@@ -313,17 +307,23 @@ def scale(
     if not wanted:
         problems.raise_any()
     cluster = find(name, backend).cluster
-    topology = cluster.backend.spec(cluster.name).topology
-    problems.found.extend(scale_problems(topology, wanted))
+    problems.found.extend(scale_problems(cluster, wanted))
     problems.raise_any()
     interrupts = Interrupts(
         lambda: output.say(f"\nStopped at once. See: {command_line('status', cluster.name)}")
     )
+    plan: Plan | None = None
     with Screen(f"{cluster.name}: scaling").showing() as screen, interrupts.installed():
 
-        def on_plan(plan: Plan) -> None:
+        def on_plan(made: Plan) -> None:
+            nonlocal plan
+            plan = made
             if plan:
                 screen.say(f"{cluster.name}: {plan}")
+
+        def on_undo() -> None:
+            interrupts.cleaning = True
+            screen.say("taking away what was added; Ctrl-C stops at once")
 
         try:
             done = scale(
@@ -334,10 +334,11 @@ def scale(
                 progress=screen.start,
                 on_plan=on_plan,
                 on_removal=lambda removal: screen.say(removal_words(removal)),
+                on_undo=on_undo,
             )
         except Interrupted as error:  # which speaks of what a run does then
-            done_then = "what was being added is taken away again"
-            raise Interrupted(error.what, why=done_then) from None
+            again = command_line(" ".join(["scale", *counts]), name)
+            raise Interrupted(error.what, **_left_of(cluster, plan, again)) from None
     if as_json:
         output.print_json({"cluster": cluster.name, **done.to_data()})
     if not done:
@@ -346,6 +347,26 @@ def scale(
     down = [n.name for n in cluster.record().nodes if n.state in ("created", "exited")]
     if down:
         output.say(f"not running: {', '.join(down)}; start with: {command_line('start', name)}")
+
+
+def _left_of(cluster: Cluster, plan: Plan | None, again: str) -> dict[str, str]:
+    """How far a scaling came that was interrupted, and how to go on."""
+    from simulator.errors import SimulatorError
+
+    if not plan:
+        return {"why": "nothing was changed"}
+    try:
+        there = {n.name for n in cluster.record().nodes}
+    except SimulatorError as error:
+        return {"why": f"what it left is not known, since {error}"}
+    if not there.issuperset(plan.create):
+        return {"why": "what was being added is taken away again"}
+    added = f"added {', '.join(plan.create)}, and " if plan.create else ""
+    gone = len(set(plan.superfluous) - there)
+    return {
+        "why": f"{added}removed {gone} of {len(plan.superfluous)} nodes",
+        "remedy": f"Remove the rest with: {again}",
+    }
 
 
 def _counts(given: Sequence[str], problems: Problems) -> dict[str, int]:

@@ -225,17 +225,9 @@ def dashboard(
     until Ctrl-C.
     """
     from simulator.cli.find import find
-    from simulator.errors import CannotRun
 
     found = find(name, backend)
-    head = found.cluster.node("head")
-    if head.state != "running":
-        back = "resume" if head.state == "paused" else "restart"
-        raise CannotRun(
-            f"the dashboard of {found.name} cannot answer",
-            why=f"the head is {head.state}",
-            remedy=command_line(f"{back} head", name),
-        )
+    found.cluster.need_head(f"the dashboard of {found.name} cannot answer")
     endpoint = found.backend.endpoint(found.name)
     if token:
         if as_json:

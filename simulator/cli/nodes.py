@@ -19,6 +19,8 @@ from simulator.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from simulator.cluster import Started
+
 
 def kill(
     node: NodeArgument, name: NameOfExisting = None, backend: BackendOfExisting = "auto"
@@ -36,13 +38,22 @@ def restart(
     backend: BackendOfExisting = "auto",
     timeout: JoinTimeout = 120.0,
 ) -> None:
-    """Stop a node if it runs, start it, and wait until it has joined."""
+    """Stop a node if it runs, start it, and wait until it has joined.
+
+    With the head, the workers that run are started anew too: no new head takes them back.
+    """
     from simulator.cli.find import find
     from simulator.cli.screen import Screen
+    from simulator.cli.tables import started_words
 
     cluster = find(name, backend).cluster
     with Screen(f"{cluster.name}: restarting {node}").showing() as screen:
-        cluster.restart(node, timeout=timeout, progress=screen.start)
+
+        def on_plan(plan: Started) -> None:
+            for line in started_words(plan):
+                screen.say(line)
+
+        cluster.restart(node, timeout=timeout, progress=screen.start, on_plan=on_plan)
 
 
 def pause(

@@ -14,7 +14,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from simulator.backends.base import Check, ClusterRecord
-    from simulator.cluster import ClusterStatus, NodeStatus, RayNodeRecord
+    from simulator.cluster import ClusterStatus, NodeStatus, RayNodeRecord, Started
     from simulator.doctor import Diagnosis
     from simulator.rayapi import RayNode
     from simulator.scaling import Removal
@@ -78,7 +78,8 @@ def _ray_line(status: ClusterStatus) -> Text:
         command = f"python -m simulator start --name {status.cluster}"
         return Text(f"stopped; start it again with: {command}", "yellow")
     if not status.ray["answers"]:
-        return Text(f"Ray does not answer: {status.ray['why']}", "yellow")
+        remedy = f". {status.ray['remedy']}" if status.ray["remedy"] else ""
+        return Text(f"Ray does not answer: {status.ray['why']}{remedy}", "yellow")
     parts = [f"Ray {status.ray['version']}"]
     alive = [n for n in status.nodes if n.state == "alive"]
     for name in ("CPU", "GPU"):
@@ -151,6 +152,20 @@ def _offers(ray: RayNode) -> str:
 
 def _clock(wall: float | None) -> str:
     return "-" if wall is None else time.strftime("%H:%M:%S", time.localtime(wall))
+
+
+def started_words(plan: Started) -> list[str]:
+    """What there is to know of a start beside the nodes' joining."""
+    lines = []
+    if "head" in plan.started:
+        lines.append(
+            "the head keeps Ray's state in memory: jobs, actors and placement groups of before are gone"
+        )
+    if plan.renewed:
+        lines.append(f"started anew, since their head is gone: {', '.join(plan.renewed)}")
+    if plan.paused:
+        lines.append(f"left frozen: {', '.join(plan.paused)}")
+    return lines
 
 
 def removal_words(removal: Removal) -> str:

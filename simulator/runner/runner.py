@@ -289,11 +289,17 @@ class Runner:
     def _work(self, live: LiveRun) -> None:
         """Nothing is to be broken: go on until all planned work is done."""
         deadline = Deadline(live.drain_s, clock=self.clock.mono)
-        while not deadline.passed and not live.job_over:
+        while not live.job_over:
             if live.look().first("driver.end") or not live.reading:
-                return
+                break
+            if deadline.passed:
+                text = f"the planned work was not done within {live.drain_s:.0f} s"
+                live.recorder.record("run.note", text=text)
+                break
             live.ask_ray(head_struck=False)
             self.clock.sleep(0.5)
+        # It had all its time here: what follows is only its last word.
+        live.drain_s = deadline.left
 
     def _recover(
         self, live: LiveRun, injection: Injection, request: RunRequest, run: RunDir

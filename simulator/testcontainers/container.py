@@ -408,7 +408,10 @@ class RayClusterContainer:
         self.cluster.resume(node)
 
     def restart(self, node: str) -> None:
-        """Stop a node if it runs, start it, and wait until it has joined as a new Ray node."""
+        """Stop a node if it runs, start it, and wait until it has joined as a new Ray node.
+
+        With the head, the workers that run are started anew too: no new head takes them back.
+        """
         self.cluster.restart(node, timeout=self._startup_timeout)
 
     # -- what wait strategies ask of their target: the head ----------------------------------------

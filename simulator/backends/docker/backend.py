@@ -51,6 +51,7 @@ from simulator.backends.base import (
     definition,
     name_problem,
     refuse_other,
+    without_head,
 )
 from simulator.backends.docker.addresses import taken_subnets
 from simulator.backends.docker.archive import (
@@ -74,7 +75,13 @@ from simulator.backends.docker.engine import (
     is_unmountable,
 )
 from simulator.backends.docker.events import EventWatch
-from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE, ensure_image
+from simulator.backends.docker.image import (
+    DEFAULT_IMAGE,
+    GPU_IMAGE,
+    IMAGES,
+    LEAN_IMAGE,
+    ensure_image,
+)
 from simulator.backends.docker.programs import DockerProgram
 from simulator.backends.docker.relay import Relay
 from simulator.backends.docker.trials import trials
@@ -429,11 +436,7 @@ class DockerBackend:
     def endpoint(self, cluster: str) -> Endpoint:
         head = self._node(cluster, "head")
         if head.state not in ("running", "paused"):
-            raise CannotRun(
-                f"Ray's HTTP API of {cluster} cannot answer",
-                why=f"the head is {head.state}",
-                remedy="restart head",
-            )
+            raise without_head(f"Ray's HTTP API of {cluster} cannot answer", head.state)
         with asking("the head's port was asked for"):
             ports = self._api.inspect_container(head.id)["NetworkSettings"]["Ports"]
         published = ports.get(f"{DASHBOARD_PORT}/tcp") or []
@@ -463,7 +466,13 @@ class DockerBackend:
     # -- programs ----------------------------------------------------------------------------------
 
     def run_program(
-        self, cluster: str, name: str, argv: Sequence[str], env: Mapping[str, str]
+        self,
+        cluster: str,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        keep_output: bool = True,
     ) -> Program:
         """Like a node, but without a raylet, ports or a terminal: same image, network, volumes."""
         head = self._node(cluster, "head")
@@ -492,9 +501,10 @@ class DockerBackend:
                     mem_limit="512m",
                     pids_limit=512,
                     restart_policy=None,
-                    # Whatever the engine's own settings: all of it must be there to be read again.
+                    # Whatever the engine's own settings: what must be there to be read again, is.
                     log_config=LogConfig(
-                        type="json-file", config={"max-size": "1g", "max-file": "2"}
+                        type="json-file",
+                        config={"max-size": "1g" if keep_output else "4m", "max-file": "2"},
                     ),
                 ),
             )["Id"]
@@ -541,7 +551,7 @@ class DockerBackend:
             )
 
     def _compose_create(self, spec: ClusterSpec, services: list[str] | None) -> None:
-        """Make these services and what they depend on, or all of them."""
+        """Make these services and what they depend on; all of them (None) where no node exists."""
         info = self._info()
         mount = self._connection.shares_files
         for attempt in range(_NETWORK_ATTEMPTS):
@@ -578,8 +588,9 @@ class DockerBackend:
             ):
                 client.compose.create(services, no_recreate=True, pull="never")
 
-        if spec.run_dir is not None and spec.run_dir.is_dir():
-            create(spec.run_dir / "compose.yaml")  # what exactly was run belongs to the run
+        # What exactly was run belongs to the run, and not what becomes of its cluster later.
+        if services is None and spec.run_dir is not None and spec.run_dir.is_dir():
+            create(spec.run_dir / "compose.yaml")
             return
         with tempfile.TemporaryDirectory(prefix="ray-sim-") as folder:
             create(Path(folder) / "compose.yaml")
@@ -633,9 +644,11 @@ class DockerBackend:
                 ],
             ),
             gpu=record.gpu,
-            image=None if image == DEFAULT_IMAGE else image,
+            # One of ours is what such a node gets anyway; named, it would be every node's.
+            image=None if image in IMAGES.values() else image,
             env=env,
             run_dir=record.run_dir,
+            from_nodes=True,
         )
 
     def _copy_innode(self, container: str) -> None:

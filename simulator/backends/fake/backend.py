@@ -405,6 +405,8 @@ class FakeBackend:
         name: str,
         argv: Sequence[str],
         env: Mapping[str, str],  # noqa: ARG002
+        *,
+        keep_output: bool = True,  # noqa: ARG002
     ) -> Program:
         self._called("run_program", cluster)
         if argv[0] != "simulator.innode.observer":

@@ -47,6 +47,7 @@ from simulator.backends.base import (
     definition,
     refuse_other,
     resolve_gpus,
+    without_head,
 )
 from simulator.backends.process import network
 from simulator.backends.process.checks import checks, has_gpu
@@ -194,7 +195,10 @@ class ProcessBackend:
             for node in nodes
         }
         for name in facts["nodes"].keys() - existing.keys():
-            (home / name / "home").mkdir(parents=True, exist_ok=True)
+            # Of an earlier node of that name, whose removal was cut short: its exit code, its log.
+            for folder in (self._tmp(facts, name), home / name):
+                _remove_folder(folder)
+            (home / name / "home").mkdir(parents=True)
         _write_whole(home / "cluster.json", json.dumps(facts, indent=1).encode())
 
     def spec(self, cluster: str) -> ClusterSpec:
@@ -224,7 +228,10 @@ class ProcessBackend:
             _remove_folder(folder)
 
     def endpoint(self, cluster: str) -> Endpoint:
-        facts = self._facts(cluster)
+        facts, home = self._node(cluster, "head")
+        state = self._state(home, lambda: living_owners(home))
+        if state not in ("running", "paused"):
+            raise without_head(f"Ray's HTTP API of {cluster} cannot answer", state)
         token = (self.root / cluster / "token").read_text(encoding="utf-8").strip()
         return Endpoint(f"http://{facts['head']}:{facts['dashboard_port']}", token)
 
@@ -373,7 +380,13 @@ class ProcessBackend:
         return ProcessWatch(self.root / cluster / "cluster.json", emit)
 
     def run_program(
-        self, cluster: str, name: str, argv: Sequence[str], env: Mapping[str, str]
+        self,
+        cluster: str,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        keep_output: bool = True,  # noqa: ARG002 - a file that a program writes itself is kept whole
     ) -> ProcessProgram:
         facts = self._facts(cluster)
         folder = self.root / cluster / "programs" / name
