@@ -363,8 +363,7 @@ class Cluster:
     ) -> None:
         """Start nodes, the head first, and wait until the GCS counts each of them alive.
 
-        Workers do not wait for the head's dashboard: their supervisors wait for its GCS. One that
-        fails does not keep the others from joining.
+        One that fails does not keep the others from joining.
 
         Parameters
         ----------
@@ -381,9 +380,10 @@ class Cluster:
         CannotRun
             The head is not running, so that nothing can join.
         """
-        ordered = sorted(names, key=lambda name: name != "head")
-        if ordered:
-            _Starter(self, ordered, timeout, parallelism, progress).run()
+        head = [n for n in names if n == "head"]
+        for batch in (head, [n for n in names if n != "head"]):
+            if batch:
+                _Starter(self, batch, timeout, parallelism, progress).run()
 
     def stop(
         self, *, grace: float = 10.0, progress: Callable[[StopEvent], None] = lambda event: None
@@ -673,11 +673,8 @@ class _Starter:
             due = len(self.waiting)
             if self.starting:
                 self._look(ray_nodes or [])
-            if "head" in self.failed:
-                break
-            # A head that is being started has a GCS that knows nobody yet.
-            if ray_nodes is not None or "head" in self.starting:
-                known = frozenset(n.ray_node_id for n in ray_nodes or () if n.alive)
+            if ray_nodes is not None:
+                known = frozenset(n.ray_node_id for n in ray_nodes if n.alive)
                 while due and len(self.starting) < self.parallelism:
                     self._start(*self.waiting.pop(0), known)
                     due -= 1
@@ -685,10 +682,9 @@ class _Starter:
                 break
             self.clock.sleep(0.2)
         if self.failed:
-            name = "head" if "head" in self.failed else next(iter(self.failed))
-            lines = self.failed[name]
+            name, lines = next(iter(self.failed.items()))
             raise NodeStartFailed(
-                missing=sorted({*self.failed, *self.starting, *(name for name, _ in self.waiting)}),
+                missing=sorted(self.failed),
                 wanted=self.wanted,
                 seconds=self.clock.mono() - begun,
                 why=f"{name} failed {START_ATTEMPTS} times; its last lines follow",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,8 +26,6 @@ class Node:
     def __init__(self, folder: Path) -> None:
         self.home, self.temp = folder / "home", folder / "ray"
         self.ray = FakeRay(folder)
-        self.gcs = socket.create_server(("127.0.0.1", 0))
-        self.head = f"127.0.0.1:{self.gcs.getsockname()[1]}"
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, role: str = "worker", **env: str) -> subprocess.Popen[str]:
@@ -41,7 +38,7 @@ class Node:
                 "RAY_SIM_HOME": str(self.home),
                 "RAY_SIM_NODE": "worker-7",
                 "RAY_SIM_NODE_IP": "127.0.0.7",
-                "RAY_SIM_HEAD_ADDRESS": self.head,
+                "RAY_SIM_HEAD_ADDRESS": "127.0.0.1:6379",
                 **env,
             },
             stdout=subprocess.PIPE,
@@ -74,7 +71,6 @@ def node(tmp_path: Path) -> Iterator[Node]:
             os.kill(pid, signal.SIGKILL)
     if node.process is not None:
         node.process.communicate()
-    node.gcs.close()
 
 
 def test_it_marks_the_node_and_says_when_it_is_ready(node: Node) -> None:
@@ -88,51 +84,10 @@ def test_it_marks_the_node_and_says_when_it_is_ready(node: Node) -> None:
     assert code == supervisor.STOPPED
     assert "--node-name=worker-7" in output
     assert "--node-ip-address=127.0.0.7" in output
-    assert f"--address={node.head}" in output
+    assert "--address=127.0.0.1:6379" in output
     assert "--num-cpus=1" in output
     assert "--block" not in output
     assert (node.home / "exit_code").read_text() == "0\n"
-
-
-@pytest.fixture
-def silent(node: Node) -> Iterator[socket.socket]:
-    """A head whose GCS does not listen yet."""
-    with socket.socket() as port:
-        port.bind(("127.0.0.1", 0))
-        node.head = f"127.0.0.1:{port.getsockname()[1]}"
-        yield port
-
-
-def test_a_worker_waits_for_the_gcs_before_it_starts_ray(node: Node, silent: socket.socket) -> None:
-    process = node.start()
-    assert process.stdout is not None
-    assert f"waiting for the GCS at {node.head}" in process.stdout.readline()
-    assert not node.ray.pids("raylet")
-    silent.listen()
-    node.until_ready()
-    process.terminate()
-    assert node.ended()[0] == supervisor.STOPPED
-
-
-def test_a_worker_that_waits_for_the_gcs_stops_when_asked(
-    node: Node, silent: socket.socket
-) -> None:
-    process = node.start()
-    assert process.stdout is not None
-    assert "waiting for the GCS" in process.stdout.readline()
-    process.terminate()
-    code, output = node.ended()
-    assert code == supervisor.STOPPED
-    assert "ready" not in output
-
-
-def test_what_ray_says_of_a_gcs_that_never_comes_is_left_to_ray(
-    node: Node, silent: socket.socket
-) -> None:
-    process = node.start(RAY_SIM_GCS_WAIT_S="0.2")
-    node.until_ready()  # this Ray does not mind
-    process.terminate()
-    assert "start 1 of worker" in node.ended()[1]
 
 
 def test_sigterm_ends_every_process_of_the_node(node: Node) -> None:

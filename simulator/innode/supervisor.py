@@ -41,9 +41,6 @@ STOPPED, USAGE, START_FAILED, RAYLET_DIED, RAYLET_LEFT, GCS_DIED = 0, 2, 10, 11,
 RAYLET_GRACE_S = float(os.environ.get("RAY_SIM_GRACE_S", "6"))
 OTHERS_GRACE_S = 2.0
 
-#: Seconds that a worker waits for the head's GCS to listen.
-GCS_WAIT_S = float(os.environ.get("RAY_SIM_GCS_WAIT_S", "60"))
-
 #: What a node's object store may hold unless told otherwise; Ray keeps it in shared memory.
 OBJECT_STORE_BYTES = 104857600
 
@@ -190,38 +187,14 @@ class Supervisor:
         # After a SIGKILL this file says that a cluster runs here; a head would refuse to start.
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(temp, "ray_current_cluster"))
-        if self.role == "worker":
-            self._await_gcs()
         command = ray_command(self.role, self.extra)
         say(f"start {count} of {self.role} {node_name()}: {' '.join(command)}")
-        if self.asked:  # nothing was started yet
-            code: int | None = self._shut_down()
-        else:
-            code = self._start(command, os.path.join(temp, "session_latest", "logs"))
+        code = self._start(command, os.path.join(temp, "session_latest", "logs"))
         if code is None:
             code = self._watch()
         forget("ready")
         write_whole("exit_code", f"{code}\n")
         return code
-
-    def _await_gcs(self) -> None:
-        """Wait for the head's GCS, which costs nothing here; a `ray start` in vain costs seconds of CPU.
-
-        Nodes that are started together then share the cores while the head is still busy with its
-        dashboard. What Ray says of a GCS that never comes is left to Ray.
-        """
-        host, _, port = os.environ["RAY_SIM_HEAD_ADDRESS"].rpartition(":")
-
-        def answers() -> bool:
-            try:
-                with socket.create_connection((host, int(port)), timeout=1.0):
-                    return True
-            except OSError:
-                return False
-
-        if not answers():
-            say(f"waiting for the GCS at {host}:{port}")
-            self.wait(lambda: bool(self.asked) or answers(), GCS_WAIT_S)
 
     def _start(self, command: list[str], logs: str) -> int | None:
         began, began_wall = time.monotonic(), time.time()
