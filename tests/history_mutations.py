@@ -364,6 +364,21 @@ def a_gpu_too_many(view: RunView) -> Mutated:
 
 
 @mutation
+def simulated_gpus_among_real_ones(view: RunView) -> Mutated:
+    """A task that needs no GPU was given several, one of which does not exist."""
+    execution = one_of(view, lambda kind: "GPU" not in kind.needs, "task that needs no GPU")
+    changed = altered(view, execution.start_op, gpu_ids=["-1", "0", "1"])
+    return Mutated(changed, {"placed_right": INVALID})
+
+
+@mutation
+def a_simulated_gpu_that_nobody_needs(view: RunView) -> Mutated:
+    execution = one_of(view, lambda kind: "GPU" not in kind.needs, "task that needs no GPU")
+    changed = altered(view, execution.start_op, gpu_ids=["-1"])
+    return Mutated(changed, {"placed_right": INVALID})
+
+
+@mutation
 def needs_more_than_any_node_offers(view: RunView) -> Mutated:
     """The mistake that is planted by ``gpu_not_asked``, seen from the other side: the spec asks for more."""
     placed(view)
@@ -379,6 +394,25 @@ def needs_more_than_any_node_offers(view: RunView) -> Mutated:
 def which_gpu_was_not_recorded(view: RunView) -> Mutated:
     execution = one_of(view, lambda kind: "GPU" in kind.needs, "task that needs a GPU")
     return Mutated(altered(view, execution.start_op, gpu_ids=None), {"placed_right": UNKNOWN})
+
+
+@mutation
+def whether_it_was_given_a_gpu_was_not_recorded(view: RunView) -> Mutated:
+    """A task that needs no GPU, on a node that has some."""
+    found = placed(view)
+    with_gpus = {o.node for o in found.nodes if o.resources.get("GPU")}
+    names = {kind.name for kind in found.kinds if "GPU" not in kind.needs}
+    execution = some(
+        (
+            e
+            for (kind, node), ran in found.ran.items()
+            if kind in names and node in with_gpus
+            for e in ran
+        ),
+        "task that needs no GPU on a node that has one",
+    )
+    changed = altered(view, execution.start_op, gpu_ids="0")
+    return Mutated(changed, {"placed_right": UNKNOWN})
 
 
 @mutation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -184,6 +184,36 @@ def test_gpus_that_cannot_be_told_apart_are_judged_by_their_sum() -> None:
     assert check_placed_right(view([*ran, *pair, *halves], nodes=nodes)).verdict is Verdict.VALID
     three = [*pair, Ran("half", "g", 9.5, 9.6, ["-1"])]
     assert check_placed_right(view([*ran, *three], nodes=nodes)).verdict is Verdict.INVALID
+
+
+def test_several_gpus_of_one_name_are_one_name_and_that_is_enough() -> None:
+    """Ray returns the set of the names: two devices that are both called -1 are one."""
+    nodes = {**NODES, "g": {"resources": {"CPU": 2, "GPU": 2}, "labels": SPOT}}
+    kinds = {**KINDS, "two": {"resources": {"CPU": 1, "GPU": 2}}}
+    ran = [r if r.gpus is None else replace(r, gpus=["-1"]) for r in GOOD]
+
+    def given(*gpus: str) -> Verdict:
+        two = Ran("two", "g", 9, 10, list(gpus))
+        halves = [Ran("half", "g", 12 + i / 10, 13, ["-1"]) for i in range(4)]
+        return check_placed_right(view([*ran, *halves, two], nodes=nodes, kinds=kinds)).verdict
+
+    assert given("-1") is given("-1", "-1") is Verdict.VALID
+    assert given("-1", "0") is given() is given("-1", "-1", "-1") is Verdict.INVALID
+
+
+@pytest.mark.parametrize("gpus", [["-1"], ["-1", "0", "1"], ["0", "0"]])
+def test_a_gpu_of_any_name_is_too_many_for_a_task_that_needs_none(gpus: list[str]) -> None:
+    found = judged(Ran("label", "g", 9, 10, gpus))
+    assert found.verdict is Verdict.INVALID
+    assert f"label-2 on g: it needs 0 GPU and was given GPU {gpus[0]}" in found.summary
+
+
+def test_whether_a_task_was_given_a_gpu_matters_only_where_there_is_one() -> None:
+    unrecorded = {"gpu_ids": None}
+    found = judged(Ran("label", "g", 9, 10, data=unrecorded))
+    assert found.verdict is Verdict.UNKNOWN
+    assert "nobody recorded which GPU label-2 was given" in found.summary
+    assert judged(Ran("disk", "d", 9, 10, data=unrecorded)).verdict is Verdict.VALID
 
 
 def test_what_is_proven_wrong_stays_invalid_when_lines_are_missing() -> None:

@@ -117,7 +117,7 @@ class Placed:
     shared
         Kinds that take a part of a GPU, of which two were on one GPU at once.
     ids_unknown
-        Executions that need a GPU, and nobody recorded which they were given.
+        Executions that need a GPU or ran where there is one, and nobody recorded which they were given.
     """
 
     kinds: Sequence[Kind]
@@ -278,9 +278,10 @@ class _Placing:
         """Which GPUs it was given: as many as it needs, none if it needs none."""
         needs, ids = kind.needs.get("GPU", 0.0), _gpu_ids(e)
         if ids is None:
-            if needs:
+            # Where there is none, none can have been given.
+            if needs or self.offers[e.node or ""].resources.get("GPU"):
                 self.placed.ids_unknown.append(e)
-        elif NO_DEVICE not in ids and len(ids) != math.ceil(needs):
+        elif not _fits(ids, math.ceil(needs)):
             given = f"given GPU {_listed(ids)}" if ids else "not given any"
             text = f"{e.key} on {e.node}: it needs {needs:g} GPU and was {given}"
             self.placed.wrong.append(Wrong(text, e.node or "", (e.start_op,), kind.name))
@@ -384,6 +385,17 @@ def _offers(index: Index) -> list[Offer]:
 def _gpu_ids(e: Execution) -> list[str] | None:
     ids = e.start_op.data.get("gpu_ids")
     return [str(i) for i in ids] if isinstance(ids, list) else None
+
+
+def _fits(ids: Sequence[str], wanted: int) -> bool:
+    """Are these as many GPUs as are wanted?
+
+    Ray says each name once, so several simulated GPUs of one name are one name.
+    """
+    names = set(ids)
+    if NO_DEVICE in names:
+        return len(names) == 1 and 1 <= len(ids) <= wanted
+    return len(names) == len(ids) == wanted
 
 
 def _label(key: str, value: str | None) -> str:
