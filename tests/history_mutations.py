@@ -149,7 +149,8 @@ def end_dropped(view: RunView) -> Mutated:
 
 @mutation
 def start_dropped(view: RunView) -> Mutated:
-    return Mutated(without(view, plain(view).start_op), {"executions_explained": INVALID})
+    flips = {"executions_explained": INVALID, **of_places(view, UNKNOWN)}
+    return Mutated(without(view, plain(view).start_op), flips)
 
 
 @mutation
@@ -157,7 +158,8 @@ def both_lines_dropped(view: RunView) -> Mutated:
     execution = plain(view)
     assert execution.end_op is not None
     changed = without(view, execution.start_op, execution.end_op)
-    return Mutated(changed, {"executions_explained": INVALID})
+    flips = {"executions_explained": INVALID, **of_places(view, UNKNOWN)}
+    return Mutated(changed, flips)
 
 
 @mutation
@@ -420,6 +422,84 @@ def a_kind_that_never_ran(view: RunView) -> Mutated:
     kind = placed(view).kinds[-1].name
     gone = [op for op in view.history if str(op.data.get("key", "")).startswith(f"{kind}-")]
     return Mutated(without(view, *gone), {"placed_right": UNKNOWN})
+
+
+@mutation
+def a_kind_of_which_there_should_be_more(view: RunView) -> Mutated:
+    placed(view)
+    kinds = [
+        {**raw, "count": 1000} if i == 0 else raw
+        for i, raw in enumerate(view.spec["workload"]["kinds"])
+    ]
+    changed = rebuilt(view, view.history, workload={**view.spec["workload"], "kinds": kinds})
+    return Mutated(changed, {"placed_right": UNKNOWN})
+
+
+def renumbered(view: RunView, number: str) -> Mutated:
+    """The last task of a kind has another number, wherever it is spoken of."""
+    kind = placed(view).kinds[-1]
+    last, key = f"{kind.name}-{kind.count}", f"{kind.name}-{number}"
+    ops = [
+        replace(op, data={**op.data, "key": key}) if op.data.get("key") == last else op
+        for op in view.history
+    ]
+    return Mutated(RunView(History(ops), view.spec), {"placed_right": UNKNOWN})
+
+
+@mutation
+def a_task_beyond_the_count_of_its_kind(view: RunView) -> Mutated:
+    return renumbered(view, "99999")
+
+
+@mutation
+def a_number_that_is_none(view: RunView) -> Mutated:
+    return renumbered(view, "²")
+
+
+@mutation
+def submitted_asking_for_less(view: RunView) -> Mutated:
+    """It ran in the right place by luck: Ray did not know that it needs a GPU."""
+    execution = one_of(view, lambda kind: "GPU" in kind.needs, "task that needs a GPU")
+    demand = {n: a for n, a in execution.start_op.data["demand"].items() if n != "GPU"}
+    return Mutated(altered(view, execution.start_op, demand=demand), {"placed_right": INVALID})
+
+
+@mutation
+def submitted_asking_for_more(view: RunView) -> Mutated:
+    execution = one_of(view, lambda kind: "GPU" in kind.needs, "task that needs a GPU")
+    demand = {**execution.start_op.data["demand"], "ssd": 1.0}
+    return Mutated(altered(view, execution.start_op, demand=demand), {"placed_right": INVALID})
+
+
+@mutation
+def what_ray_was_asked_for_was_not_recorded(view: RunView) -> Mutated:
+    execution = one_of(view, lambda kind: kind.needs, "task that needs something")
+    return Mutated(altered(view, execution.start_op, demand={}), {"placed_right": UNKNOWN})
+
+
+@mutation
+def ended_before_it_began(view: RunView) -> Mutated:
+    """By its node's own clock, which cannot be."""
+    execution = one_of(view, lambda kind: kind.needs, "task that needs something")
+    start, end = execution.start_op, execution.end_op
+    assert start.mono is not None
+    early = replace(end, mono=start.mono - 0.01)
+    ops = [early if op is end else op for op in view.history]
+    return Mutated(RunView(History(ops), view.spec), {"placed_right": UNKNOWN})
+
+
+@mutation
+def nodes_offer_more_by_a_later_list(view: RunView) -> Mutated:
+    placed(view)
+    listed = of_kind(view, "cluster.nodes")
+    more = [
+        {**node, "resources": {name: amount + 1 for name, amount in node["resources"].items()}}
+        for node in listed.data["nodes"]
+    ]
+    last = of_kind(view, "run.end")
+    again = replace(listed, wall=last.wall, mono=last.mono, data={"nodes": more})
+    ops = [o for op in view.history for o in ([again, op] if op is last else [op])]
+    return Mutated(rebuilt(view, ops), {"placed_right": UNKNOWN})
 
 
 @mutation
