@@ -195,7 +195,8 @@ def work_nobody_asked_for(view: RunView) -> Mutated:
     execution = plain(view)
     index = index_of(view)
     submit, result = index.submits[execution.key], index.results[execution.key]
-    return Mutated(without(view, submit, result), {"executions_explained": INVALID})
+    flips = {"executions_explained": INVALID, "no_task_lost": UNKNOWN}
+    return Mutated(without(view, submit, result), flips)
 
 
 @mutation
@@ -421,7 +422,25 @@ def whether_it_was_given_a_gpu_was_not_recorded(view: RunView) -> Mutated:
 def a_kind_that_never_ran(view: RunView) -> Mutated:
     kind = placed(view).kinds[-1].name
     gone = [op for op in view.history if str(op.data.get("key", "")).startswith(f"{kind}-")]
-    return Mutated(without(view, *gone), {"placed_right": UNKNOWN})
+    return Mutated(without(view, *gone), {"placed_right": UNKNOWN, "no_task_lost": UNKNOWN})
+
+
+@mutation
+def all_but_the_first_of_a_kind_removed(view: RunView) -> Mutated:
+    """Not a line of them is left, and the driver's own totals agree."""
+    kind = placed(view).kinds[-1]
+    keys = {f"{kind.name}-{number}" for number in range(2, kind.count + 1)}
+    left = len(index_of(view).submits) - len(keys)
+    totals: dict[str, dict[str, Any]] = {
+        "driver.planned": {"tasks": left},
+        "driver.end": {"submitted": left, "results": left},
+    }
+    ops = [
+        replace(op, data={**op.data, **totals.get(op.kind, {})})
+        for op in view.history
+        if op.data.get("key") not in keys
+    ]
+    return Mutated(rebuilt(view, ops), {"placed_right": UNKNOWN})
 
 
 @mutation
@@ -583,6 +602,36 @@ def result_became_a_failure(view: RunView) -> Mutated:
 @mutation
 def actor_result_dropped(view: RunView) -> Mutated:
     return Mutated(without(view, of_kind(view, "driver.actor_result")), {"no_task_lost": INVALID})
+
+
+@mutation
+def driver_counted_more(view: RunView) -> Mutated:
+    changed = altered(view, of_kind(view, "driver.end"), submitted=8000)
+    return Mutated(changed, {"no_task_lost": UNKNOWN})
+
+
+@mutation
+def driver_counted_a_failure(view: RunView) -> Mutated:
+    changed = altered(view, of_kind(view, "driver.end"), failures=1)
+    return Mutated(changed, {"no_task_lost": UNKNOWN})
+
+
+@mutation
+def driver_planned_more(view: RunView) -> Mutated:
+    changed = altered(view, of_kind(view, "driver.planned"), tasks=8000)
+    return Mutated(changed, {"no_task_lost": UNKNOWN})
+
+
+@mutation
+def driver_did_not_finish(view: RunView) -> Mutated:
+    return Mutated(without(view, of_kind(view, "driver.end")), {"no_task_lost": UNKNOWN})
+
+
+@mutation
+def workload_failed(view: RunView) -> Mutated:
+    """After its driver's last word."""
+    changed = altered(view, of_kind(view, "workload.end"), status="FAILED")
+    return Mutated(changed, {"no_task_lost": UNKNOWN})
 
 
 # What the faults did
