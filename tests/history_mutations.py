@@ -665,7 +665,8 @@ def fault_skipped(view: RunView) -> Mutated:
         for op in view.history
         if op is fault.inject or id(op) not in gone
     ]
-    return Mutated(rebuilt(view, ops), {"fault_hit_work": UNKNOWN, "recovers": UNKNOWN})
+    flips = {"fault_hit_work": UNKNOWN, "recovers": UNKNOWN, "evidence": UNKNOWN}
+    return Mutated(rebuilt(view, ops), flips)
 
 
 @mutation
@@ -725,6 +726,54 @@ def not_steady_afterwards(view: RunView) -> Mutated:
 @mutation
 def nobody_looked_afterwards(view: RunView) -> Mutated:
     return Mutated(without(view, of_kind(view, "steady", when="after")), {"healed": UNKNOWN})
+
+
+# What nobody asked for
+
+
+def befell(view: RunView, kind: str, **data: Any) -> Mutated:
+    """Something befell a node that no fault was on, while nothing ran there."""
+    index = index_of(view)
+    struck = {fault.node for fault in index.injected()} | index.heads
+    nodes = sorted({e.node for e in index.tasks() if e.node} - struck)
+    node = some(nodes, "worker that no fault was on")
+    last = max((e.end or e.start for e in index.executions_on(node)), default=0.0)
+    moment = of_kind(view, "driver.end")
+    if index.at(moment) <= last:
+        raise NotHere("work until the very end")
+    op = Op(0, kind, "orchestrator", index.at(moment), None, moment.received, node, data)
+    ops = [o for each in view.history for o in ([each, op] if each is moment else [each])]
+    return Mutated(rebuilt(view, ops), {"evidence": UNKNOWN})
+
+
+@mutation
+def node_died_by_itself(view: RunView) -> Mutated:
+    return befell(view, "engine.die", exit_code=137)
+
+
+@mutation
+def node_froze_by_itself(view: RunView) -> Mutated:
+    return befell(view, "engine.pause")
+
+
+@mutation
+def node_out_of_memory_by_itself(view: RunView) -> Mutated:
+    return befell(view, "engine.oom")
+
+
+@mutation
+def node_declared_dead_by_itself(view: RunView) -> Mutated:
+    index = index_of(view)
+    struck = {fault.node for fault in index.injected()} | index.heads
+    node = some(sorted(set(index.node_ops) - struck), "worker that no fault was on")
+    moment = of_kind(view, "driver.end")
+    life = index.incarnation(node, index.at(moment))
+    assert life is not None
+    dead = replace(
+        life, source="orchestrator", wall=index.at(moment), data={**life.data, "state": "DEAD"}
+    )
+    ops = [o for each in view.history for o in ([each, dead] if each is moment else [each])]
+    return Mutated(rebuilt(view, ops), {"evidence": UNKNOWN})
 
 
 # What was seen
