@@ -501,6 +501,7 @@ def ended_before_it_began(view: RunView) -> Mutated:
     """By its node's own clock, which cannot be."""
     execution = one_of(view, lambda kind: kind.needs, "task that needs something")
     start, end = execution.start_op, execution.end_op
+    assert end is not None
     assert start.mono is not None
     early = replace(end, mono=start.mono - 0.01)
     ops = [early if op is end else op for op in view.history]
