@@ -402,6 +402,7 @@ class Builder:
         counts: dict[str, int] = defaultdict(int)
         for row in out.rows:
             counts[row[2]] += 1
+        out.add(last - 0.01, "driver.planned", "driver", tasks=self.task_numbers)
         out.add(
             last, "driver.end", "driver", submitted=counts["driver.submit"],
             results=counts["driver.result"], failures=counts["driver.failure"],

@@ -149,7 +149,8 @@ def end_dropped(view: RunView) -> Mutated:
 
 @mutation
 def start_dropped(view: RunView) -> Mutated:
-    return Mutated(without(view, plain(view).start_op), {"executions_explained": INVALID})
+    flips = {"executions_explained": INVALID, **of_places(view, UNKNOWN)}
+    return Mutated(without(view, plain(view).start_op), flips)
 
 
 @mutation
@@ -157,7 +158,8 @@ def both_lines_dropped(view: RunView) -> Mutated:
     execution = plain(view)
     assert execution.end_op is not None
     changed = without(view, execution.start_op, execution.end_op)
-    return Mutated(changed, {"executions_explained": INVALID})
+    flips = {"executions_explained": INVALID, **of_places(view, UNKNOWN)}
+    return Mutated(changed, flips)
 
 
 @mutation
@@ -193,7 +195,8 @@ def work_nobody_asked_for(view: RunView) -> Mutated:
     execution = plain(view)
     index = index_of(view)
     submit, result = index.submits[execution.key], index.results[execution.key]
-    return Mutated(without(view, submit, result), {"executions_explained": INVALID})
+    flips = {"executions_explained": INVALID, "no_task_lost": UNKNOWN}
+    return Mutated(without(view, submit, result), flips)
 
 
 @mutation
@@ -364,6 +367,21 @@ def a_gpu_too_many(view: RunView) -> Mutated:
 
 
 @mutation
+def simulated_gpus_among_real_ones(view: RunView) -> Mutated:
+    """A task that needs no GPU was given several, one of which does not exist."""
+    execution = one_of(view, lambda kind: "GPU" not in kind.needs, "task that needs no GPU")
+    changed = altered(view, execution.start_op, gpu_ids=["-1", "0", "1"])
+    return Mutated(changed, {"placed_right": INVALID})
+
+
+@mutation
+def a_simulated_gpu_that_nobody_needs(view: RunView) -> Mutated:
+    execution = one_of(view, lambda kind: "GPU" not in kind.needs, "task that needs no GPU")
+    changed = altered(view, execution.start_op, gpu_ids=["-1"])
+    return Mutated(changed, {"placed_right": INVALID})
+
+
+@mutation
 def needs_more_than_any_node_offers(view: RunView) -> Mutated:
     """The mistake that is planted by ``gpu_not_asked``, seen from the other side: the spec asks for more."""
     placed(view)
@@ -382,10 +400,126 @@ def which_gpu_was_not_recorded(view: RunView) -> Mutated:
 
 
 @mutation
+def whether_it_was_given_a_gpu_was_not_recorded(view: RunView) -> Mutated:
+    """A task that needs no GPU, on a node that has some."""
+    found = placed(view)
+    with_gpus = {o.node for o in found.nodes if o.resources.get("GPU")}
+    names = {kind.name for kind in found.kinds if "GPU" not in kind.needs}
+    execution = some(
+        (
+            e
+            for (kind, node), ran in found.ran.items()
+            if kind in names and node in with_gpus
+            for e in ran
+        ),
+        "task that needs no GPU on a node that has one",
+    )
+    changed = altered(view, execution.start_op, gpu_ids="0")
+    return Mutated(changed, {"placed_right": UNKNOWN})
+
+
+@mutation
 def a_kind_that_never_ran(view: RunView) -> Mutated:
     kind = placed(view).kinds[-1].name
     gone = [op for op in view.history if str(op.data.get("key", "")).startswith(f"{kind}-")]
-    return Mutated(without(view, *gone), {"placed_right": UNKNOWN})
+    return Mutated(without(view, *gone), {"placed_right": UNKNOWN, "no_task_lost": UNKNOWN})
+
+
+@mutation
+def all_but_the_first_of_a_kind_removed(view: RunView) -> Mutated:
+    """Not a line of them is left, and the driver's own totals agree."""
+    kind = placed(view).kinds[-1]
+    keys = {f"{kind.name}-{number}" for number in range(2, kind.count + 1)}
+    left = len(index_of(view).submits) - len(keys)
+    totals: dict[str, dict[str, Any]] = {
+        "driver.planned": {"tasks": left},
+        "driver.end": {"submitted": left, "results": left},
+    }
+    ops = [
+        replace(op, data={**op.data, **totals.get(op.kind, {})})
+        for op in view.history
+        if op.data.get("key") not in keys
+    ]
+    return Mutated(rebuilt(view, ops), {"placed_right": UNKNOWN})
+
+
+@mutation
+def a_kind_of_which_there_should_be_more(view: RunView) -> Mutated:
+    placed(view)
+    kinds = [
+        {**raw, "count": 1000} if i == 0 else raw
+        for i, raw in enumerate(view.spec["workload"]["kinds"])
+    ]
+    changed = rebuilt(view, view.history, workload={**view.spec["workload"], "kinds": kinds})
+    return Mutated(changed, {"placed_right": UNKNOWN})
+
+
+def renumbered(view: RunView, number: str) -> Mutated:
+    """The last task of a kind has another number, wherever it is spoken of."""
+    kind = placed(view).kinds[-1]
+    last, key = f"{kind.name}-{kind.count}", f"{kind.name}-{number}"
+    ops = [
+        replace(op, data={**op.data, "key": key}) if op.data.get("key") == last else op
+        for op in view.history
+    ]
+    return Mutated(RunView(History(ops), view.spec), {"placed_right": UNKNOWN})
+
+
+@mutation
+def a_task_beyond_the_count_of_its_kind(view: RunView) -> Mutated:
+    return renumbered(view, "99999")
+
+
+@mutation
+def a_number_that_is_none(view: RunView) -> Mutated:
+    return renumbered(view, "²")
+
+
+@mutation
+def submitted_asking_for_less(view: RunView) -> Mutated:
+    """It ran in the right place by luck: Ray did not know that it needs a GPU."""
+    execution = one_of(view, lambda kind: "GPU" in kind.needs, "task that needs a GPU")
+    demand = {n: a for n, a in execution.start_op.data["demand"].items() if n != "GPU"}
+    return Mutated(altered(view, execution.start_op, demand=demand), {"placed_right": INVALID})
+
+
+@mutation
+def submitted_asking_for_more(view: RunView) -> Mutated:
+    execution = one_of(view, lambda kind: "GPU" in kind.needs, "task that needs a GPU")
+    demand = {**execution.start_op.data["demand"], "ssd": 1.0}
+    return Mutated(altered(view, execution.start_op, demand=demand), {"placed_right": INVALID})
+
+
+@mutation
+def what_ray_was_asked_for_was_not_recorded(view: RunView) -> Mutated:
+    execution = one_of(view, lambda kind: kind.needs, "task that needs something")
+    return Mutated(altered(view, execution.start_op, demand={}), {"placed_right": UNKNOWN})
+
+
+@mutation
+def ended_before_it_began(view: RunView) -> Mutated:
+    """By its node's own clock, which cannot be."""
+    execution = one_of(view, lambda kind: kind.needs, "task that needs something")
+    start, end = execution.start_op, execution.end_op
+    assert end is not None
+    assert start.mono is not None
+    early = replace(end, mono=start.mono - 0.01)
+    ops = [early if op is end else op for op in view.history]
+    return Mutated(RunView(History(ops), view.spec), {"placed_right": UNKNOWN})
+
+
+@mutation
+def nodes_offer_more_by_a_later_list(view: RunView) -> Mutated:
+    placed(view)
+    listed = of_kind(view, "cluster.nodes")
+    more = [
+        {**node, "resources": {name: amount + 1 for name, amount in node["resources"].items()}}
+        for node in listed.data["nodes"]
+    ]
+    last = of_kind(view, "run.end")
+    again = replace(listed, wall=last.wall, mono=last.mono, data={"nodes": more})
+    ops = [o for op in view.history for o in ([again, op] if op is last else [op])]
+    return Mutated(rebuilt(view, ops), {"placed_right": UNKNOWN})
 
 
 @mutation
@@ -471,6 +605,36 @@ def actor_result_dropped(view: RunView) -> Mutated:
     return Mutated(without(view, of_kind(view, "driver.actor_result")), {"no_task_lost": INVALID})
 
 
+@mutation
+def driver_counted_more(view: RunView) -> Mutated:
+    changed = altered(view, of_kind(view, "driver.end"), submitted=8000)
+    return Mutated(changed, {"no_task_lost": UNKNOWN})
+
+
+@mutation
+def driver_counted_a_failure(view: RunView) -> Mutated:
+    changed = altered(view, of_kind(view, "driver.end"), failures=1)
+    return Mutated(changed, {"no_task_lost": UNKNOWN})
+
+
+@mutation
+def driver_planned_more(view: RunView) -> Mutated:
+    changed = altered(view, of_kind(view, "driver.planned"), tasks=8000)
+    return Mutated(changed, {"no_task_lost": UNKNOWN})
+
+
+@mutation
+def driver_did_not_finish(view: RunView) -> Mutated:
+    return Mutated(without(view, of_kind(view, "driver.end")), {"no_task_lost": UNKNOWN})
+
+
+@mutation
+def workload_failed(view: RunView) -> Mutated:
+    """After its driver's last word."""
+    changed = altered(view, of_kind(view, "workload.end"), status="FAILED")
+    return Mutated(changed, {"no_task_lost": UNKNOWN})
+
+
 # What the faults did
 
 
@@ -502,7 +666,8 @@ def fault_skipped(view: RunView) -> Mutated:
         for op in view.history
         if op is fault.inject or id(op) not in gone
     ]
-    return Mutated(rebuilt(view, ops), {"fault_hit_work": UNKNOWN, "recovers": UNKNOWN})
+    flips = {"fault_hit_work": UNKNOWN, "recovers": UNKNOWN, "evidence": UNKNOWN}
+    return Mutated(rebuilt(view, ops), flips)
 
 
 @mutation
@@ -562,6 +727,54 @@ def not_steady_afterwards(view: RunView) -> Mutated:
 @mutation
 def nobody_looked_afterwards(view: RunView) -> Mutated:
     return Mutated(without(view, of_kind(view, "steady", when="after")), {"healed": UNKNOWN})
+
+
+# What nobody asked for
+
+
+def befell(view: RunView, kind: str, **data: Any) -> Mutated:
+    """Something befell a node that no fault was on, while nothing ran there."""
+    index = index_of(view)
+    struck = {fault.node for fault in index.injected()} | index.heads
+    nodes = sorted({e.node for e in index.tasks() if e.node} - struck)
+    node = some(nodes, "worker that no fault was on")
+    last = max((e.end or e.start for e in index.executions_on(node)), default=0.0)
+    moment = of_kind(view, "driver.end")
+    if index.at(moment) <= last:
+        raise NotHere("work until the very end")
+    op = Op(0, kind, "orchestrator", index.at(moment), None, moment.received, node, data)
+    ops = [o for each in view.history for o in ([each, op] if each is moment else [each])]
+    return Mutated(rebuilt(view, ops), {"evidence": UNKNOWN})
+
+
+@mutation
+def node_died_by_itself(view: RunView) -> Mutated:
+    return befell(view, "engine.die", exit_code=137)
+
+
+@mutation
+def node_froze_by_itself(view: RunView) -> Mutated:
+    return befell(view, "engine.pause")
+
+
+@mutation
+def node_out_of_memory_by_itself(view: RunView) -> Mutated:
+    return befell(view, "engine.oom")
+
+
+@mutation
+def node_declared_dead_by_itself(view: RunView) -> Mutated:
+    index = index_of(view)
+    struck = {fault.node for fault in index.injected()} | index.heads
+    node = some(sorted(set(index.node_ops) - struck), "worker that no fault was on")
+    moment = of_kind(view, "driver.end")
+    life = index.incarnation(node, index.at(moment))
+    assert life is not None
+    dead = replace(
+        life, source="orchestrator", wall=index.at(moment), data={**life.data, "state": "DEAD"}
+    )
+    ops = [o for each in view.history for o in ([each, dead] if each is moment else [each])]
+    return Mutated(rebuilt(view, ops), {"evidence": UNKNOWN})
 
 
 # What was seen

@@ -533,6 +533,79 @@ def test_an_observer_that_came_late_or_left_early_has_not_seen_the_run() -> None
     assert "the observer ended" in " ".join(find(early, "evidence").details)
 
 
+def went_down(
+    view: RunView, node: str, when: float, kind: str = "engine.die", **data: Any
+) -> Finding:
+    """What `evidence` says where something befell a node at this time."""
+    op = Op(0, kind, "orchestrator", when, None, when, node, data)
+    return find(with_op(view, ops_of(view, "run.end")[0], op), "evidence")
+
+
+def when(view: RunView, kind: str, **data: Any) -> float:
+    return view.history.at(of_kind(view, kind, **data))
+
+
+@pytest.mark.parametrize("fault", [None, "kill"])
+def test_a_node_that_died_by_itself_is_named_with_its_exit_code(fault: str | None) -> None:
+    view = of(fault=fault)
+    found = went_down(view, "worker-1", T0 + 30.0, exit_code=137)
+    assert found.verdict is UNKNOWN
+    told = "worker-1 died by itself (exit code 137), no fault of this run did it"
+    assert told in found.details
+    assert went_down(view, "worker-1", T0 + 30.0, "engine.pause").verdict is UNKNOWN
+
+
+def test_what_befalls_a_node_from_its_injection_to_its_heal_is_the_faults_doing() -> None:
+    view = of()
+    healed = when(view, "fault.healed")
+    stop_before_a_restart = went_down(view, "worker-2", when(view, "fault.heal") + 0.1, exit_code=0)
+    assert stop_before_a_restart.verdict is VALID
+    assert went_down(view, "worker-2", healed + 0.5).verdict is UNKNOWN
+    assert went_down(view, "worker-2", when(view, "fault.inject") - 0.5).verdict is UNKNOWN
+    assert went_down(view, "worker-2", healed + 0.5, "engine.start").verdict is VALID
+
+
+def test_what_befalls_a_node_before_and_after_the_run_is_not_its_concern() -> None:
+    view = of()
+    before, after = (when(view, "steady", when=w) for w in ("before", "after"))
+    assert went_down(view, "worker-1", before - 0.1).verdict is VALID
+    assert went_down(view, "worker-1", after + 0.1).verdict is VALID
+    # Nobody looked before: then all of it counts.
+    unseen = without(view, of_kind(view, "steady", when="before"))
+    assert went_down(unseen, "worker-1", before - 0.1).verdict is UNKNOWN
+
+
+def test_a_fault_on_the_head_takes_the_others_with_it_until_they_are_back() -> None:
+    view = of()
+    ops = [
+        replace(op, node="head") if op.kind.startswith("fault.") and op.node == "worker-2" else op
+        for op in view.history
+    ]
+    headless = rebuilt(view, ops)
+    injected = when(headless, "fault.inject")
+    assert went_down(headless, "worker-1", injected + 2.0).verdict is VALID
+    assert went_down(headless, "worker-1", injected - 2.0).verdict is UNKNOWN
+
+
+def test_a_node_that_ray_gave_up_by_itself_is_named() -> None:
+    view = of()
+    dead = {"ray_node_id": "id-worker-1-1", "state": "DEAD"}
+    found = went_down(view, "worker-1", T0 + 30.0, "ray.node", **dead)
+    assert found.verdict is UNKNOWN
+    assert "Ray declared worker-1 dead by itself, no fault of this run did it" in found.details
+    # One that was dead already when the observer first looked.
+    older = {**dead, "ray_node_id": "id-worker-1-0"}
+    assert went_down(view, "worker-1", T0 + 30.0, "ray.node", **older).verdict is VALID
+
+
+def test_ray_may_learn_late_of_a_node_that_a_fault_took() -> None:
+    view = of()
+    dead = of_kind(view, "ray.node", state="DEAD")
+    late = replace(dead, wall=dead.wall + 20.0)
+    told = rebuilt(view, (late if op is dead else op for op in view.history))
+    assert find(told, "evidence").verdict is VALID
+
+
 def test_a_lost_line_is_named_by_file_and_number() -> None:
     view = of()
     gone = ops_of(view, "task.end")[20]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -74,7 +74,9 @@ def view(
         counts[r.kind] = counts.get(r.kind, 0) + 1
         gpus = r.gpus if r.gpus is not None or "GPU" in kinds[r.kind]["resources"] else []
         facts = {"key": f"{r.kind}-{counts[r.kind]}", "exec": f"{number:016x}"}
-        start = {**facts, "fn": "square_sum", "nominal_s": 1.0, "gpu_ids": gpus, **r.data}
+        needs = kinds[r.kind]["resources"]
+        start = {**facts, "fn": "square_sum", "nominal_s": 1.0, "gpu_ids": gpus, "demand": needs}
+        start |= r.data
         rows.append((r.start, "task.start", "ledger", r.node, start))
         if r.end is not None:
             rows.append((r.end, "task.end", "ledger", r.node, {**facts, "ok": True}))
@@ -86,7 +88,10 @@ def view(
         Op(i, kind, source, 1000.0 + when, 5.0 + when, 1000.0 + when, node, data)
         for i, (when, kind, source, node, data) in enumerate(rows)
     ]
-    described = [{"name": n, "count": 9, "labels": {}, "omits": [], **k} for n, k in kinds.items()]
+    described = [
+        {"name": n, "count": counts.get(n, 1), "labels": {}, "omits": [], **k}
+        for n, k in kinds.items()
+    ]
     return RunView(History(ops), {"workload": {"name": "placement", "kinds": described}})
 
 
@@ -186,6 +191,55 @@ def test_gpus_that_cannot_be_told_apart_are_judged_by_their_sum() -> None:
     assert check_placed_right(view([*ran, *three], nodes=nodes)).verdict is Verdict.INVALID
 
 
+def test_several_gpus_of_one_name_are_one_name_and_that_is_enough() -> None:
+    """Ray returns the set of the names: two devices that are both called -1 are one."""
+    nodes = {**NODES, "g": {"resources": {"CPU": 2, "GPU": 2}, "labels": SPOT}}
+    kinds = {**KINDS, "two": {"resources": {"CPU": 1, "GPU": 2}}}
+    ran = [r if r.gpus is None else replace(r, gpus=["-1"]) for r in GOOD]
+
+    def given(*gpus: str) -> Verdict:
+        two = Ran("two", "g", 9, 10, list(gpus))
+        halves = [Ran("half", "g", 12 + i / 10, 13, ["-1"]) for i in range(4)]
+        return check_placed_right(view([*ran, *halves, two], nodes=nodes, kinds=kinds)).verdict
+
+    assert given("-1") is given("-1", "-1") is Verdict.VALID
+    assert given("-1", "0") is given() is given("-1", "-1", "-1") is Verdict.INVALID
+
+
+@pytest.mark.parametrize("gpus", [["-1"], ["-1", "0", "1"], ["0", "0"]])
+def test_a_gpu_of_any_name_is_too_many_for_a_task_that_needs_none(gpus: list[str]) -> None:
+    found = judged(Ran("label", "g", 9, 10, gpus))
+    assert found.verdict is Verdict.INVALID
+    assert f"label-2 on g: it needs 0 GPU and was given GPU {gpus[0]}" in found.summary
+
+
+@pytest.mark.parametrize("asked", [{"CPU": 0.5}, {"CPU": 0.5, "GPU": 1}, {"GPU": 0.5, "disk": 0}])
+def test_a_task_that_ray_was_asked_to_place_by_other_needs_is_wrong(
+    asked: dict[str, float],
+) -> None:
+    found = judged(Ran("half", "g", 9, 10, ["0"], {"demand": asked}))
+    assert found.verdict is Verdict.INVALID
+    assert "half-3 on g: it was submitted asking for {" in found.summary
+    assert found.summary.endswith("and needs {CPU: 0.5, GPU: 0.5}")
+
+
+def test_no_cpu_is_the_same_as_none_mentioned_and_fractions_need_not_be_exact() -> None:
+    kinds = {**KINDS, "free": {"resources": {"CPU": 0, "disk": 1}}}
+    exact = Ran("free", "d", 9, 10, data={"demand": {"disk": 1.0}})
+    near = Ran("half", "g", 9, 10, ["0"], {"demand": {"CPU": 0.5000000001, "GPU": 0.5}})
+    assert judged(exact, near, kinds=kinds).verdict is Verdict.VALID
+    stated = replace(exact, data={"demand": {"CPU": 0.0, "disk": 1.0}})
+    assert judged(stated, near, kinds=kinds).verdict is Verdict.VALID
+
+
+def test_whether_a_task_was_given_a_gpu_matters_only_where_there_is_one() -> None:
+    unrecorded = {"gpu_ids": None}
+    found = judged(Ran("label", "g", 9, 10, data=unrecorded))
+    assert found.verdict is Verdict.UNKNOWN
+    assert "nobody recorded which GPU label-2 was given" in found.summary
+    assert judged(Ran("disk", "d", 9, 10, data=unrecorded)).verdict is Verdict.VALID
+
+
 def test_what_is_proven_wrong_stays_invalid_when_lines_are_missing() -> None:
     found = judged(Ran("disk", "g", 9, 10), lost_lines=3)
     assert found.verdict is Verdict.INVALID
@@ -208,6 +262,19 @@ def test_a_kind_that_never_ran_is_unknown(kind: str) -> None:
         (view(nodes={}), "nobody recorded what the nodes offer"),
         (view([*GOOD, Ran("cpu", "d", 8, None)]), "cpu-3 on d has no END"),
         (view([*GOOD, Ran("cpu", "moon", 8, 9)]), "cpu-3 ran on moon"),
+        (view([*GOOD, Ran("cpu", "d", 9, 8)]), "cpu-3 on d ended before it began"),
+        (
+            view([*GOOD, Ran("cpu", "d", 8, 9, data={"demand": {}})]),
+            "nobody recorded what Ray was asked for by cpu-3",
+        ),
+        (
+            view(kinds={**KINDS, "cpu": {**KINDS["cpu"], "count": 7}}),
+            "5 of 7 cpu tasks never ran: cpu-3, cpu-4 and cpu-5 ...",
+        ),
+        (
+            view(kinds={**KINDS, "cpu": {**KINDS["cpu"], "count": 1}}),
+            "cpu-2 ran on d: what it needs, or what is there, is not known",
+        ),
         (view([*GOOD, Ran("gpu", "g", 8, 9)]), "nobody recorded which GPU gpu-2 was given"),
         (
             view([r for r in GOOD if (r.kind, r.start) != ("half", 1.5)]),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from simulator.checkers.base import Finding, RunView, Verdict
-from simulator.checkers.index import Index, LedgerFile, index_of
+from simulator.checkers.index import SLACK, Index, LedgerFile, index_of
 from simulator.history import Op
 
 #: Two heartbeats of the observer may be this far apart, seconds (it beats about once a second), and
@@ -23,6 +23,13 @@ MAX_SILENCE_S = 3.0
 #: After a fault that hits the head was healed, the observer may need this long to find the new
 #: GCS, seconds.
 HEAD_GRACE_S = 30.0
+
+#: How a node went down, by the engine's event.
+_WENT = {
+    "engine.die": "died by itself",
+    "engine.oom": "ran out of memory by itself",
+    "engine.pause": "was frozen",
+}
 
 
 @dataclass(slots=True)
@@ -117,6 +124,7 @@ def check_evidence(view: RunView) -> Finding:
     index, gaps = index_of(view), gaps_of(view)
     missing = [
         *gaps.run,
+        *(text for _, text in unasked(index)),
         *(b.text for b in blindness(index)),
         *gaps.ledger,
         *gaps.driver,
@@ -132,6 +140,7 @@ def check_evidence(view: RunView) -> Finding:
         "longest_silence_s": round(_silence(index)[0], 3),
     }
     cites = [op.index for kind in ("observer.start", "observer.end") for op in index.all(kind)]
+    cites += [op.index for op, _ in unasked(index)[:20]]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         return Finding(
@@ -149,6 +158,71 @@ def check_evidence(view: RunView) -> Finding:
         cites,
         metrics=metrics,
     )
+
+
+def unasked(index: Index) -> list[tuple[Op, str]]:
+    """Nodes that went down while the run was under way, and no fault of it did that.
+
+    Whatever a run with such a node shows, it does not show what the experiment claims. The run is under
+    way from the steady state before to the one after; what healing does to a node is the fault's doing.
+    """
+    looks = index.all("steady")
+    begin = min(
+        (index.at(op) for op in looks if op.data.get("when") == "before"), default=-math.inf
+    )
+    ends = [op for op in looks if op.data.get("when") == "after"] or index.all("run.end")
+    until = max(map(index.at, ends), default=math.inf)
+    found = []
+    for op in index.engine_ops:
+        how = _WENT.get(op.kind)
+        if how is None or not begin <= index.at(op) <= until or _by_a_fault(index, op, 0.0):
+            continue
+        code = op.data.get("exit_code")
+        more = "" if code is None else f" (exit code {code})"
+        found.append((op, f"{op.node} {how}{more}, no fault of this run did it"))
+    for node, ops in index.node_ops.items():
+        lives = {op.data.get("ray_node_id"): op for op in reversed(ops) if _is(op, "ALIVE")}
+        for op in ops:
+            life = lives.get(op.data.get("ray_node_id"))
+            # Of nodes that died before, the observer has only ever heard that they are dead.
+            if not _is(op, "DEAD") or life is None or not begin <= index.at(op) <= until:
+                continue
+            died = any(
+                down.kind == "engine.die"
+                and down.node == node
+                and index.at(life) <= index.at(down) <= index.at(op) + index.history.uncertainty(op)
+                for down in index.engine_ops
+            )
+            # Ray learns of it later than the engine, which says more.
+            if not died and not _by_a_fault(index, op, MAX_SILENCE_S):
+                found.append(
+                    (op, f"Ray declared {node} dead by itself, no fault of this run did it")
+                )
+    return sorted(found, key=lambda pair: index.at(pair[0]))
+
+
+def _is(op: Op, state: str) -> bool:
+    return op.data.get("state") == state
+
+
+def _by_a_fault(index: Index, op: Op, late: float) -> bool:
+    """Was a fault on its node from injection to heal, or on the head, on which all others depend?
+
+    Parameters
+    ----------
+    late
+        How long after the heal it may have been seen, seconds.
+    """
+    heads, when = index.heads, index.at(op)
+    for fault in index.injected():
+        if fault.inject is None or (fault.node != op.node and fault.node not in heads):
+            continue
+        grace = HEAD_GRACE_S if fault.node in heads else late
+        slack = SLACK + index.history.uncertainty(op)
+        healed = math.inf if fault.healed is None else index.at(fault.healed) + grace
+        if index.at(fault.inject) - slack <= when <= healed + slack:
+            return True
+    return False
 
 
 def blindness(index: Index) -> list[Blindness]:

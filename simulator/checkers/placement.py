@@ -1,8 +1,9 @@
 """Did every task run where it may, and was no node ever given more than it has?
 
 What a task needs is taken from the run's spec, where it ran from the effect ledger, and what a node offers
-from how the node was started. What Ray believes is not asked: a scheduler that loses count believes that all
-is well.
+from how the node was started. What Ray believes of its nodes is not asked: a scheduler that loses count believes
+that all is well. What Ray granted a task is compared with what it needs, though: a task that asked for less may
+have been in the right place by luck.
 
 A task's START is written after Ray granted it its resources, and its END before Ray takes them back; both
 stand on the clock of the one machine that the node runs on. So the spans in which tasks hold something are, if
@@ -110,14 +111,20 @@ class Placed:
     peaks
         By node and resource, where the node offers any of it.
     strangers
-        Executions of which the spec does not say what they need, or on nodes of which nobody
-        recorded what they offer.
+        Executions of which the spec does not say what they need (of no kind, or beyond its
+        count), or on nodes of which nobody recorded what they offer.
     open_ends
         Executions of which it is not known how long they held what they had.
     shared
         Kinds that take a part of a GPU, of which two were on one GPU at once.
+    impossible
+        Executions that ended before they began, by the clock of their node.
+    asked_unknown
+        Executions that need something, and nobody recorded what Ray was asked for.
+    disputed
+        Nodes of which one list says that they offer something else than another list does.
     ids_unknown
-        Executions that need a GPU, and nobody recorded which they were given.
+        Executions that need a GPU or ran where there is one, and nobody recorded which they were given.
     """
 
     kinds: Sequence[Kind]
@@ -129,6 +136,9 @@ class Placed:
     open_ends: list[Execution] = field(default_factory=list)
     shared: set[str] = field(default_factory=set)
     ids_unknown: list[Execution] = field(default_factory=list)
+    impossible: list[Execution] = field(default_factory=list)
+    asked_unknown: list[Execution] = field(default_factory=list)
+    disputed: Sequence[str] = ()
 
     def count(self, kind: str, node: str) -> int:
         return len(self.ran.get((kind, node), ()))
@@ -199,12 +209,26 @@ def _unclear(placed: Placed, gaps: Sequence[str]) -> Iterable[str]:
     """Everything that keeps "nothing was wrong" from being a proof."""
     yield from gaps
     for kind in placed.kinds:
-        if not any(name == kind.name for name, _ in placed.ran):
+        keys = {e.key for (name, _), ran in placed.ran.items() if name == kind.name for e in ran}
+        missing = [key for n in range(1, kind.count + 1) if (key := f"{kind.name}-{n}") not in keys]
+        if not keys:
             yield f"no {kind.name} task ever ran"
+        elif missing:
+            some = _listed(missing[:3]) + (" ..." if len(missing) > 3 else "")
+            yield f"{len(missing)} of {kind.count} {kind.name} tasks never ran: {some}"
+    for node in placed.disputed:
+        yield f"the lists of the nodes disagree about what {node} offers"
     for e in placed.strangers[:SHOWN]:
         yield f"{e.key} ran on {e.node}: what it needs, or what is there, is not known"
     for e in placed.open_ends[:SHOWN]:
         yield f"{e.key} on {e.node} has no END: how long it held what it had is not known"
+    for e in placed.impossible[:SHOWN]:
+        yield f"{e.key} on {e.node} ended before it began: how long it held what it had is not known"
+    for e in placed.asked_unknown[:1]:
+        yield (
+            f"nobody recorded what Ray was asked for by {e.key} "
+            f"({len(placed.asked_unknown)} such tasks)"
+        )
     for e in placed.ids_unknown[:1]:
         yield f"nobody recorded which GPU {e.key} was given ({len(placed.ids_unknown)} such tasks)"
     for resource in placed.resources:
@@ -233,7 +257,8 @@ class _Placing:
 
     def __init__(self, view: RunView) -> None:
         self.index: Index = index_of(view)
-        self.placed = Placed(_kinds(view.spec), _offers(self.index))
+        offers, disputed = _offers(self.index)
+        self.placed = Placed(_kinds(view.spec), offers, disputed=disputed)
         self.offers = {o.node: o for o in self.placed.nodes}
         self.kinds = {k.name: k for k in self.placed.kinds}
         self.spans: dict[str, list[tuple[float, float, Execution, Kind]]] = defaultdict(list)
@@ -246,7 +271,7 @@ class _Placing:
         placed, node = self.placed, e.node or ""
         name, _, number = e.key.rpartition("-")
         kind, offer = self.kinds.get(name), self.offers.get(node)
-        if kind is None or offer is None or not number.isdigit():
+        if kind is None or offer is None or not _is_one_of(kind, number):
             placed.strangers.append(e)
             return
         placed.ran.setdefault((name, node), []).append(e)
@@ -257,12 +282,16 @@ class _Placing:
         self._span(e, kind)
         if not lacks:
             self._given(e, kind)
+            self._asked(e, kind)
 
     def _span(self, e: Execution, kind: Kind) -> None:
         """From when to when it surely held what it needs, on its node's clock."""
         begin = self._clock(e.start_op)
         if e.end_op is not None:
-            until = max(begin, self._clock(e.end_op))
+            until = self._clock(e.end_op)
+            if until < begin:
+                self.placed.impossible.append(e)
+                until = begin
         else:
             down = next((d for d in self.index.downs(e.node) if d.hit(e)), None)
             if down is None:
@@ -278,11 +307,32 @@ class _Placing:
         """Which GPUs it was given: as many as it needs, none if it needs none."""
         needs, ids = kind.needs.get("GPU", 0.0), _gpu_ids(e)
         if ids is None:
-            if needs:
+            # Where there is none, none can have been given.
+            if needs or self.offers[e.node or ""].resources.get("GPU"):
                 self.placed.ids_unknown.append(e)
-        elif NO_DEVICE not in ids and len(ids) != math.ceil(needs):
+        elif not _fits(ids, math.ceil(needs)):
             given = f"given GPU {_listed(ids)}" if ids else "not given any"
             text = f"{e.key} on {e.node}: it needs {needs:g} GPU and was {given}"
+            self.placed.wrong.append(Wrong(text, e.node or "", (e.start_op,), kind.name))
+
+    def _asked(self, e: Execution, kind: Kind) -> None:
+        """What Ray granted it, by its own account, is what it needs: it was submitted right."""
+        asked = e.start_op.data.get("demand")
+        needs = {name: amount for name, amount in kind.needs.items() if amount > 0}
+        if not isinstance(asked, Mapping) or (needs and not asked):
+            if needs:
+                self.placed.asked_unknown.append(e)
+            return
+        off = [
+            name
+            for name in {**needs, **asked}
+            if abs(float(asked.get(name, 0.0)) - needs.get(name, 0.0)) > ROUNDING
+        ]
+        if off:
+            text = (
+                f"{e.key} on {e.node}: it was submitted asking for {_amounts(asked)}, "
+                f"and needs {_amounts(needs)}"
+            )
             self.placed.wrong.append(Wrong(text, e.node or "", (e.start_op,), kind.name))
 
     def _limits(self, offer: Offer) -> None:
@@ -370,20 +420,54 @@ def _kinds(spec: Mapping[str, Any]) -> list[Kind]:
     ]
 
 
-def _offers(index: Index) -> list[Offer]:
-    """What each node offers, as it was started; by the last list that names it."""
+def _offers(index: Index) -> tuple[list[Offer], list[str]]:
+    """What each node offers, as it was started, and the nodes of which two lists say different things.
+
+    Of such a node the most that any list says counts: whatever is wrong by that, is wrong.
+    """
     found: dict[str, Offer] = {}
+    disputed: dict[str, None] = {}
     for op in index.all("cluster.nodes"):
         for raw in op.data.get("nodes", ()):
-            if raw.get("resources") is not None:
-                name = str(raw["name"])
-                found[name] = Offer(name, dict(raw["resources"]), raw.get("labels"))
-    return list(found.values())
+            if raw.get("resources") is None:
+                continue
+            name = str(raw["name"])
+            offer = Offer(name, dict(raw["resources"]), raw.get("labels"))
+            before = found.setdefault(name, offer)
+            if before != offer:
+                disputed[name] = None
+                names = {**before.resources, **offer.resources}
+                most = {
+                    r: max(before.resources.get(r, 0.0), offer.resources.get(r, 0.0)) for r in names
+                }
+                labels = before.labels if before.labels == offer.labels else None
+                found[name] = Offer(name, most, labels)
+    return list(found.values()), list(disputed)
+
+
+def _is_one_of(kind: Kind, number: str) -> bool:
+    """Is there a task of this kind with this number, written so?"""
+    return number.isdecimal() and str(int(number)) == number and 1 <= int(number) <= kind.count
 
 
 def _gpu_ids(e: Execution) -> list[str] | None:
     ids = e.start_op.data.get("gpu_ids")
     return [str(i) for i in ids] if isinstance(ids, list) else None
+
+
+def _fits(ids: Sequence[str], wanted: int) -> bool:
+    """Are these as many GPUs as are wanted?
+
+    Ray says each name once, so several simulated GPUs of one name are one name.
+    """
+    names = set(ids)
+    if NO_DEVICE in names:
+        return len(names) == 1 and 1 <= len(ids) <= wanted
+    return len(names) == len(ids) == wanted
+
+
+def _amounts(amounts: Mapping[str, float]) -> str:
+    return "{" + ", ".join(f"{name}: {a:g}" for name, a in sorted(amounts.items())) + "}"
 
 
 def _label(key: str, value: str | None) -> str:

@@ -16,6 +16,9 @@ from simulator.history import Op
 #: How many details a finding lists; its metrics have the count.
 SHOWN = 20
 
+#: What the driver and the orchestrator say when the work is over.
+_ENDS = ("driver.planned", "driver.end", "workload.end")
+
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 _TELLING = re.compile(r"[\w.]*(Error|Exception)\b")
 
@@ -73,6 +76,11 @@ def check_no_task_lost(view: RunView) -> Finding:
             unanswered[:SHOWN],
             metrics,
         )
+    unclear = _unfinished(index)
+    if unclear:
+        more = f" (and {len(unclear) - 1} more)" if len(unclear) > 1 else ""
+        cites = [op.index for kind in _ENDS if (op := index.last(kind)) is not None]
+        return Finding(name, Verdict.UNKNOWN, unclear[0] + more, cites, unclear, metrics)
     return Finding(
         name,
         Verdict.VALID,
@@ -93,6 +101,28 @@ def _open_end(view: RunView, index: Index) -> str | None:
         status = "never ended" if end is None else f"ended as {end.data.get('status')}"
         return f"the workload {status} and its driver did not finish"
     return None
+
+
+def _unfinished(index: Index) -> list[str]:
+    """Why more may have been asked for than is recorded: by the workload's end, and its own totals."""
+    planned, end, over = (index.last(kind) for kind in _ENDS)
+    if end is None:
+        return ["the workload's driver did not finish: more may have been planned"]
+    found = []
+    if over is None:
+        found.append("nobody saw how the workload ended")
+    elif over.data.get("status") != "SUCCEEDED":
+        found.append(f"the driver finished, but the workload ended as {over.data.get('status')}")
+    seen = {"submitted": index.submits, "results": index.results, "failures": index.failures}
+    for what, lines in seen.items():
+        said = end.data.get(what)
+        if said != len(lines):
+            found.append(f"the driver counted {said} {what}, and {len(lines)} are recorded")
+    # A stream goes on beyond its plan, and a part of its plan may be two tasks: at least as many.
+    least = 0 if planned is None else planned.data.get("tasks") or 0
+    if least > len(index.submits):
+        found.append(f"the driver planned {least} tasks, and {len(index.submits)} are recorded")
+    return found
 
 
 def check_results_right(view: RunView) -> Finding:
