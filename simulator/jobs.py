@@ -21,12 +21,12 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
 from pathspec import GitIgnoreSpec
 
 from simulator.errors import BadInput, CannotRun, Problem
 from simulator.rayapi import UPLOAD_LIMIT, Job, JobLog, NoSuchJob, RayApi, RayUnreachable
 from simulator.waiting import Clock, Deadline, RealClock, T, WaitTimeout
+from simulator.yamltext import NotYaml, read_yaml
 
 #: Never part of a package, as in Ray (RAY_RUNTIME_ENV_DEFAULT_EXCLUDES); nor is a folder that has a
 #: pyvenv.cfg, however it is called: the nodes have a Python of their own.
@@ -132,11 +132,9 @@ def _yaml_file(path: Path, where: str) -> Any:
             Problem(where, "there is no such file", "name a YAML or JSON file, or give JSON: {...}")
         )
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(
-            Problem(where, "is neither YAML nor JSON", " ".join(str(error).split()))
-        ) from None
+        return read_yaml(path.read_bytes())
+    except NotYaml as error:
+        raise BadInput(Problem(where, "is neither YAML nor JSON", str(error))) from None
     except OSError as error:
         raise BadInput(Problem(where, f"cannot be read: {error.strerror}")) from None
 

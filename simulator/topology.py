@@ -14,7 +14,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -27,6 +26,7 @@ from pydantic import (
 
 from simulator.assets import asset_names
 from simulator.errors import BadInput, NotFound, Problem
+from simulator.yamltext import NotYaml, read_yaml
 
 Role = Literal["head", "worker"]
 
@@ -294,9 +294,9 @@ def load_topology(name_or_path: str) -> Topology:
     if not path.is_file():
         raise NotFound("topology", name_or_path, known)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(Problem(str(path), "is not YAML", str(error).replace("\n", " "))) from None
+        data = read_yaml(path.read_bytes())
+    except NotYaml as error:
+        raise BadInput(Problem(str(path), "is not YAML", str(error))) from None
     except OSError as error:
         raise BadInput(Problem(str(path), f"cannot be read: {error.strerror}")) from None
     if isinstance(data, dict):
@@ -323,8 +323,8 @@ def override(topology: Topology, settings: Iterable[str]) -> Topology:
             problems.append(Problem(where, "is not key=value", "for example head.resources.CPU=2"))
             continue
         try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError:
+            value = read_yaml(raw)
+        except NotYaml:
             problems.append(Problem(where, f"{raw!r} is not a YAML value"))
             continue
         problem = _assign(data, key.split("."), value, where)
@@ -346,7 +346,7 @@ def _assign(data: Any, path: list[str], value: Any, where: str) -> Problem | Non
         if isinstance(here, list):
             names = [str(g.get("group_name")) if isinstance(g, dict) else "" for g in here]
             position = names.index(part) if part in names else None
-            if position is None and part.isdigit() and int(part) < len(here):
+            if position is None and part.isdecimal() and int(part) < len(here):
                 position = int(part)
             if position is None:
                 known = ", ".join(names) or "none"

@@ -255,6 +255,7 @@ def test_a_runtime_env_is_read_from_json_and_from_files(
         (".", "is a folder"),
         ("list.yaml", "is not a mapping"),
         ("broken.yaml", "is neither YAML nor JSON"),
+        ("date.yaml", "is neither YAML nor JSON; month must be in 1..12"),
         ('{"env_vars": {"A": 1}}', 'env_vars.A: is 1, and Ray takes text only; write "1"'),
         ('{"env_vars": ["A"]}', "env_vars: is not a mapping"),
         ('{"excludes": "data"}', "excludes: is not a list of patterns"),
@@ -270,6 +271,7 @@ def test_what_is_wrong_with_a_runtime_env_is_said(
     monkeypatch.chdir(tmp_path)
     Path("list.yaml").write_text("[1]")
     Path("broken.yaml").write_text("{a: [")
+    Path("date.yaml").write_text("env_vars: {A: 2020-13-45}")
     with pytest.raises(BadInput) as caught:
         read_runtime_env(text)
     assert said in str(caught.value)

@@ -108,7 +108,17 @@ def test_a_file_of_ones_own_is_named_after_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("head: [", "is not YAML"), ("- 1\n", "is not a mapping"), ("", "is not a mapping")],
+    [
+        ("head: [", "is not YAML"),
+        ("- 1\n", "is not a mapping"),
+        ("", "is not a mapping"),
+        ("a: 2020-13-45", "is not YAML; month must be in 1..12"),
+        ("a: !!int xx", "is not YAML; invalid literal"),
+        ("a: !!bool xx", "is not YAML; a value is not of the type that its tag"),
+        ("a: !!timestamp xx", "is not YAML; a value is not of the type that its tag"),
+        ("[" * 3000, "is not YAML; is nested too deeply"),
+    ],
+    ids=["open", "list", "empty", "date", "int", "bool", "timestamp", "deep"],
 )
 def test_a_file_that_is_no_topology_is_refused(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "mine.yaml"
@@ -183,6 +193,17 @@ def test_every_problem_of_the_overrides_comes_at_once() -> None:
         "--set head.gpus.x=1: head.gpus has no keys below it",
         "--set head.gpus=[: '[' is not a YAML value",
     ]
+
+
+@pytest.mark.parametrize("value", ["2020-13-45", "!!int x", "!!bool x", "[" * 3000])
+def test_a_setting_that_only_looks_like_a_value_is_refused(value: str) -> None:
+    with pytest.raises(BadInput, match="is not a YAML value"):
+        override(load_topology("default"), [f"head.resources.CPU={value}"])
+
+
+def test_a_position_is_written_in_digits() -> None:
+    with pytest.raises(BadInput, match="there is no worker group '²'"):
+        override(load_topology("default"), ["worker_groups.²=1"])
 
 
 def test_a_setting_that_is_none_hides_no_other_problem() -> None:
