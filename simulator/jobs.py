@@ -216,7 +216,11 @@ def plan_program(
     env = dict(runtime_env or {})
     excludes = tuple(env.pop("excludes", None) or ())
     in_env = env.pop("working_dir", None)
-    problems: list[Problem] = []
+    problems = [
+        Problem("runtime_env: excludes", f"{pattern!r} is not a pattern", "write it as in .gitignore")
+        for pattern in excludes
+        if not _is_pattern(pattern)
+    ]
     if working_dir is not None and in_env is not None:
         problems.append(
             Problem("--working-dir", "stands in the runtime_env too", "leave one of them out")
@@ -335,7 +339,7 @@ def pack(program: Program, into: Path, *, limit: int = UPLOAD_LIMIT) -> Package:
             try:
                 _add(archive, digest, name, path, refuse_too_large)
             except OSError as error:
-                raise BadInput(Problem(str(path), f"cannot be read: {error.strerror}")) from None
+                raise _unreadable(path, error) from None
             except UnicodeEncodeError:
                 what = "has a name that is no UTF-8"
                 raise BadInput(
@@ -348,34 +352,65 @@ def pack(program: Program, into: Path, *, limit: int = UPLOAD_LIMIT) -> Package:
 
 
 def _entries(root: Path, excludes: GitIgnoreSpec) -> Iterator[tuple[str, Path]]:
-    """Names in the package (folders that are empty end with a slash), and where they are."""
+    """Names in the package (folders that are empty end with a slash), and where they are.
+
+    As in Ray, links are followed, wherever they lead; unlike there, not in circles, which only the
+    operating system's limit would end: of folders that link to each other, a path holds one link.
+    """
+    circles: set[Path] = set()
 
     def walk(
-        folder: Path, ignores: Sequence[tuple[Path, GitIgnoreSpec]], above: frozenset[Path]
+        folder: Path,
+        ignores: Sequence[tuple[Path, GitIgnoreSpec]],
+        above: tuple[Path, ...],
+        links: tuple[Path, ...],
     ) -> Iterator[tuple[str, Path]]:
-        real = folder.resolve()
-        if real in above:
-            return  # a link to a folder that holds it
+        """`above` are the real folders that lead here, this one last; `links` where links lead."""
         try:
             children = sorted(folder.iterdir())
             ignores = [*ignores, *_ignore_files(folder)]
         except OSError as error:
-            raise BadInput(Problem(str(folder), f"cannot be read: {error.strerror}")) from None
+            raise _unreadable(folder, error) from None
         if not children and folder != root:
             yield folder.relative_to(root).as_posix() + "/", folder
         for child in children:
-            is_folder = child.is_dir()
-            if is_folder and (child.name in LEFT_OUT or (child / _VENV).is_file()):
-                continue
             name = child.relative_to(root).as_posix()
-            if excludes.match_file(name + "/" * is_folder) or _ignored(child, is_folder, ignores):
-                continue
-            if is_folder:
-                yield from walk(child, ignores, above | {real})
-            elif child.is_file():  # no sockets, pipes, links that lead nowhere
-                yield name, child
 
-    return walk(root, [], frozenset())
+            def left_out(slash: str, name: str = name, child: Path = child) -> bool:
+                return excludes.match_file(name + slash) or _ignored(child, slash, ignores)
+
+            try:
+                is_folder = child.is_dir()
+                if left_out("/" * is_folder) or (is_folder and child.name in LEFT_OUT):
+                    continue
+                if not is_folder:
+                    if child.is_file():  # no sockets, pipes, links that lead nowhere
+                        yield name, child
+                    continue
+                if (child / _VENV).is_file():
+                    continue
+                is_link = child.is_symlink()
+                real = child.resolve() if is_link else above[-1] / child.name
+            except OSError as error:
+                if child.name in LEFT_OUT or left_out("") or left_out("/"):
+                    continue
+                raise _unreadable(child, error) from None
+            if real in above:  # a link to a folder that holds it
+                circles.update(above[above.index(real) :])
+            elif not (is_link and real in circles and circles.intersection(links)):
+                yield from walk(child, ignores, (*above, real), links + (real,) * is_link)
+
+    return walk(root, [], (root.resolve(),), ())
+
+
+def _unreadable(path: Path, error: OSError) -> BadInput:
+    return BadInput(
+        Problem(
+            str(path),
+            f"cannot be read: {error.strerror}",
+            f"leave it out: with {' or '.join(IGNORE_FILES)}, or the runtime_env's excludes",
+        )
+    )
 
 
 def _ignore_files(folder: Path) -> list[tuple[Path, GitIgnoreSpec]]:
@@ -383,16 +418,27 @@ def _ignore_files(folder: Path) -> list[tuple[Path, GitIgnoreSpec]]:
     for name in IGNORE_FILES:
         path = folder / name
         if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            found.append((folder, GitIgnoreSpec.from_lines(lines)))
+            # As git: a line ends at a newline only, and one that is no pattern is skipped.
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            lines = [line.removesuffix("\r") for line in text.split("\n")]
+            found.append((folder, GitIgnoreSpec.from_lines(filter(_is_pattern, lines))))
     return found
 
 
-def _ignored(path: Path, is_folder: bool, ignores: Sequence[tuple[Path, GitIgnoreSpec]]) -> bool:
+def _is_pattern(line: str) -> bool:
+    """Whether a line is one that a .gitignore may have: `!`, `foo\\` and `[z-a]` are not."""
+    try:
+        GitIgnoreSpec.from_lines([line])
+    except (ValueError, re.error):
+        return False
+    return True
+
+
+def _ignored(path: Path, slash: str, ignores: Sequence[tuple[Path, GitIgnoreSpec]]) -> bool:
     """As in git, the file that is nearest has the last word."""
     answer = False
     for folder, spec in ignores:
-        said = spec.check_file(path.relative_to(folder).as_posix() + "/" * is_folder).include
+        said = spec.check_file(path.relative_to(folder).as_posix() + slash).include
         answer = answer if said is None else said
     return answer
 

@@ -111,6 +111,60 @@ def test_links_are_followed_but_not_in_circles(
     assert packed(project, into) == {"main.py", "lib/tool.py", "data/big", "lib/data/big"}
 
 
+def test_folders_that_link_to_each_other_are_followed_one_link_deep(
+    project: Path, into: Path
+) -> None:
+    names = [f"f{n}" for n in range(12)]
+    write(project, *(f"{name}/own" for name in names))
+    for name in names:
+        for other in set(names) - {name}:
+            (project / name / f"to-{other}").symlink_to(project / other)
+    found = packed(project, into)
+    assert {f"{a}/to-{b}/own" for a in names for b in names if a != b} < found
+    assert len(found) < 500  # and not one for each order in which 12 links may be followed
+
+
+def test_two_links_to_one_folder_are_both_followed_behind_a_link_too(
+    project: Path, into: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "store", "v1/big")
+    (tmp_path / "store" / "latest").symlink_to("v1")
+    (tmp_path / "store" / "stable").symlink_to("v1")
+    (project / "store").symlink_to(tmp_path / "store")
+    found = {name for name in packed(project, into) if name.startswith("store/")}
+    assert found == {"store/v1/big", "store/latest/big", "store/stable/big"}
+
+
+@pytest.mark.parametrize("line", ["!", "\\", "foo\\", "[z-a]"])
+def test_a_line_that_is_no_pattern_is_skipped_in_a_file_and_refused_in_excludes(
+    project: Path, into: Path, line: str
+) -> None:
+    write(project, gitignore=f"{line}\r\ndata\u2028x\n\ndata\n")
+    assert packed(project, into) == {"main.py", "lib/tool.py", ".gitignore"}
+    with pytest.raises(BadInput) as caught:
+        plan_program("main.py", working_dir=str(project), runtime_env={"excludes": [line]})
+    assert f"excludes: {line!r} is not a pattern" in str(caught.value)
+
+
+@pytest.mark.parametrize("closed", ["iterdir", "is_dir", "is_file"])
+def test_what_cannot_be_read_is_in_the_way_only_if_it_is_to_be_packed(
+    project: Path, into: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    usual = getattr(Path, closed)
+
+    def refuse(path: Path) -> Any:  # as for a user who may not; root always may
+        if "data" in path.parts[-2:]:
+            raise PermissionError(13, "Permission denied")
+        return usual(path)
+
+    monkeypatch.setattr(Path, closed, refuse)
+    with pytest.raises(BadInput, match="data: cannot be read: Permission denied; leave it out"):
+        packed(project, into)
+    assert packed(project, into, excludes=["data/"]) == {"main.py", "lib/tool.py"}
+    write(project, gitignore="data\n")
+    assert packed(project, into) == {"main.py", "lib/tool.py", ".gitignore"}
+
+
 def test_the_same_content_has_the_same_name_and_any_change_another(
     project: Path, tmp_path: Path
 ) -> None:
