@@ -48,6 +48,9 @@ PATIENCE_S = 30.0
 #: How long to look for a job whose submission was interrupted, seconds.
 WITHDRAW_S = 2.0
 
+#: What most likely happened where nothing was given.
+_UNSET = "is a shell variable not set?"
+
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _MIB = 1024**2
 
@@ -101,11 +104,15 @@ def read_runtime_env(text: str) -> Mapping[str, Any]:
         Lists every problem.
     """
     where = "--runtime-env"
+    if not text.strip():
+        raise BadInput(Problem(where, "is empty", f"name a file, or give JSON; {_UNSET}"))
     if text.lstrip().startswith("{"):
         try:
             data = json.loads(text)
         except ValueError as error:
             raise BadInput(Problem(where, f"is not JSON: {error}")) from None
+        except RecursionError:
+            raise BadInput(Problem(where, "is not JSON: is nested too deeply")) from None
     else:
         where = f"{where} {text}"
         data = _yaml_file(Path(text), where)
@@ -120,8 +127,21 @@ def read_runtime_env(text: str) -> Mapping[str, Any]:
             env = _with_files_read(env, key, where)
         except BadInput as error:
             problems.extend(error.problems)
-    _raise(problems)
+    _raise(problems or list(_json_problems(env, where)))
     return env
+
+
+def _json_problems(env: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """What YAML and Python can hold, and JSON, as which it is sent to Ray, cannot."""
+    for key, value in env.items():
+        try:
+            json.dumps({key: value}, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            yield Problem(
+                f"{where}: {key!s}".encode(errors="replace").decode(),
+                f"cannot be sent as JSON: {error}",
+                "use text, numbers, true and false, lists and mappings",
+            )
 
 
 def _yaml_file(path: Path, where: str) -> Any:
@@ -141,25 +161,19 @@ def _yaml_file(path: Path, where: str) -> Any:
 
 def _env_problems(data: Mapping[str, Any], where: str) -> Iterator[Problem]:
     """What Ray would refuse after the upload, or take in silence and never find on its nodes."""
-    variables = data.get("env_vars") or {}
+    variables = {} if data.get("env_vars") is None else data["env_vars"]
     if not isinstance(variables, dict):
         yield Problem(f"{where}: env_vars", "is not a mapping", 'such as {"A": "1"}')
     else:
         for name, value in variables.items():
-            if not (isinstance(name, str) and isinstance(value, str)):
-                shown = json.dumps(value, default=str)
-                yield Problem(
-                    f"{where}: env_vars.{name}",
-                    f"is {shown}, and Ray takes text only",
-                    f'write "{str(value).strip()}" in quotation marks',
-                )
-    excludes = data.get("excludes") or []
+            yield from _variable_problems(name, value, f"{where}: env_vars")
+    excludes = [] if data.get("excludes") is None else data["excludes"]
     if not (isinstance(excludes, list) and all(isinstance(e, str) for e in excludes)):
         yield Problem(f"{where}: excludes", "is not a list of patterns", 'such as ["*.csv"]')
     folder = data.get("working_dir")
     if folder is not None and not isinstance(folder, str):
         yield Problem(f"{where}: working_dir", "is not text", "name a folder, or a URI")
-    modules = data.get("py_modules") or []
+    modules = [] if data.get("py_modules") is None else data["py_modules"]
     if not isinstance(modules, list):
         yield Problem(f"{where}: py_modules", "is not a list", "of URIs")
         return
@@ -170,6 +184,27 @@ def _env_problems(data: Mapping[str, Any], where: str) -> Iterator[Problem]:
                 f"{module!r} is on this machine, and is not uploaded",
                 "put it below the working directory, or name a URI",
             )
+
+
+def _variable_problems(name: Any, value: Any, where: str) -> Iterator[Problem]:
+    if not isinstance(name, str):
+        yield Problem(where, f"the name {name!r} is not text", "write it in quotation marks")
+    elif not name or "=" in name or "\0" in name:
+        yield Problem(where, f"{name!r} is not a variable's name", "such as MY_VARIABLE")
+    elif isinstance(value, str):
+        if "\0" in value:
+            yield Problem(f"{where}.{name}", "holds a NUL, which no variable can")
+    elif isinstance(value, (dict, list, tuple, set)):
+        yield Problem(
+            f"{where}.{name}", f"is a {type(value).__name__}, and Ray takes text only", "write text"
+        )
+    else:
+        shown = json.dumps(value, default=str)
+        yield Problem(
+            f"{where}.{name}",
+            f"is {shown}, and Ray takes text only",
+            f'write "{str(value).strip()}" in quotation marks',
+        )
 
 
 def _with_files_read(data: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
@@ -187,7 +222,17 @@ def _with_files_read(data: Mapping[str, Any], key: str, where: str) -> Mapping[s
                 f"{where}: {key} {named}", "there is no such file", "or give a list of packages"
             )
         )
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(
+            Problem(f"{where}: {key} {named}", f"cannot be read: {error.strerror}")
+        ) from None
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            Problem(f"{where}: {key} {named}", f"is not UTF-8: {error}", "save it as UTF-8")
+        ) from None
+    lines = (line.strip() for line in text.splitlines())
     return {**data, key: [line for line in lines if line and not line.startswith("#")]}
 
 
@@ -227,7 +272,14 @@ def plan_program(
         )
     where = "--working-dir" if working_dir is not None else "runtime_env: working_dir"
     folder = working_dir if working_dir is not None else in_env
+    problems.extend(_json_problems(env, "runtime_env"))
     path = Path(script)
+    if not script:
+        problems.append(Problem("SCRIPT", "is empty", f"name a Python script; {_UNSET}"))
+    if folder == "":
+        problems.append(Problem(where, "is empty", f"name a folder; {_UNSET}"))
+    if not script or folder == "":
+        _raise(problems)
     if folder is not None and _URI.match(folder):
         if where == "--working-dir":
             problems.append(

@@ -309,6 +309,20 @@ def test_a_runtime_env_is_read_from_json_and_from_files(
         (".", "is a folder"),
         ("list.yaml", "is not a mapping"),
         ("broken.yaml", "is neither YAML nor JSON"),
+        ("", "--runtime-env: is empty"),
+        ('{"a": ' + "[" * 100_000, "--runtime-env: is not JSON: is nested too deeply"),
+        ("day.yaml", "day.yaml: conda: cannot be sent as JSON: Object of type date"),
+        ("set.yaml", "set.yaml: conda: cannot be sent as JSON: Object of type set"),
+        ("circle.yaml", "circle.yaml: conda: cannot be sent as JSON: Circular reference"),
+        ('{"config": {"a": NaN}}', "config: cannot be sent as JSON: Out of range float"),
+        ('{"config": "\\ud800"}', "config: cannot be sent as JSON: 'utf-8' codec can't encode"),
+        ('{"env_vars": []}', "env_vars: is not a mapping"),
+        ('{"env_vars": {"A": ["1"]}}', "env_vars.A: is a list, and Ray takes text only"),
+        ('{"env_vars": {"": "1"}}', "env_vars: '' is not a variable's name"),
+        ('{"env_vars": {"A=B": "1"}}', "env_vars: 'A=B' is not a variable's name"),
+        ('{"env_vars": {"A\\u0000": "1"}}', "env_vars: 'A\\x00' is not a variable's name"),
+        ('{"env_vars": {"A": "\\u0000"}}', "env_vars.A: holds a NUL"),
+        ('{"pip": "latin.txt"}', "pip latin.txt: is not UTF-8"),
         ("date.yaml", "is neither YAML nor JSON; month must be in 1..12"),
         ('{"env_vars": {"A": 1}}', 'env_vars.A: is 1, and Ray takes text only; write "1"'),
         ('{"env_vars": ["A"]}', "env_vars: is not a mapping"),
@@ -325,10 +339,25 @@ def test_what_is_wrong_with_a_runtime_env_is_said(
     monkeypatch.chdir(tmp_path)
     Path("list.yaml").write_text("[1]")
     Path("broken.yaml").write_text("{a: [")
+    Path("day.yaml").write_text("conda: {a: 2020-01-01}")
+    Path("set.yaml").write_text("conda: !!set {a}")
+    Path("circle.yaml").write_text("conda: &it [*it]")
+    Path("latin.txt").write_bytes(b"caf\xe9")
     Path("date.yaml").write_text("env_vars: {A: 2020-13-45}")
     with pytest.raises(BadInput) as caught:
         read_runtime_env(text)
     assert said in str(caught.value)
+
+
+def test_what_a_program_of_ones_own_asks_for_must_be_json_too(project: Path) -> None:
+    with pytest.raises(BadInput, match="runtime_env: config: cannot be sent as JSON"):
+        plan_program(str(project / "main.py"), runtime_env={"config": {1, 2}})
+
+
+def test_what_is_empty_is_said_to_be(project: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        plan_program("", working_dir="")
+    assert [p.where for p in caught.value.problems] == ["SCRIPT", "--working-dir"]
 
 
 def test_all_problems_of_a_runtime_env_are_said_at_once() -> None:
