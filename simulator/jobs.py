@@ -262,7 +262,9 @@ def plan_program(
     excludes = tuple(env.pop("excludes", None) or ())
     in_env = env.pop("working_dir", None)
     problems = [
-        Problem("runtime_env: excludes", f"{pattern!r} is not a pattern", "write it as in .gitignore")
+        Problem(
+            "runtime_env: excludes", f"{pattern!r} is not a pattern", "write it as in .gitignore"
+        )
         for pattern in excludes
         if not _is_pattern(pattern)
     ]
