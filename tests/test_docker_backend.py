@@ -46,6 +46,7 @@ from simulator.backends.docker.engine import (
 from simulator.backends.docker.events import to_event
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
 from simulator.backends.docker.programs import DockerProgram
+from simulator.backends.select import choose
 from simulator.compose import INNODE_TARGET
 from simulator.errors import BadInput, CannotRun
 from simulator.topology import LEAN_LACKS, Topology, load_topology, override, parse_topology
@@ -114,6 +115,9 @@ def test_without_ssh_support_it_is_said_how_to_get_it(monkeypatch: pytest.Monkey
     monkeypatch.setenv("DOCKER_HOST", "ssh://x")
     said = "ssh://x needs the Docker SDK's SSH support; pip install 'docker[ssh]'"
     assert engine_answers(timeout=2.0) == said
+    with pytest.raises(CannotRun) as caught:
+        choose("docker")
+    assert str(caught.value) == f"no Docker engine answers: {said}. Or use --backend process"
 
 
 def test_it_is_a_backend_that_can_kill_and_pause() -> None:

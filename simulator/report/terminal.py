@@ -173,7 +173,10 @@ def _anatomy(run: Run, width: int) -> RenderableType:
         )
         before = max(before, at)
     for phase in run.not_seen:
-        word, missing = Text("required" if phase.mandatory else ""), Text("not seen", style="yellow")
+        word, missing = (
+            Text("required" if phase.mandatory else ""),
+            Text("not seen", style="yellow"),
+        )
         row = [word, missing] if width >= NARROW else [missing, word]
         table.add_row(Text(short_title(phase)), *row)
     longest = Text(story.longest_wait(run), style="dim")

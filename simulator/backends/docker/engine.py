@@ -140,8 +140,8 @@ def connect(connection: Connection, timeout: float = _TIMEOUT_S) -> docker.APICl
         raise
 
 
-def engine_answers(timeout: float = 5.0) -> str | None:
-    """None if a Docker engine answers, else why not, in a few words.
+def engine_silence(timeout: float = 5.0) -> CannotRun | None:
+    """None if a Docker engine answers, else the error that says why not, and what to do.
 
     Parameters
     ----------
@@ -151,9 +151,15 @@ def engine_answers(timeout: float = 5.0) -> str | None:
     try:
         client = connect(find_connection(), timeout=timeout)
     except CannotRun as error:
-        return error.why or error.what
+        return error
     client.close()
     return None
+
+
+def engine_answers(timeout: float = 5.0) -> str | None:
+    """None if a Docker engine answers, else why not, in a few words; as `engine_silence`."""
+    error = engine_silence(timeout)
+    return None if error is None else error.why or error.what
 
 
 @contextmanager
