@@ -18,7 +18,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from simulator.assets import asset_names
@@ -27,6 +26,7 @@ from simulator.errors import BadInput, NotFound, Problem
 from simulator.schedule import Step, resolve
 from simulator.topology import Topology
 from simulator.workload import Workload
+from simulator.yamltext import NotYaml, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -107,8 +107,8 @@ class Experiment(ABC):
                 problems.append(Problem(where, str(NotFound("parameter", key, known))))
             else:
                 try:
-                    values[key] = yaml.safe_load(raw)
-                except yaml.YAMLError:
+                    values[key] = read_yaml(raw)
+                except NotYaml:
                     values[key] = raw
         try:
             params = self.Params.model_validate(values)

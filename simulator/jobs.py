@@ -21,12 +21,12 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
 from pathspec import GitIgnoreSpec
 
 from simulator.errors import BadInput, CannotRun, Problem
 from simulator.rayapi import UPLOAD_LIMIT, Job, JobLog, NoSuchJob, RayApi, RayUnreachable
 from simulator.waiting import Clock, Deadline, RealClock, T, WaitTimeout
+from simulator.yamltext import NotYaml, read_yaml
 
 #: Never part of a package, as in Ray (RAY_RUNTIME_ENV_DEFAULT_EXCLUDES); nor is a folder that has a
 #: pyvenv.cfg, however it is called: the nodes have a Python of their own.
@@ -47,6 +47,9 @@ PATIENCE_S = 30.0
 
 #: How long to look for a job whose submission was interrupted, seconds.
 WITHDRAW_S = 2.0
+
+#: What most likely happened where nothing was given.
+_UNSET = "is a shell variable not set?"
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _MIB = 1024**2
@@ -101,11 +104,15 @@ def read_runtime_env(text: str) -> Mapping[str, Any]:
         Lists every problem.
     """
     where = "--runtime-env"
+    if not text.strip():
+        raise BadInput(Problem(where, "is empty", f"name a file, or give JSON; {_UNSET}"))
     if text.lstrip().startswith("{"):
         try:
             data = json.loads(text)
         except ValueError as error:
             raise BadInput(Problem(where, f"is not JSON: {error}")) from None
+        except RecursionError:
+            raise BadInput(Problem(where, "is not JSON: is nested too deeply")) from None
     else:
         where = f"{where} {text}"
         data = _yaml_file(Path(text), where)
@@ -120,8 +127,21 @@ def read_runtime_env(text: str) -> Mapping[str, Any]:
             env = _with_files_read(env, key, where)
         except BadInput as error:
             problems.extend(error.problems)
-    _raise(problems)
+    _raise(problems or list(_json_problems(env, where)))
     return env
+
+
+def _json_problems(env: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """What YAML and Python can hold, and JSON, as which it is sent to Ray, cannot."""
+    for key, value in env.items():
+        try:
+            json.dumps({key: value}, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            yield Problem(
+                f"{where}: {key!s}".encode(errors="replace").decode(),
+                f"cannot be sent as JSON: {error}",
+                "use text, numbers, true and false, lists and mappings",
+            )
 
 
 def _yaml_file(path: Path, where: str) -> Any:
@@ -132,36 +152,28 @@ def _yaml_file(path: Path, where: str) -> Any:
             Problem(where, "there is no such file", "name a YAML or JSON file, or give JSON: {...}")
         )
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(
-            Problem(where, "is neither YAML nor JSON", " ".join(str(error).split()))
-        ) from None
+        return read_yaml(path.read_bytes())
+    except NotYaml as error:
+        raise BadInput(Problem(where, "is neither YAML nor JSON", str(error))) from None
     except OSError as error:
         raise BadInput(Problem(where, f"cannot be read: {error.strerror}")) from None
 
 
 def _env_problems(data: Mapping[str, Any], where: str) -> Iterator[Problem]:
     """What Ray would refuse after the upload, or take in silence and never find on its nodes."""
-    variables = data.get("env_vars") or {}
+    variables = {} if data.get("env_vars") is None else data["env_vars"]
     if not isinstance(variables, dict):
         yield Problem(f"{where}: env_vars", "is not a mapping", 'such as {"A": "1"}')
     else:
         for name, value in variables.items():
-            if not (isinstance(name, str) and isinstance(value, str)):
-                shown = json.dumps(value, default=str)
-                yield Problem(
-                    f"{where}: env_vars.{name}",
-                    f"is {shown}, and Ray takes text only",
-                    f'write "{str(value).strip()}" in quotation marks',
-                )
-    excludes = data.get("excludes") or []
+            yield from _variable_problems(name, value, f"{where}: env_vars")
+    excludes = [] if data.get("excludes") is None else data["excludes"]
     if not (isinstance(excludes, list) and all(isinstance(e, str) for e in excludes)):
         yield Problem(f"{where}: excludes", "is not a list of patterns", 'such as ["*.csv"]')
     folder = data.get("working_dir")
     if folder is not None and not isinstance(folder, str):
         yield Problem(f"{where}: working_dir", "is not text", "name a folder, or a URI")
-    modules = data.get("py_modules") or []
+    modules = [] if data.get("py_modules") is None else data["py_modules"]
     if not isinstance(modules, list):
         yield Problem(f"{where}: py_modules", "is not a list", "of URIs")
         return
@@ -172,6 +184,27 @@ def _env_problems(data: Mapping[str, Any], where: str) -> Iterator[Problem]:
                 f"{module!r} is on this machine, and is not uploaded",
                 "put it below the working directory, or name a URI",
             )
+
+
+def _variable_problems(name: Any, value: Any, where: str) -> Iterator[Problem]:
+    if not isinstance(name, str):
+        yield Problem(where, f"the name {name!r} is not text", "write it in quotation marks")
+    elif not name or "=" in name or "\0" in name:
+        yield Problem(where, f"{name!r} is not a variable's name", "such as MY_VARIABLE")
+    elif isinstance(value, str):
+        if "\0" in value:
+            yield Problem(f"{where}.{name}", "holds a NUL, which no variable can")
+    elif isinstance(value, (dict, list, tuple, set)):
+        yield Problem(
+            f"{where}.{name}", f"is a {type(value).__name__}, and Ray takes text only", "write text"
+        )
+    else:
+        shown = json.dumps(value, default=str)
+        yield Problem(
+            f"{where}.{name}",
+            f"is {shown}, and Ray takes text only",
+            f'write "{str(value).strip()}" in quotation marks',
+        )
 
 
 def _with_files_read(data: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
@@ -189,7 +222,17 @@ def _with_files_read(data: Mapping[str, Any], key: str, where: str) -> Mapping[s
                 f"{where}: {key} {named}", "there is no such file", "or give a list of packages"
             )
         )
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(
+            Problem(f"{where}: {key} {named}", f"cannot be read: {error.strerror}")
+        ) from None
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            Problem(f"{where}: {key} {named}", f"is not UTF-8: {error}", "save it as UTF-8")
+        ) from None
+    lines = (line.strip() for line in text.splitlines())
     return {**data, key: [line for line in lines if line and not line.startswith("#")]}
 
 
@@ -218,14 +261,27 @@ def plan_program(
     env = dict(runtime_env or {})
     excludes = tuple(env.pop("excludes", None) or ())
     in_env = env.pop("working_dir", None)
-    problems: list[Problem] = []
+    problems = [
+        Problem(
+            "runtime_env: excludes", f"{pattern!r} is not a pattern", "write it as in .gitignore"
+        )
+        for pattern in excludes
+        if not _is_pattern(pattern)
+    ]
     if working_dir is not None and in_env is not None:
         problems.append(
             Problem("--working-dir", "stands in the runtime_env too", "leave one of them out")
         )
     where = "--working-dir" if working_dir is not None else "runtime_env: working_dir"
     folder = working_dir if working_dir is not None else in_env
+    problems.extend(_json_problems(env, "runtime_env"))
     path = Path(script)
+    if not script:
+        problems.append(Problem("SCRIPT", "is empty", f"name a Python script; {_UNSET}"))
+    if folder == "":
+        problems.append(Problem(where, "is empty", f"name a folder; {_UNSET}"))
+    if not script or folder == "":
+        _raise(problems)
     if folder is not None and _URI.match(folder):
         if where == "--working-dir":
             problems.append(
@@ -337,7 +393,7 @@ def pack(program: Program, into: Path, *, limit: int = UPLOAD_LIMIT) -> Package:
             try:
                 _add(archive, digest, name, path, refuse_too_large)
             except OSError as error:
-                raise BadInput(Problem(str(path), f"cannot be read: {error.strerror}")) from None
+                raise _unreadable(path, error) from None
             except UnicodeEncodeError:
                 what = "has a name that is no UTF-8"
                 raise BadInput(
@@ -350,34 +406,65 @@ def pack(program: Program, into: Path, *, limit: int = UPLOAD_LIMIT) -> Package:
 
 
 def _entries(root: Path, excludes: GitIgnoreSpec) -> Iterator[tuple[str, Path]]:
-    """Names in the package (folders that are empty end with a slash), and where they are."""
+    """Names in the package (folders that are empty end with a slash), and where they are.
+
+    As in Ray, links are followed, wherever they lead; unlike there, not in circles, which only the
+    operating system's limit would end: of folders that link to each other, a path holds one link.
+    """
+    circles: set[Path] = set()
 
     def walk(
-        folder: Path, ignores: Sequence[tuple[Path, GitIgnoreSpec]], above: frozenset[Path]
+        folder: Path,
+        ignores: Sequence[tuple[Path, GitIgnoreSpec]],
+        above: tuple[Path, ...],
+        links: tuple[Path, ...],
     ) -> Iterator[tuple[str, Path]]:
-        real = folder.resolve()
-        if real in above:
-            return  # a link to a folder that holds it
+        """`above` are the real folders that lead here, this one last; `links` where links lead."""
         try:
             children = sorted(folder.iterdir())
             ignores = [*ignores, *_ignore_files(folder)]
         except OSError as error:
-            raise BadInput(Problem(str(folder), f"cannot be read: {error.strerror}")) from None
+            raise _unreadable(folder, error) from None
         if not children and folder != root:
             yield folder.relative_to(root).as_posix() + "/", folder
         for child in children:
-            is_folder = child.is_dir()
-            if is_folder and (child.name in LEFT_OUT or (child / _VENV).is_file()):
-                continue
             name = child.relative_to(root).as_posix()
-            if excludes.match_file(name + "/" * is_folder) or _ignored(child, is_folder, ignores):
-                continue
-            if is_folder:
-                yield from walk(child, ignores, above | {real})
-            elif child.is_file():  # no sockets, pipes, links that lead nowhere
-                yield name, child
 
-    return walk(root, [], frozenset())
+            def left_out(slash: str, name: str = name, child: Path = child) -> bool:
+                return excludes.match_file(name + slash) or _ignored(child, slash, ignores)
+
+            try:
+                is_folder = child.is_dir()
+                if left_out("/" * is_folder) or (is_folder and child.name in LEFT_OUT):
+                    continue
+                if not is_folder:
+                    if child.is_file():  # no sockets, pipes, links that lead nowhere
+                        yield name, child
+                    continue
+                if (child / _VENV).is_file():
+                    continue
+                is_link = child.is_symlink()
+                real = child.resolve() if is_link else above[-1] / child.name
+            except OSError as error:
+                if child.name in LEFT_OUT or left_out("") or left_out("/"):
+                    continue
+                raise _unreadable(child, error) from None
+            if real in above:  # a link to a folder that holds it
+                circles.update(above[above.index(real) :])
+            elif not (is_link and real in circles and circles.intersection(links)):
+                yield from walk(child, ignores, (*above, real), links + (real,) * is_link)
+
+    return walk(root, [], (root.resolve(),), ())
+
+
+def _unreadable(path: Path, error: OSError) -> BadInput:
+    return BadInput(
+        Problem(
+            str(path),
+            f"cannot be read: {error.strerror}",
+            f"leave it out: with {' or '.join(IGNORE_FILES)}, or the runtime_env's excludes",
+        )
+    )
 
 
 def _ignore_files(folder: Path) -> list[tuple[Path, GitIgnoreSpec]]:
@@ -385,16 +472,27 @@ def _ignore_files(folder: Path) -> list[tuple[Path, GitIgnoreSpec]]:
     for name in IGNORE_FILES:
         path = folder / name
         if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            found.append((folder, GitIgnoreSpec.from_lines(lines)))
+            # As git: a line ends at a newline only, and one that is no pattern is skipped.
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            lines = [line.removesuffix("\r") for line in text.split("\n")]
+            found.append((folder, GitIgnoreSpec.from_lines(filter(_is_pattern, lines))))
     return found
 
 
-def _ignored(path: Path, is_folder: bool, ignores: Sequence[tuple[Path, GitIgnoreSpec]]) -> bool:
+def _is_pattern(line: str) -> bool:
+    """Whether a line is one that a .gitignore may have: `!`, `foo\\` and `[z-a]` are not."""
+    try:
+        GitIgnoreSpec.from_lines([line])
+    except (ValueError, re.error):
+        return False
+    return True
+
+
+def _ignored(path: Path, slash: str, ignores: Sequence[tuple[Path, GitIgnoreSpec]]) -> bool:
     """As in git, the file that is nearest has the last word."""
     answer = False
     for folder, spec in ignores:
-        said = spec.check_file(path.relative_to(folder).as_posix() + "/" * is_folder).include
+        said = spec.check_file(path.relative_to(folder).as_posix() + slash).include
         answer = answer if said is None else said
     return answer
 

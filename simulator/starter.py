@@ -22,8 +22,14 @@ def write_starter(folder: Path) -> list[Path]:
     OSError
         It cannot be written; nothing is left of it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(Problem(str(folder), "is a file", "name a folder"))
+    for place in (folder, *folder.parents):
+        if place.is_symlink() and not place.exists():
+            what = f"is a link to {place.readlink()}, which does not exist"
+            raise BadInput(Problem(str(place), what, "make that folder, or name another one"))
+        if place.exists():
+            if not place.is_dir():
+                raise BadInput(Problem(str(place), "is a file", "name a folder"))
+            break
     sources = sorted(p for p in asset_path("starter").iterdir() if p.suffix in (".py", ".yaml"))
     targets = [folder / source.name for source in sources]
     # A link that leads nowhere is in the way too.

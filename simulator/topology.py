@@ -14,7 +14,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -27,15 +26,31 @@ from pydantic import (
 
 from simulator.assets import asset_names
 from simulator.errors import BadInput, NotFound, Problem
+from simulator.yamltext import NotYaml, read_yaml
 
 Role = Literal["head", "worker"]
 
 _NAME = re.compile(r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$")
 _RESERVED = frozenset({"head", "init", "observer", "driver"})
-_SIZE = re.compile(r"^(\d+)([kmg])$")
+_SIZE = re.compile(r"([0-9]{1,15})([kmg])")
+#: What a node may be given: Docker takes no less than 6 MiB, and more than a PiB is a slip of the pen.
+_LEAST_MEMORY, _MOST_MEMORY = "6m", "1048576g"
 #: Of one resource on one node, and of nodes in one group: more is a slip of the pen.
 _MOST, _MOST_REPLICAS = 1_000_000, 1000
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
+
+#: Resources that Ray measures by itself, and the prefix of those that it gives a node by itself
+#: (Ray 2.60, `ResourceAndLabelSpec`): what a topology says of them is overwritten or refused.
+_RAYS_RESOURCES, _RAYS_PREFIX = ("memory", "object_store_memory"), "node:"
+
+#: Labels by Ray's rule, which is Kubernetes' (Ray 2.60, `ray._private.label_utils.validate_label_key` and
+#: `validate_label_value`; a test holds them together), less the prefixes that only a slip in Ray's pattern
+#: lets through (`/b`, `a..b/c`). A node's id is Ray's to say; the others below `ray.io/`, such as
+#: market-type, are the user's.
+_LABEL = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?")
+_DNS_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9])?"
+_LABEL_PREFIX = re.compile(rf"(?=.{{1,253}}\Z){_DNS_LABEL}(\.{_DNS_LABEL})*")
+_LABEL_OF_RAY = "ray.io/node-id"
 
 
 class Gpus(str, Enum):
@@ -62,7 +77,7 @@ LEAN_LACKS = (
 
 def parse_size(text: str) -> int:
     """Bytes of a size as Docker writes it: ``"512m"``, ``"2g"``; ValueError if it is not one."""
-    match = _SIZE.match(text.lower())
+    match = _SIZE.fullmatch(text.lower())
     if not match:
         raise ValueError(f'is "{text}"; use a number and k, m or g, such as 512m or 2g')
     return int(match[1]) * _UNITS[match[2]]
@@ -82,19 +97,44 @@ class _Node(BaseModel):
     @classmethod
     def _resources(cls, value: Mapping[str, float]) -> Mapping[str, float]:
         for name, amount in value.items():
+            if not name.strip() or not name.isprintable():
+                raise ValueError(f"{name!r} is not a name; use letters, digits, - and _")
+            if name in _RAYS_RESOURCES or name.startswith(_RAYS_PREFIX):
+                raise ValueError(f"{name} is Ray's own to say; choose another name")
             if amount < 0:
                 raise ValueError(f"{name} is {amount:g}; a node cannot offer less than 0")
             if not amount <= _MOST:  # NaN too
                 raise ValueError(f"{name} is {amount:g}; a node cannot offer more than {_MOST}")
-            if name in ("CPU", "GPU") and amount != int(amount):
-                raise ValueError(f"{name} is {amount:g}; Ray takes whole {name}s per node")
+            if amount != int(amount):
+                raise ValueError(f"{name} is {amount:g}; Ray takes whole amounts per node")
         return {"CPU": 0, **value}
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for key, text in value.items():
+            prefix, slash, name = key.rpartition("/")
+            if not _LABEL.fullmatch(name) or (slash and not _LABEL_PREFIX.fullmatch(prefix)):
+                raise ValueError(
+                    f"{key!r} is not a label's name; use up to 63 letters, digits, -, _ and ., the first and "
+                    "the last a letter or a digit, behind a domain and a / if you like"
+                )
+            if key == _LABEL_OF_RAY:
+                raise ValueError(f"{key} is Ray's own to say; choose another name")
+            if text and not _LABEL.fullmatch(text):
+                raise ValueError(
+                    f"{key} is {text!r}; use up to 63 letters, digits, -, _ and ., the first and the last "
+                    "a letter or a digit"
+                )
+        return value
 
     @field_validator("memory")
     @classmethod
     def _memory(cls, value: str | None) -> str | None:
         if value is not None:
-            parse_size(value)
+            size = parse_size(value)
+            if not parse_size(_LEAST_MEMORY) <= size <= parse_size(_MOST_MEMORY):
+                raise ValueError(f'is "{value}"; use {_LEAST_MEMORY} to {_MOST_MEMORY}')
         return value
 
     @property
@@ -294,9 +334,9 @@ def load_topology(name_or_path: str) -> Topology:
     if not path.is_file():
         raise NotFound("topology", name_or_path, known)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(Problem(str(path), "is not YAML", str(error).replace("\n", " "))) from None
+        data = read_yaml(path.read_bytes())
+    except NotYaml as error:
+        raise BadInput(Problem(str(path), "is not YAML", str(error))) from None
     except OSError as error:
         raise BadInput(Problem(str(path), f"cannot be read: {error.strerror}")) from None
     if isinstance(data, dict):
@@ -323,8 +363,8 @@ def override(topology: Topology, settings: Iterable[str]) -> Topology:
             problems.append(Problem(where, "is not key=value", "for example head.resources.CPU=2"))
             continue
         try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError:
+            value = read_yaml(raw)
+        except NotYaml:
             problems.append(Problem(where, f"{raw!r} is not a YAML value"))
             continue
         problem = _assign(data, key.split("."), value, where)
@@ -346,7 +386,7 @@ def _assign(data: Any, path: list[str], value: Any, where: str) -> Problem | Non
         if isinstance(here, list):
             names = [str(g.get("group_name")) if isinstance(g, dict) else "" for g in here]
             position = names.index(part) if part in names else None
-            if position is None and part.isdigit() and int(part) < len(here):
+            if position is None and part.isdecimal() and int(part) < len(here):
                 position = int(part)
             if position is None:
                 known = ", ".join(names) or "none"

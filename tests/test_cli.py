@@ -330,7 +330,7 @@ def test_all_problems_of_a_topology_file_are_said_at_once(command: Command, tmp_
     )
     done = command("up", "--topology", str(path))
     assert done.code == 2
-    for said in ("gpuz", "whole CPUs", "reserved", "replicas", '"2x"'):
+    for said in ("gpuz", "whole amounts", "reserved", "replicas", '"2x"'):
         assert said in done.err
     assert command("clusters", "--json").data == []
 

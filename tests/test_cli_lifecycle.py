@@ -391,3 +391,13 @@ def test_what_was_left_out_is_said(
     said = command("cp", "head:/tmp", ".").err
     assert "left out, since neither file nor folder: link-0" in said
     assert "and 2 more" in said
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "1e300", "-1"])
+@pytest.mark.parametrize(
+    "line", ["stop --grace", "up --timeout", "monitor --for", "status --watch --interval"]
+)
+def test_a_time_that_is_none_is_exit_code_2(command: Command, line: str, seconds: str) -> None:
+    done = command(*line.split(), seconds)
+    assert (done.code, done.out) == (2, "")
+    assert "Invalid value" in done.err

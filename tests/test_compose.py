@@ -124,7 +124,7 @@ def test_a_worker_group_is_a_service_with_the_definition_of_worker() -> None:
                 {
                     "group_name": "big",
                     "replicas": 1,
-                    "resources": {"CPU": 4, "GPU": 2, "disk": 1.5},
+                    "resources": {"CPU": 4, "GPU": 2, "disk": 3},
                     "labels": {"zone": "b", "tier": "spot"},
                 },
             ],
@@ -142,7 +142,7 @@ def test_a_worker_group_is_a_service_with_the_definition_of_worker() -> None:
         "worker",
         "--num-cpus=4",
         "--num-gpus=2",
-        '--resources={"disk":1.5}',
+        '--resources={"disk":3}',
         "--labels=tier=spot,zone=b",
     ]
     assert services["big"]["labels"][LABEL_GROUP] == "big"
@@ -152,7 +152,7 @@ def test_a_worker_group_is_a_service_with_the_definition_of_worker() -> None:
 
 
 def test_what_a_node_offers_is_read_back_from_its_command() -> None:
-    group = WorkerGroup(group_name="g", resources={"CPU": 2, "GPU": 1, "disk": 0.5, "TPU": 4})
+    group = WorkerGroup(group_name="g", resources={"CPU": 2, "GPU": 1, "disk": 3, "TPU": 4})
     assert resources_of(["worker", *ray_arguments(group)]) == dict(group.resources)
     assert resources_of(["head", *ray_arguments(Head(resources={}))]) == {"CPU": 0}
     assert resources_of(["worker", "--resources={broken", "--num-cpus=2"]) == {"CPU": 2}
@@ -337,7 +337,7 @@ def test_what_an_earlier_version_kept_is_read_and_what_cannot_be_is_an_error_of_
 
 
 def test_what_a_node_was_made_as_is_read_back_from_its_arguments() -> None:
-    node = Head(resources={"CPU": 2, "GPU": 1, "disk": 0.5}, labels={"zone": "a", "tier": "spot"})
+    node = Head(resources={"CPU": 2, "GPU": 1, "disk": 3}, labels={"zone": "a", "tier": "spot"})
     command = ["head", *ray_arguments(node)]
     assert resources_of(command) == node.resources
     assert labels_of(command) == node.labels

@@ -46,6 +46,7 @@ from simulator.backends.docker.engine import (
 from simulator.backends.docker.events import to_event
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
 from simulator.backends.docker.programs import DockerProgram
+from simulator.backends.select import choose
 from simulator.compose import INNODE_TARGET
 from simulator.errors import BadInput, CannotRun
 from simulator.topology import LEAN_LACKS, Topology, load_topology, override, parse_topology
@@ -91,6 +92,32 @@ def test_a_context_that_does_not_exist_is_a_reason(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setenv("DOCKER_CONTEXT", "no-such-context")
     assert "no-such-context" in (engine_answers(timeout=2.0) or "")
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("tcp://[::1", "Invalid IPv6 URL"),
+        ("tcp://x:99999", "Port out of range 0-65535"),
+        ("ssh://me@x:ssh", "Port could not be cast to integer value as 'ssh'"),
+    ],
+)
+def test_an_address_that_is_none_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, host: str, why: str
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", host)
+    assert engine_answers(timeout=2.0) == f"DOCKER_HOST says {host}: {why}"
+    assert DockerBackend().check(load_topology("default"))[0].level == "problem"
+
+
+def test_without_ssh_support_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("docker.api.client.SSHHTTPAdapter", raising=False)  # no paramiko
+    monkeypatch.setenv("DOCKER_HOST", "ssh://x")
+    said = "ssh://x needs the Docker SDK's SSH support; pip install 'docker[ssh]'"
+    assert engine_answers(timeout=2.0) == said
+    with pytest.raises(CannotRun) as caught:
+        choose("docker")
+    assert str(caught.value) == f"no Docker engine answers: {said}. Or use --backend process"
 
 
 def test_it_is_a_backend_that_can_kill_and_pause() -> None:

@@ -110,6 +110,14 @@ def test_parameters_are_read_with_their_types() -> None:
     assert (data["comes_back"], data["victim"]) == (False, "worker-2")
 
 
+@pytest.mark.parametrize("text", ["2020-13-45", "!!int x", "[" * 3000])
+def test_what_only_looks_like_yaml_is_text(text: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        load_experiment("node_failure").parse_params([f"tasks={text}"])
+    assert [p.where for p in caught.value.problems] == ["--param tasks"]
+    assert load_experiment("node_failure").parse_params([f"victim={text}"]).victim == text
+
+
 def test_every_problem_of_the_parameters_comes_at_once() -> None:
     with pytest.raises(BadInput) as caught:
         load_experiment("node_failure").parse_params(

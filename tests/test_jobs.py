@@ -111,6 +111,60 @@ def test_links_are_followed_but_not_in_circles(
     assert packed(project, into) == {"main.py", "lib/tool.py", "data/big", "lib/data/big"}
 
 
+def test_folders_that_link_to_each_other_are_followed_one_link_deep(
+    project: Path, into: Path
+) -> None:
+    names = [f"f{n}" for n in range(12)]
+    write(project, *(f"{name}/own" for name in names))
+    for name in names:
+        for other in set(names) - {name}:
+            (project / name / f"to-{other}").symlink_to(project / other)
+    found = packed(project, into)
+    assert {f"{a}/to-{b}/own" for a in names for b in names if a != b} < found
+    assert len(found) < 500  # and not one for each order in which 12 links may be followed
+
+
+def test_two_links_to_one_folder_are_both_followed_behind_a_link_too(
+    project: Path, into: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "store", "v1/big")
+    (tmp_path / "store" / "latest").symlink_to("v1")
+    (tmp_path / "store" / "stable").symlink_to("v1")
+    (project / "store").symlink_to(tmp_path / "store")
+    found = {name for name in packed(project, into) if name.startswith("store/")}
+    assert found == {"store/v1/big", "store/latest/big", "store/stable/big"}
+
+
+@pytest.mark.parametrize("line", ["!", "\\", "foo\\", "[z-a]"])
+def test_a_line_that_is_no_pattern_is_skipped_in_a_file_and_refused_in_excludes(
+    project: Path, into: Path, line: str
+) -> None:
+    write(project, gitignore=f"{line}\r\ndata\u2028x\n\ndata\n")
+    assert packed(project, into) == {"main.py", "lib/tool.py", ".gitignore"}
+    with pytest.raises(BadInput) as caught:
+        plan_program("main.py", working_dir=str(project), runtime_env={"excludes": [line]})
+    assert f"excludes: {line!r} is not a pattern" in str(caught.value)
+
+
+@pytest.mark.parametrize("closed", ["iterdir", "is_dir", "is_file"])
+def test_what_cannot_be_read_is_in_the_way_only_if_it_is_to_be_packed(
+    project: Path, into: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    usual = getattr(Path, closed)
+
+    def refuse(path: Path) -> Any:  # as for a user who may not; root always may
+        if "data" in path.parts[-2:]:
+            raise PermissionError(13, "Permission denied")
+        return usual(path)
+
+    monkeypatch.setattr(Path, closed, refuse)
+    with pytest.raises(BadInput, match="data: cannot be read: Permission denied; leave it out"):
+        packed(project, into)
+    assert packed(project, into, excludes=["data/"]) == {"main.py", "lib/tool.py"}
+    write(project, gitignore="data\n")
+    assert packed(project, into) == {"main.py", "lib/tool.py", ".gitignore"}
+
+
 def test_the_same_content_has_the_same_name_and_any_change_another(
     project: Path, tmp_path: Path
 ) -> None:
@@ -255,6 +309,21 @@ def test_a_runtime_env_is_read_from_json_and_from_files(
         (".", "is a folder"),
         ("list.yaml", "is not a mapping"),
         ("broken.yaml", "is neither YAML nor JSON"),
+        ("", "--runtime-env: is empty"),
+        ('{"a": ' + "[" * 100_000, "--runtime-env: is not JSON: is nested too deeply"),
+        ("day.yaml", "day.yaml: conda: cannot be sent as JSON: Object of type date"),
+        ("set.yaml", "set.yaml: conda: cannot be sent as JSON: Object of type set"),
+        ("circle.yaml", "circle.yaml: conda: cannot be sent as JSON: Circular reference"),
+        ('{"config": {"a": NaN}}', "config: cannot be sent as JSON: Out of range float"),
+        ('{"config": "\\ud800"}', "config: cannot be sent as JSON: 'utf-8' codec can't encode"),
+        ('{"env_vars": []}', "env_vars: is not a mapping"),
+        ('{"env_vars": {"A": ["1"]}}', "env_vars.A: is a list, and Ray takes text only"),
+        ('{"env_vars": {"": "1"}}', "env_vars: '' is not a variable's name"),
+        ('{"env_vars": {"A=B": "1"}}', "env_vars: 'A=B' is not a variable's name"),
+        ('{"env_vars": {"A\\u0000": "1"}}', "env_vars: 'A\\x00' is not a variable's name"),
+        ('{"env_vars": {"A": "\\u0000"}}', "env_vars.A: holds a NUL"),
+        ('{"pip": "latin.txt"}', "pip latin.txt: is not UTF-8"),
+        ("date.yaml", "is neither YAML nor JSON; month must be in 1..12"),
         ('{"env_vars": {"A": 1}}', 'env_vars.A: is 1, and Ray takes text only; write "1"'),
         ('{"env_vars": ["A"]}', "env_vars: is not a mapping"),
         ('{"excludes": "data"}', "excludes: is not a list of patterns"),
@@ -270,9 +339,25 @@ def test_what_is_wrong_with_a_runtime_env_is_said(
     monkeypatch.chdir(tmp_path)
     Path("list.yaml").write_text("[1]")
     Path("broken.yaml").write_text("{a: [")
+    Path("day.yaml").write_text("conda: {a: 2020-01-01}")
+    Path("set.yaml").write_text("conda: !!set {a}")
+    Path("circle.yaml").write_text("conda: &it [*it]")
+    Path("latin.txt").write_bytes(b"caf\xe9")
+    Path("date.yaml").write_text("env_vars: {A: 2020-13-45}")
     with pytest.raises(BadInput) as caught:
         read_runtime_env(text)
     assert said in str(caught.value)
+
+
+def test_what_a_program_of_ones_own_asks_for_must_be_json_too(project: Path) -> None:
+    with pytest.raises(BadInput, match="runtime_env: config: cannot be sent as JSON"):
+        plan_program(str(project / "main.py"), runtime_env={"config": {1, 2}})
+
+
+def test_what_is_empty_is_said_to_be(project: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        plan_program("", working_dir="")
+    assert [p.where for p in caught.value.problems] == ["SCRIPT", "--working-dir"]
 
 
 def test_all_problems_of_a_runtime_env_are_said_at_once() -> None:

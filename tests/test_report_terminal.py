@@ -32,7 +32,7 @@ def text_of(run: Path, width: int = 80, encoding: str = "utf-8", *, colour: bool
 
 
 @pytest.mark.parametrize("name", ["valid", "invalid", "unknown", "cut"])
-@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 def test_no_line_is_longer_than_the_terminal(runs: Path, name: str, width: int) -> None:
     lines = text_of(runs / name, width).splitlines()
     assert max(map(len, lines)) <= width
@@ -76,6 +76,13 @@ def test_phases_have_seconds_and_uncertainty_or_are_not_seen(runs: Path) -> None
         line.startswith("node rejoined") and "required" in line and "not seen" in line
         for line in lines
     )
+
+
+def test_a_narrow_terminal_gets_each_finding_on_lines_of_its_own(runs: Path) -> None:
+    lines = [line.rstrip() for line in text_of(runs / "invalid", 40).splitlines()]
+    at = lines.index("✕ invalid  no_task_lost")
+    assert lines[at + 1] == "  2 of 292 lost: p-50: NodeDiedError:"
+    assert "declared DEAD         +4.30 s ± 0.10 s" in lines  # and no bar
 
 
 def test_it_names_the_report_once_it_was_written(runs: Path) -> None:

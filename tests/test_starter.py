@@ -11,7 +11,7 @@ from cli import Command, runner_of, use_backends
 from fakes import fake
 
 from simulator.starter import write_starter
-from simulator.topology import known_topologies
+from simulator.topology import LEAN_LACKS, known_topologies
 
 FILES = ["my_experiment.py", "my_topology.yaml", "test_my_experiment.py"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +62,29 @@ def test_nothing_is_overwritten_and_all_that_is_in_the_way_is_named(command: Com
     assert "a file: is a file; name a folder" in command("init", "a file").err
 
 
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("", "DIR: is empty; name a folder"),
+        ("dangling", "dangling: is a link to nowhere, which does not exist; make that folder"),
+        ("dangling/x", "dangling: is a link to nowhere, which does not exist; make that folder"),
+        ("f.txt/x", "f.txt: is a file; name a folder"),
+    ],
+)
+def test_what_can_be_no_folder_is_refused(command: Command, folder: str, said: str) -> None:
+    Path("dangling").symlink_to("nowhere")
+    Path("f.txt").write_text("")
+    done = command("init", folder)
+    assert (done.code, done.out) == (2, "")
+    assert said in " ".join(done.err.split())
+
+
+def test_the_commands_to_do_next_can_be_copied(command: Command) -> None:
+    said = " ".join(command("init", "my $lab; 1").err.split())
+    assert "run './my $lab; 1/my_experiment.py' #" in said
+    assert "pytest 'my $lab; 1/test_my_experiment.py' #" in said
+
+
 def test_what_cannot_be_written_leaves_nothing_behind(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,3 +132,10 @@ def test_one_topology_is_shown_with_its_groups(command: Command) -> None:
     wrong = command("topologies", "hybird")
     assert (wrong.code, wrong.out) == (2, "")
     assert "did you mean hybrid?" in wrong.err
+
+
+def test_a_lean_group_is_shown_as_such_with_what_it_lacks(command: Command) -> None:
+    shown = " ".join(command("topologies", "lean").out.split())
+    assert "worker (lean)" in shown
+    assert shown.count(f"lean: {LEAN_LACKS}") == 1
+    assert "(lean)" not in command("topologies", "default").out

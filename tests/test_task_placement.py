@@ -352,7 +352,7 @@ def test_a_run_that_breaks_nothing_shows_no_recovery(valid: dict[str, Any]) -> N
     assert "Recovery" not in text
 
 
-@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_the_terminals_picture_keeps_to_its_width(invalid: dict[str, Any], width: int) -> None:
     text = terminal(invalid, width)
     assert max(map(len, text.splitlines())) <= width
@@ -362,6 +362,12 @@ def test_the_terminals_picture_keeps_to_its_width(invalid: dict[str, Any], width
 def test_at_80_columns_a_node_is_one_line(valid: dict[str, Any]) -> None:
     (line,) = [line for line in terminal(valid).splitlines() if line.startswith(" gpu-1")]
     assert line.rstrip().endswith("CPU 2/2 GPU 1/1")
+
+
+def test_on_a_narrow_terminal_a_node_is_some_lines(valid: dict[str, Any]) -> None:
+    lines = [line.strip() for line in terminal(valid, 40).splitlines()]
+    said = " ".join(lines[lines.index("gpu-1") : lines.index("gpu-2")])
+    assert said.endswith("most in use CPU 2/2 GPU 1/1")
 
 
 def change(result: dict[str, Any], folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:

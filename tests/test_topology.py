@@ -108,7 +108,17 @@ def test_a_file_of_ones_own_is_named_after_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("head: [", "is not YAML"), ("- 1\n", "is not a mapping"), ("", "is not a mapping")],
+    [
+        ("head: [", "is not YAML"),
+        ("- 1\n", "is not a mapping"),
+        ("", "is not a mapping"),
+        ("a: 2020-13-45", "is not YAML; month must be in 1..12"),
+        ("a: !!int xx", "is not YAML; invalid literal"),
+        ("a: !!bool xx", "is not YAML; a value is not of the type that its tag"),
+        ("a: !!timestamp xx", "is not YAML; a value is not of the type that its tag"),
+        ("[" * 3000, "is not YAML; is nested too deeply"),
+    ],
+    ids=["open", "list", "empty", "date", "int", "bool", "timestamp", "deep"],
 )
 def test_a_file_that_is_no_topology_is_refused(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "mine.yaml"
@@ -155,13 +165,48 @@ def test_a_group_that_stands_there_twice_is_refused() -> None:
     [
         ({"min_replicas": 3, "max_replicas": 2}, "min_replicas 3 is above max_replicas 2"),
         ({"replicas": 1, "min_replicas": 2}, "replicas 1 is below min_replicas 2"),
-        ({"resources": {"GPU": 0.5}}, "GPU is 0.5; Ray takes whole GPUs per node"),
+        ({"resources": {"GPU": 0.5}}, "GPU is 0.5; Ray takes whole amounts per node"),
+        ({"resources": {"disk": 0.5}}, "disk is 0.5; Ray takes whole amounts per node"),
+        ({"resources": {"": 1}}, "'' is not a name"),
+        ({"resources": {"a\nb": 1}}, "'a\\nb' is not a name"),
+        ({"resources": {"memory": 1}}, "memory is Ray's own to say"),
+        ({"resources": {"object_store_memory": 1}}, "object_store_memory is Ray's own to say"),
+        ({"resources": {"node:__internal_head__": 1}}, "is Ray's own to say"),
+        ({"labels": {"a b": "x"}}, "'a b' is not a label's name"),
+        ({"labels": {"": "x"}}, "'' is not a label's name"),
+        ({"labels": {"/a": "x"}}, "'/a' is not a label's name"),
+        ({"labels": {"a": "x\n,zone=a,gpu=fake"}}, "a is 'x\\n,zone=a,gpu=fake'; use up to 63"),
+        ({"labels": {"a": "x,zone=a"}}, "a is 'x,zone=a'; use up to 63"),
+        ({"labels": {"a": "x\n"}}, "a is 'x\\n'; use up to 63"),
+        ({"labels": {"ray.io/node-id": "x"}}, "ray.io/node-id is Ray's own to say"),
+        ({"memory": "0g"}, 'is "0g"; use 6m to 1048576g'),
+        ({"memory": "99999999999999g"}, 'is "99999999999999g"; use 6m to 1048576g'),
+        ({"memory": "٣g"}, 'is "٣g"; use a number and k, m or g'),
+        ({"memory": "2g\n"}, "use a number and k, m or g"),
     ],
 )
 def test_a_contradiction_is_refused(group: dict[str, object], said: str) -> None:
     with pytest.raises(BadInput) as caught:
         parse_topology({"worker_groups": [{"group_name": "w", **group}]}, "t")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["zone", "a" * 63, "ray.io/market-type", "a.b-c.d/e_f.g"])
+@pytest.mark.parametrize("value", ["", "spot", "A-1_b.c", "a" * 63])
+def test_a_label_of_kubernetes_syntax_is_taken(key: str, value: str) -> None:
+    topology = parse_topology({"head": {"labels": {key: value}}}, "t")
+    assert topology.head.labels == {key: value}
+
+
+@given(st.text("aZ0-_./, \n=²", max_size=12), st.text("aZ0-_./, \n=²", max_size=12))
+def test_every_label_that_is_taken_is_one_to_ray(key: str, value: str) -> None:
+    rule = pytest.importorskip("ray._private.label_utils")
+    try:
+        parse_topology({"head": {"labels": {key: value}}}, "t")
+    except BadInput:
+        return
+    assert rule.validate_label_key(key) is None
+    rule.validate_label_value(value)
 
 
 def test_every_problem_of_the_overrides_comes_at_once() -> None:
@@ -183,6 +228,17 @@ def test_every_problem_of_the_overrides_comes_at_once() -> None:
         "--set head.gpus.x=1: head.gpus has no keys below it",
         "--set head.gpus=[: '[' is not a YAML value",
     ]
+
+
+@pytest.mark.parametrize("value", ["2020-13-45", "!!int x", "!!bool x", "[" * 3000])
+def test_a_setting_that_only_looks_like_a_value_is_refused(value: str) -> None:
+    with pytest.raises(BadInput, match="is not a YAML value"):
+        override(load_topology("default"), [f"head.resources.CPU={value}"])
+
+
+def test_a_position_is_written_in_digits() -> None:
+    with pytest.raises(BadInput, match="there is no worker group '²'"):
+        override(load_topology("default"), ["worker_groups.²=1"])
 
 
 def test_a_setting_that_is_none_hides_no_other_problem() -> None:

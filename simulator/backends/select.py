@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simulator.assets import engine_help
 from simulator.backends.base import Backend
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 
@@ -55,9 +54,9 @@ def choose(name: str = "auto") -> Choice:
         raise _unknown(name)
     if name == "process":
         return Choice(make(name), "processes, as asked for")
-    from simulator.backends.docker import engine_answers
+    from simulator.backends.docker import engine_silence
 
-    silent = engine_answers(timeout=5.0)
+    silent = engine_silence(timeout=5.0)
     if silent is None:
         asked = name == "docker"
         why = f"Docker, {'as asked for' if asked else 'because an engine answers'}"
@@ -65,10 +64,11 @@ def choose(name: str = "auto") -> Choice:
     if name == "docker":
         raise CannotRun(
             "no Docker engine answers",
-            why=silent,
-            remedy=f"Start Docker, or install it ({engine_help()}), or use --backend process",
+            why=silent.why or silent.what,
+            remedy=". ".join(r for r in (silent.remedy, "Or use --backend process") if r),
         )
-    return Choice(make("process"), f"processes, because no Docker engine answers ({silent})")
+    why = f"processes, because no Docker engine answers ({silent.why or silent.what})"
+    return Choice(make("process"), why)
 
 
 @dataclass(frozen=True, slots=True)

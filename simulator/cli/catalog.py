@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,18 +73,26 @@ def init(
 
     It runs as it is. Nothing is overwritten: if a file of these names is there, nothing is written.
     """
+    from simulator.errors import BadInput, Problem
     from simulator.starter import write_starter
 
+    if not folder:
+        raise BadInput(
+            Problem(
+                "DIR", "is empty", "name a folder, . for this one; is a shell variable not set?"
+            )
+        )
     written = write_starter(Path(folder))
     for path in written:
         output.print_line(str(path))
     experiment = next(path for path in written if path.name == "my_experiment.py")
-    shown = experiment if experiment.is_absolute() else f"./{experiment}"
+    shown = shlex.quote(str(experiment) if experiment.is_absolute() else f"./{experiment}")
     test = next(path for path in written if path.name.startswith("test_"))
+    tested = str(test) if not str(test).startswith("-") else f"./{test}"
     output.say(
         "\nNext:\n"
         f"  python -m simulator run {shown}          # on this machine, for real\n"
         f"  python -m simulator run {shown} --help   # its parameters\n"
-        f"  python -m pytest {test}   # its test: in memory, a second\n"
+        f"  python -m pytest {shlex.quote(tested)}   # its test: in memory, a second\n"
         "Then change the claim, the fault and the check to your own."
     )

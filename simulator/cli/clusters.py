@@ -17,6 +17,7 @@ from simulator.cli import complete, output
 from simulator.cli.options import (
     DEFAULT_NAME,
     HEALTHS,
+    MOST_SECONDS,
     AsJson,
     BackendOfExisting,
     BackendToUse,
@@ -26,6 +27,7 @@ from simulator.cli.options import (
     ParallelismOption,
     SetOption,
     WorkersOption,
+    a_number,
     command_line,
 )
 
@@ -215,7 +217,12 @@ def stop(
     grace: Annotated[
         float,
         typer.Option(
-            "--grace", metavar="SECONDS", min=0.0, help="How long each node has to sign off."
+            "--grace",
+            metavar="SECONDS",
+            min=0.0,
+            max=MOST_SECONDS,
+            callback=a_number,
+            help="How long each node has to sign off.",
         ),
     ] = 10.0,
     backend: BackendOfExisting = "auto",
@@ -415,6 +422,8 @@ def monitor(
             "--for",
             metavar="SECONDS",
             min=0.0,
+            max=MOST_SECONDS,
+            callback=a_number,
             help="End after so long; without it, at Ctrl-C.",
             show_default=False,
         ),
@@ -474,7 +483,14 @@ def status(
     ] = False,
     interval: Annotated[
         float,
-        typer.Option("--interval", metavar="SECONDS", min=0.1, help="How often, with --watch."),
+        typer.Option(
+            "--interval",
+            metavar="SECONDS",
+            min=0.1,
+            max=MOST_SECONDS,
+            callback=a_number,
+            help="How often, with --watch.",
+        ),
     ] = 1.0,
     backend: BackendOfExisting = "auto",
     as_json: AsJson = False,

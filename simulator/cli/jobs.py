@@ -81,7 +81,9 @@ def submit(
     from simulator.cli.plan import Problems
 
     problems = Problems()
-    env = problems.attempt("--runtime-env", lambda: jobs.read_runtime_env(runtime_env or "{}"))
+    env = problems.attempt(
+        "--runtime-env", lambda: jobs.read_runtime_env("{}" if runtime_env is None else runtime_env)
+    )
     program = problems.attempt(
         script,
         lambda: jobs.plan_program(

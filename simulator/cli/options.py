@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -15,6 +16,16 @@ HEALTHS = ("ray", "fast")
 
 #: The name of a cluster that is brought up by hand, unless told otherwise.
 DEFAULT_NAME = "ray-sim"
+
+#: The longest that anything may be told to take, seconds: a week, and not inf.
+MOST_SECONDS = 7 * 24 * 3600.0
+
+
+def a_number(value: float | None) -> float | None:
+    """Refuse nan, which is above no limit and below none."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number of seconds.")
+    return value
 
 
 def command_line(words: str, name: str | None) -> str:
@@ -111,7 +122,12 @@ ParallelismOption = Annotated[
 JoinTimeout = Annotated[
     float,
     typer.Option(
-        "--timeout", metavar="SECONDS", min=1.0, help="How long one node may take to join."
+        "--timeout",
+        metavar="SECONDS",
+        min=1.0,
+        max=MOST_SECONDS,
+        callback=a_number,
+        help="How long one node may take to join.",
     ),
 ]
 

@@ -244,6 +244,8 @@ def topologies_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def topology_view(row: Mapping[str, Any]) -> RenderableType:
+    from simulator.topology import LEAN_LACKS, Profile
+
     head = Text(row["name"], "bold")
     head.append(f"   {row['description']}" if row["description"] else "", "default")
     total = f"{row['nodes']} nodes, {_amounts(row['resources'])} in all"
@@ -254,8 +256,11 @@ def topology_view(row: Mapping[str, Any]) -> RenderableType:
         count = str(group["replicas"])
         if group.get("max_replicas") is not None:
             count += f" ({group['min_replicas'] or 0} to {group['max_replicas']})"
+        name = Text(group["group_name"], "bold")
+        if group.get("profile", Profile.DEFAULT.value) != Profile.DEFAULT.value:
+            name.append(f" ({group['profile']})", "default")
         made.add_row(
-            Text(group["group_name"], "bold"),
+            name,
             count,
             _amounts(group["resources"])
             + (
@@ -266,7 +271,10 @@ def topology_view(row: Mapping[str, Any]) -> RenderableType:
             Text(labels or "-"),
             group["memory"] or "-",
         )
-    return Group(head, Text(total, "dim"), made)
+    parts: list[RenderableType] = [head, Text(total, "dim"), made]
+    if any(group.get("profile") == Profile.LEAN.value for group in groups):
+        parts.append(Text(f"lean: {LEAN_LACKS}", "dim"))
+    return Group(*parts)
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.box import HEAVY, SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,9 @@ from simulator.report.timeline import Execution, Outcome, Timeline, build_timeli
 
 STYLES = {Verdict.VALID: "green", Verdict.INVALID: "red", Verdict.UNKNOWN: "yellow"}
 MARKS = {Verdict.VALID: "✓", Verdict.INVALID: "✕", Verdict.UNKNOWN: "?"}
+
+#: Below so many columns a table's last column has no room for a sentence: each row becomes lines instead.
+NARROW = 60
 
 LEVELS = "▁▂▃▄▅▆▇█"
 
@@ -48,13 +52,13 @@ def render_terminal(run: Path | Run, console: Console | None = None) -> None:
     parts: list[RenderableType] = [_verdict(run, timeline)]
     matrix = placement.matrix(run)
     if matrix is not None:
-        parts.append(_matrix(matrix))
+        parts.append(_matrix(matrix, console.width))
     if run.phases and not run.breaks_nothing:
         parts.append(_anatomy(run, console.width))
     if timeline.lanes:
         parts.append(_strips(timeline, console.width))
     if run.findings:
-        parts.append(_findings(run))
+        parts.append(_findings(run, console.width))
     parts.append(_where(run))
     show(console, Group(*parts))
 
@@ -95,13 +99,14 @@ def _heading(title: str) -> Text:
     return Text(f"\n{title}", style="bold")
 
 
-def _matrix(matrix: placement.Matrix) -> RenderableType:
+def _matrix(matrix: placement.Matrix, width: int) -> RenderableType:
     """A line per node: how many of each kind ran there, and the most that was in use at once."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("node", no_wrap=True)
     for column in matrix.columns:
         table.add_column(column.name, justify="right", overflow="fold")
     table.add_column("most in use", overflow="fold")
+    lines: list[RenderableType] = []
     for row in matrix.rows:
         cells = [
             Text(f"{c.count} {MARKS[Verdict.INVALID]}", style="bold red")
@@ -119,23 +124,38 @@ def _matrix(matrix: placement.Matrix) -> RenderableType:
             for u in row.uses
         )
         table.add_row(Text(row.node), *cells, uses)
+        counts = Text(", ").join(
+            Text(f"{column.name} ").append_text(cell)
+            for column, cell in zip(matrix.columns, cells, strict=True)
+        )
+        lines += [
+            Text(row.node, style="bold"),
+            _indented(counts),
+            *([_indented(Text("most in use ").append_text(uses))] if row.uses else []),
+        ]
     legend = "- not offered there"
     if matrix.wrong:
         legend += f"   {MARKS[Verdict.INVALID]} wrong: without what it needs, or more than there is"
     if matrix.more:
         legend += f"   {matrix.more} more nodes are not shown"
-    return Group(_heading("Who ran where, tasks"), table, Text(legend, style="dim"))
+    shown: RenderableType = table if width >= NARROW else Group(*lines)
+    return Group(_heading("Who ran where, tasks"), shown, Text(legend, style="dim"))
+
+
+def _indented(text: Text) -> RenderableType:
+    return Padding(text, (0, 0, 0, 2))
 
 
 def _anatomy(run: Run, width: int) -> RenderableType:
-    """One line a phase: the wait for it as a bar, from the phase before it."""
+    """One line a phase: the wait for it as a bar, where there is room, from the phase before it."""
     seen = run.seen
     span = max((p.seconds or 0.0 for p in seen), default=0.0) or 1.0
     # The title, the seconds, the uncertainty and the gaps between them leave the rest to the bar.
     bar_width = max(8, min(width, 120) - 52)
     table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True, min_width=22)
-    table.add_column(no_wrap=True, width=bar_width)
+    table.add_column(no_wrap=True, min_width=22 if width >= NARROW else None)
+    if width >= NARROW:
+        table.add_column(no_wrap=True, width=bar_width)
     table.add_column(no_wrap=True, justify="right")
     table.add_column(no_wrap=True, style="dim")
     before = 0.0
@@ -147,14 +167,18 @@ def _anatomy(run: Run, width: int) -> RenderableType:
         sign = "+" if (phase.seconds or 0.0) >= 0 else "-"
         table.add_row(
             Text(short_title(phase)),
-            bar,
+            *([bar] if width >= NARROW else []),
             Text(f"{sign}{story.seconds(abs(phase.seconds or 0.0))}", style="bold"),
             Text(story.uncertainty(phase)),
         )
         before = max(before, at)
     for phase in run.not_seen:
-        word = "required" if phase.mandatory else ""
-        table.add_row(Text(short_title(phase)), Text(word), Text("not seen", style="yellow"), "")
+        word, missing = (
+            Text("required" if phase.mandatory else ""),
+            Text("not seen", style="yellow"),
+        )
+        row = [word, missing] if width >= NARROW else [missing, word]
+        table.add_row(Text(short_title(phase)), *row)
     longest = Text(story.longest_wait(run), style="dim")
     parts: list[RenderableType] = [_heading("Recovery, seconds since the injection"), table]
     if longest.plain:
@@ -272,11 +296,12 @@ def _ruler(timeline: Timeline, count: int, step: float) -> str:
     return (above + "\n" if above else "") + "".join(line).rstrip()
 
 
-def _findings(run: Run) -> RenderableType:
+def _findings(run: Run, width: int) -> RenderableType:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("verdict", no_wrap=True)
     table.add_column("check", no_wrap=True, max_width=26)
     table.add_column("finding", overflow="fold")
+    lines: list[RenderableType] = []
     order = [Verdict.INVALID, Verdict.UNKNOWN, Verdict.VALID]
     for finding in sorted(run.findings, key=lambda f: order.index(f.verdict)):
         text = Text(finding.summary)
@@ -285,14 +310,12 @@ def _findings(run: Run) -> RenderableType:
                 text.append(f"\n{line}", style="dim")
             if len(finding.details) > 3:
                 text.append(f"\n{len(finding.details) - 3} more in the report", style="dim")
-        table.add_row(
-            Text(
-                f"{MARKS[finding.verdict]} {finding.verdict.value}", style=STYLES[finding.verdict]
-            ),
-            Text(finding.check),
-            text,
+        verdict = Text(
+            f"{MARKS[finding.verdict]} {finding.verdict.value}", style=STYLES[finding.verdict]
         )
-    return Group(_heading("Checks"), table)
+        table.add_row(verdict, Text(finding.check), text)
+        lines += [Text("  ").join([verdict, Text(finding.check)]), _indented(text)]
+    return Group(_heading("Checks"), table if width >= NARROW else Group(*lines))
 
 
 def _where(run: Run) -> RenderableType:

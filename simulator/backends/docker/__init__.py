@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from simulator.backends.docker.backend import DockerBackend
-from simulator.backends.docker.engine import engine_answers
+from simulator.backends.docker.engine import engine_answers, engine_silence
 
-__all__ = ["DockerBackend", "engine_answers"]
+__all__ = ["DockerBackend", "engine_answers", "engine_silence"]

@@ -75,8 +75,21 @@ def find_connection() -> Connection:
     Raises
     ------
     CannotRun
-        The environment or the current context cannot be read.
+        The environment or the current context cannot be read, or the address in it.
     """
+    connection = _named_connection()
+    try:
+        _ = urlsplit(connection.host).port
+    except ValueError as error:
+        raise CannotRun(
+            "the Docker engine's address cannot be read",
+            why=f"{connection.via} says {connection.host}: {error}",
+            remedy="Write it as in tcp://192.0.2.1:2376, tcp://[2001:db8::1]:2376 or ssh://user@machine",
+        ) from error
+    return connection
+
+
+def _named_connection() -> Connection:
     try:
         if os.environ.get("DOCKER_HOST"):
             found = kwargs_from_env()
@@ -106,19 +119,29 @@ def find_connection() -> Connection:
 
 def connect(connection: Connection, timeout: float = _TIMEOUT_S) -> docker.APIClient:
     """A client of the engine; asks it for its version, so it fails if the engine is silent."""
-    with asking("the Docker engine was asked for its version"):
-        return docker.APIClient(
-            base_url=connection.host or None,
-            tls=connection.tls,
-            version="auto",
-            timeout=math.ceil(timeout),
-            # The system's ssh knows the user's keys and configuration.
-            use_ssh_client=connection.host.startswith("ssh://"),
-        )
+    by_ssh = connection.host.startswith("ssh://")
+    try:
+        with asking("the Docker engine was asked for its version"):
+            return docker.APIClient(
+                base_url=connection.host or None,
+                tls=connection.tls,
+                version="auto",
+                timeout=math.ceil(timeout),
+                use_ssh_client=by_ssh,  # the system's ssh knows the user's keys and configuration
+            )
+    except CannotRun as error:
+        cause = error.__cause__
+        # What the SDK could not import has no name in it; it wants paramiko even for the system's ssh.
+        if by_ssh and cause is not None and isinstance(cause.__cause__, NameError):
+            raise CannotRun(
+                "no Docker engine answers",
+                why=f"{connection.host} needs the Docker SDK's SSH support; pip install 'docker[ssh]'",
+            ) from cause
+        raise
 
 
-def engine_answers(timeout: float = 5.0) -> str | None:
-    """None if a Docker engine answers, else why not, in a few words.
+def engine_silence(timeout: float = 5.0) -> CannotRun | None:
+    """None if a Docker engine answers, else the error that says why not, and what to do.
 
     Parameters
     ----------
@@ -128,9 +151,15 @@ def engine_answers(timeout: float = 5.0) -> str | None:
     try:
         client = connect(find_connection(), timeout=timeout)
     except CannotRun as error:
-        return error.why or error.what
+        return error
     client.close()
     return None
+
+
+def engine_answers(timeout: float = 5.0) -> str | None:
+    """None if a Docker engine answers, else why not, in a few words; as `engine_silence`."""
+    error = engine_silence(timeout)
+    return None if error is None else error.why or error.what
 
 
 @contextmanager
