@@ -74,7 +74,7 @@ def complete(
         ("up --backend d", ["docker"]),
         ("up --topology two", ["two_gpu"]),
         ("topologies h", ["hybrid"]),
-        ("image build --target ", ["cpu", "gpu"]),
+        ("image build --target ", ["cpu", "gpu", "lean"]),
         ("check ", []),
         ("run ./", []),
         ("run nothing.py --param ", []),
@@ -90,7 +90,7 @@ def test_files_and_runs_of_the_user_s_are_offered_too(complete: Complete, tmp_pa
     run = tmp_path / "runs" / "node_failure" / "20260101-000000-7"
     run.mkdir(parents=True)
     (run / "spec.json").write_text("{}")
-    assert complete("run ") == ["node_failure", "mine.py"]
+    assert complete("run ") == ["node_failure", "task_placement", "mine.py"]
     assert complete("up --topology m") == ["mine.yaml"]
     assert complete("check ") == [
         "latest", "node_failure/latest", "node_failure/20260101-000000-7",
