@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import secrets
@@ -248,29 +247,35 @@ def test_a_drained_node_leaves_by_itself_and_its_code_says_so(
     cluster.start_nodes(["worker-2"])
 
 
-def test_the_private_api_says_what_the_public_one_says(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from simulator.innode.ray_private import Gcs
+ASK = """
+import asyncio, json, sys
+from simulator.innode.ray_private import Gcs
 
+async def ask():
+    gcs = Gcs(sys.argv[1])
+    await gcs.subscribe(10)
+    await gcs.actors(10)
+    return [[n.ray_node_id, n.hostname, n.state == "ALIVE"] for n in await gcs.nodes(10)]
+
+print(json.dumps(asyncio.run(ask())))
+"""
+
+
+def test_the_private_api_says_what_the_public_one_says(cluster: Cluster) -> None:
     backend = cluster.backend
     assert isinstance(backend, ProcessBackend)
     facts = backend._facts(cluster.name)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(backend.root / cluster.name / "token"))
-
-    async def ask() -> set[tuple[str, str, bool]]:
-        gcs = Gcs(f"{facts['head']}:{facts['gcs_port']}")
-        await gcs.subscribe(10)
-        await gcs.actors(10)
-        return {(n.ray_node_id, n.hostname, n.state == "ALIVE") for n in await gcs.nodes(10)}
+    words = [sys.executable, "-c", ASK, f"{facts['head']}:{facts['gcs_port']}"]
 
     def agreed() -> bool:
-        public = {(n.ray_node_id, n.hostname, n.alive) for n in cluster.ray.nodes()}
-        return asyncio.run(ask()) == public
+        # In a node's environment: Ray reads its settings once in the life of a process.
+        done = backend.execute(cluster.name, "head", words)
+        assert done.code == 0, done.output
+        private = {tuple(n) for n in json.loads(done.output.splitlines()[-1])}
+        return private == {(n.ray_node_id, n.hostname, n.alive) for n in cluster.ray.nodes()}
 
     # Asked one after the other: a node that has just left may be news to the second only.
-    assert cluster.wait_until(agreed, name="both say the same", timeout=20)
+    assert cluster.wait_until(agreed, name="both say the same", timeout=30)
 
 
 def test_a_cluster_of_another_name_lives_beside_it_and_its_head_can_be_replaced(
