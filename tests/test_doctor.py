@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -324,28 +323,37 @@ def test_the_engines_kernel_answers_and_nothing_is_left(topology: Topology) -> N
     assert doctor_containers() == []
 
 
+#: A doctor that looks into a container for ever.
+SLOW = """
+import time
+from simulator.backends.docker import probe
+from simulator.backends.docker.engine import connect, find_connection
+from simulator.backends.docker.image import DEFAULT_IMAGE
+
+def never(*_):
+    print("looking", flush=True)
+    time.sleep(600)
+
+probe._answer = never
+probe.probe(connect(find_connection()), DEFAULT_IMAGE)
+"""
+
+
 @pytest.mark.real_docker
 def test_a_doctor_that_is_killed_leaves_only_what_down_finds() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "simulator", "doctor", "--backend", "docker"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        end = time.monotonic() + 60
-        while not doctor_containers() and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
-    left = doctor_containers()
+    before = set(doctor_containers())
+    with subprocess.Popen([sys.executable, "-c", SLOW], stdout=subprocess.PIPE, text=True) as slow:
+        assert slow.stdout is not None
+        assert slow.stdout.readline() == "looking\n"
+        slow.kill()
+    left = set(doctor_containers()) - before
+    assert len(left) == 1
     for name in left:
         subprocess.run(
             [sys.executable, "-m", "simulator", "down", "--name", name], check=True,
             capture_output=True,
         )  # fmt: skip
-    assert left, "it was killed too late to leave anything"
-    assert doctor_containers() == []
+    assert set(doctor_containers()) == before
 
 
 def doctor_containers() -> list[str]:
