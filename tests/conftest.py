@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for marker, why_not in RINGS:
             if item.get_closest_marker(marker) and (reason := why_not()):
                 pytest.fail(reason)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """Where real tests are required, one that skips itself, or whose fixture does, has failed."""
+    report = (yield).get_result()
+    if REQUIRE and report.skipped and any(item.get_closest_marker(m) for m, _ in RINGS):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where it must not be: {report.longrepr}"
 
 
 def _ring(item: pytest.Item) -> int:
