@@ -25,12 +25,15 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.faults import Kill as Kill
     from simulator.faults import Pause as Pause
     from simulator.faults import Restart as Restart
+    from simulator.faults import Site as Site
     from simulator.faults import Stop as Stop
+    from simulator.faults import register_fault as register_fault
     from simulator.history import History as History
     from simulator.history import Op as Op
     from simulator.runner import Runner as Runner
     from simulator.runner import RunRequest as RunRequest
     from simulator.schedule import After as After
+    from simulator.schedule import AtEnd as AtEnd
     from simulator.schedule import Named as Named
     from simulator.schedule import Never as Never
     from simulator.schedule import RandomWorker as RandomWorker
@@ -57,6 +60,7 @@ _HOMES = {
     "Named": "simulator.schedule",
     "RandomWorker": "simulator.schedule",
     "After": "simulator.schedule",
+    "AtEnd": "simulator.schedule",
     "Never": "simulator.schedule",
     "WhenDeclaredDead": "simulator.schedule",
     "Fault": "simulator.faults",
@@ -64,6 +68,8 @@ _HOMES = {
     "Stop": "simulator.faults",
     "Restart": "simulator.faults",
     "Pause": "simulator.faults",
+    "Site": "simulator.faults",
+    "register_fault": "simulator.faults",
     "TaskStream": "simulator.workload",
     "Placement": "simulator.workload",
     "TaskKind": "simulator.workload",

@@ -20,7 +20,7 @@ from simulator import __version__
 from simulator.backends import select
 from simulator.backends.base import Backend, Check, TriesOut
 from simulator.errors import SimulatorError
-from simulator.faults import Fault
+from simulator.faults import FAULTS
 from simulator.topology import Topology
 
 
@@ -171,7 +171,7 @@ def _broken(error: Exception) -> str:
 
 def _faults(backend: Backend) -> Check:
     """Which faults there are for nodes of this backend, and what the others would need."""
-    kinds = Fault.__subclasses__()
+    kinds = FAULTS.values()
     refused = {
         kind.name: kind.needs.means
         for kind in kinds

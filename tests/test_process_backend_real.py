@@ -21,7 +21,7 @@ from simulator.backends.process import ProcessBackend
 from simulator.backends.process.backend import _short_tmp
 from simulator.backends.process.table import MARKER, living
 from simulator.cluster import HEALTH, Cluster, steady_problems
-from simulator.faults import Kill, Pause
+from simulator.faults import Kill, Pause, Site
 from simulator.topology import load_topology
 
 pytestmark = pytest.mark.real_process
@@ -184,8 +184,8 @@ def test_a_killed_node_is_reported_declared_dead_and_comes_back_as_a_new_one(
     watch = cluster.backend.watch(cluster.name, events.append)
     try:
         asked = time.time()
-        Kill().inject(cluster, "worker-1")
-        assert Kill().holds(cluster, "worker-1")
+        Kill().inject(cluster, Site("worker-1"))
+        assert Kill().holds(cluster, Site("worker-1"))
         observed.until(lambda: events, "the die event")
         observed.until(lambda: observed.nodes("worker-1", "DEAD"), "worker-1 is DEAD")
     finally:
@@ -195,7 +195,7 @@ def test_a_killed_node_is_reported_declared_dead_and_comes_back_as_a_new_one(
     assert asked <= events[0].wall <= dead["wall"]
     assert dead["data"]["ray_node_id"] == before.ray_node_id
     assert dead["data"]["reason"] == "UNEXPECTED_TERMINATION"
-    Kill().heal(cluster, "worker-1", 120)
+    Kill().heal(cluster, Site("worker-1"), 120)
     after = next(n for n in cluster.status().nodes if n.name == "worker-1")
     assert after.state == "alive"
     assert after.ray_node_id != before.ray_node_id
@@ -206,10 +206,10 @@ def test_a_killed_node_is_reported_declared_dead_and_comes_back_as_a_new_one(
 
 def test_a_node_paused_for_too_long_comes_back_as_a_new_one(cluster: Cluster) -> None:
     before = next(n for n in cluster.status().nodes if n.name == "worker-2")
-    Pause().inject(cluster, "worker-2")
-    assert Pause().holds(cluster, "worker-2")
+    Pause().inject(cluster, Site("worker-2"))
+    assert Pause().holds(cluster, Site("worker-2"))
     gcs_says_dead(cluster, "worker-2")
-    Pause().heal(cluster, "worker-2", 120)
+    Pause().heal(cluster, Site("worker-2"), 120)
     after = next(n for n in cluster.status().nodes if n.name == "worker-2")
     assert after.state == "alive"
     assert after.ray_node_id != before.ray_node_id

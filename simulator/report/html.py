@@ -329,10 +329,10 @@ def _resources(value: Any) -> str:
 
 def _schedule(run: Run) -> list[dict[str, str]]:
     rows = []
-    resolved = {
-        str(op.data.get("id")): op.node or str(op.data.get("target", ""))
-        for op in run.history.of("fault.plan")
-    }
+    resolved: dict[str, list[str]] = {}
+    for op in run.history.of("fault.plan"):
+        step = str(op.data.get("id")).partition(".")[0]
+        resolved.setdefault(step, []).append(op.node or str(op.data.get("target", "")))
     for step in run.spec.get("schedule") or ():
         if isinstance(step, Mapping):
             fault_id = str(step.get("id", ""))
@@ -340,7 +340,7 @@ def _schedule(run: Run) -> list[dict[str, str]]:
                 {
                     "fault": str(step.get("fault", "?")),
                     "target": _short(step.get("asked") or step.get("target")),
-                    "resolved": resolved.get(fault_id, NOTHING),
+                    "resolved": ", ".join(resolved.get(fault_id, ())) or NOTHING,
                     "when": _short(step.get("when")),
                     "heal": _short(step.get("heal")),
                 }

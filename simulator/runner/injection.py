@@ -8,13 +8,16 @@ whose effect nobody saw is told from one that took effect, so that no run passes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from simulator.cluster import START_ATTEMPTS
+from simulator.errors import BadInput, CannotRun, NotFound
+from simulator.faults import Fault, Site
 from simulator.history import History, Op
 from simulator.runner.live import LiveRun
-from simulator.schedule import After, Never, PlannedFault
+from simulator.schedule import After, AtEnd, Look, Never, PlannedFault, WhenDeclaredDead
+from simulator.topology import Topology
 from simulator.waiting import Deadline, WaitTimeout
 
 #: How long healing one fault may take, seconds.
@@ -23,10 +26,16 @@ HEAL_S = 150.0
 #: How long a fault waits for its target to be in the middle of a task, seconds.
 BUSY_S = 10.0
 
+#: How long after its injection a fault must be seen to hold, and after its healing to be gone, seconds.
+SEEN_S = 15.0
+
+#: How often it is looked whether something is due, seconds.
+TICK_S = 0.1
+
 
 @dataclass
 class LiveFault:
-    """One fault of a run while it goes on.
+    """One fault on one node, while the run goes on.
 
     Attributes
     ----------
@@ -37,33 +46,51 @@ class LiveFault:
     """
 
     planned: PlannedFault
+    site: Site
     injected: float | None = None
     verified: bool = False
     healed: bool = False
 
     @property
+    def fault(self) -> Fault:
+        return self.planned.step.fault
+
+    @property
+    def node(self) -> str:
+        return self.site.node
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What every operation about it says."""
-        return {"id": self.planned.id, "fault": self.planned.step.fault.name}
+        return {"id": self.site.id, "fault": self.fault.name}
 
     @property
     def stays(self) -> bool:
         """Whether it is never to be healed."""
         return isinstance(self.planned.step.heal, Never)
 
+    @property
+    def holds_on(self) -> bool:
+        """Whether nobody is to undo it while the work goes on."""
+        return isinstance(self.planned.step.heal, (Never, AtEnd))
 
+
+@dataclass
 class Injection:
     """All faults of a run.
 
-    Parameters
+    Attributes
     ----------
     planned
         In the order of time.
+    faults
+        Those whose time came, one for each node that was hit.
     """
 
-    def __init__(self, live: LiveRun, planned: Sequence[PlannedFault]) -> None:
-        self.live = live
-        self.faults = [LiveFault(p) for p in planned]
+    live: LiveRun
+    planned: Sequence[PlannedFault]
+    topology: Topology
+    faults: list[LiveFault] = field(default_factory=list)
 
     # -- where they stand --------------------------------------------------------------------------
 
@@ -73,34 +100,69 @@ class Injection:
         return [f for f in self.faults if f.injected is not None]
 
     @property
+    def active(self) -> list[LiveFault]:
+        """Those that hold now."""
+        return [f for f in self.injected if not f.healed]
+
+    @property
     def all_healed(self) -> bool:
-        """Whether nothing that was injected is still to be healed."""
-        return all(f.healed or f.stays for f in self.injected)
+        """Whether nothing that was injected is still to be healed before the end."""
+        return all(f.healed or f.holds_on for f in self.injected)
 
     def struck(self, node: str) -> bool:
         """Whether a fault holds this node now."""
-        return any(f.planned.node == node and not f.healed for f in self.injected)
+        return any(f.node == node for f in self.active)
 
     # -- breaking ----------------------------------------------------------------------------------
 
     def inject_all(self) -> None:
-        """Inject each fault at its time, counted from now."""
-        load_began = self.live.clock.mono()
-        for fault in self.faults:
-            self._wait_to(load_began + fault.planned.step.at)
-            if fault.planned.step.when_busy:
-                self._wait_busy(fault.planned.node)
-            self._inject(fault)
-
-    def _wait_to(self, moment: float) -> None:
-        """Until then, heal what is due: a long schedule undoes its first fault before its last."""
-        clock = self.live.clock
-        while (left := moment - clock.mono()) > 0:
+        """Inject each fault at its time, counted from now, or when its condition is true."""
+        began = self.live.clock.mono()
+        waiting = list(self.planned)
+        while waiting:
+            now = self.live.clock.mono() - began
+            history = self.live.look()
+            for planned in list(waiting):
+                step = planned.step
+                if step.at > now:
+                    continue
+                late = now - step.at > step.patience
+                if step.when is None or step.when.holds(history):
+                    waiting.remove(planned)
+                    self._strike(planned)
+                elif late or self._over(history):
+                    waiting.remove(planned)
+                    why = f"{step.when} did not come true " + (
+                        f"within {step.patience:g} s" if late else "before the work was over"
+                    )
+                    self._skip(planned, Site("", planned.id), why)
             self.heal_due(self.live.look())
-            clock.sleep(min(left, 0.5))
+            if not waiting:
+                return
+            due = min(p.step.at for p in waiting) + began - self.live.clock.mono()
+            self.live.clock.sleep(max(0.0, min(due, 0.5)) if due > 0 else TICK_S)
 
-    def _wait_busy(self, node: str) -> None:
-        """Until a task on the node is known to have begun and to have half of its time to go.
+    def _over(self, history: History) -> bool:
+        return self.live.job_over or history.first("driver.end") is not None
+
+    def _strike(self, planned: PlannedFault) -> None:
+        """Inject it on every node that it hits."""
+        look = Look(self.live.cluster, self.live.recorder.snapshot, self.live.driver_node)
+        try:
+            planned = planned.resolve(self.topology, look)
+        except (NotFound, BadInput, CannotRun) as error:
+            self._skip(planned, Site("", planned.id), f"{planned.step.target}: {error}")
+            return
+        if planned.step.when_busy:
+            self._wait_busy(planned.nodes)
+        begun = [found for site in planned.sites() if (found := self._inject(planned, site))]
+        for fault, before in begun:
+            self._verify(fault, before)
+        if begun:
+            self.live.go_on()
+
+    def _wait_busy(self, nodes: Sequence[str]) -> None:
+        """Until a task on one of them is known to have begun and to have half of its time to go.
 
         Gives up after `BUSY_S` seconds, or when the work is over: then the fault hits what it hits,
         and the checks say so.
@@ -114,7 +176,7 @@ class Injection:
             for op in news:
                 if op.kind == "driver.end":
                     return
-                if op.kind == "task.start" and op.node == node:
+                if op.kind == "task.start" and op.node in nodes:
                     under_way[op.data["exec"]] = op
                 elif op.kind == "task.end":
                     under_way.pop(op.data["exec"], None)
@@ -125,57 +187,91 @@ class Injection:
                     return
             clock.sleep(0.01)
 
-    def _inject(self, fault: LiveFault) -> None:
+    def _inject(self, planned: PlannedFault, site: Site) -> tuple[LiveFault, int] | None:
+        """Break one node; the fault, and how long the history was before. None if it was skipped."""
         cluster, recorder = self.live.cluster, self.live.recorder
-        step, node = fault.planned.step, fault.planned.node
-        facts, data = fault.facts, fault.planned.to_data()
-        recorder.record("fault.plan", node=node, target=node, undo=data["undo"], data=facts)
-        state = cluster.node(node).state
+        step = planned.step
+        state = cluster.node(site.node).state
         if state != "running":
-            recorder.record("fault.skipped", node=node, why=f"{node} is {state}", data=facts)
-            fault.healed = True
-            recorder.record(
-                "fault.healed", node=node, verified=True, how="nothing was done", data=facts
-            )
-            return
+            self._skip(planned, site, f"{site.node} is {state}")
+            return None
+        try:
+            site = step.fault.locate(cluster, site)
+        except CannotRun as error:
+            self._skip(planned, site, str(error))
+            return None
+        fault = LiveFault(planned, site)
+        self.faults.append(fault)
+        undo = planned.to_data()["undo"]
+        # All that it takes to undo it, by whoever does, is on record before anything is done.
+        recorder.record(
+            "fault.plan",
+            node=site.node,
+            target=site.node,
+            undo=undo,
+            site=site.to_data(),
+            parameters=step.fault.to_data(),
+            data=fault.facts,
+        )
         before = len(recorder.snapshot())
         fault.injected = self.live.clock.mono()
-        recorder.record("fault.inject", node=node, data=facts)
-        step.fault.inject(cluster, node)
-        recorder.record("fault.done", node=node, data=facts)
-        self._verify(fault, before)
-        self.live.go_on()
+        recorder.record("fault.inject", node=site.node, data=fault.facts)
+        step.fault.inject(cluster, site)
+        recorder.record("fault.done", node=site.node, data=fault.facts)
+        return fault, before
+
+    def _skip(self, planned: PlannedFault, site: Site, why: str) -> None:
+        recorder = self.live.recorder
+        node, facts = site.node or None, {"id": site.id, "fault": planned.step.fault.name}
+        target = site.node or str(planned.step.target)
+        recorder.record("fault.plan", node=node, target=target, undo="nothing", data=facts)
+        recorder.record("fault.skipped", node=node, why=why, data=facts)
+        recorder.record(
+            "fault.healed", node=node, verified=True, how="nothing was done", data=facts
+        )
 
     def _verify(self, fault: LiveFault, since: int) -> None:
-        """Show from outside that it took effect: the engine's event, and the state it left."""
+        """Show from outside that it took effect: the engine's event, and what holds from then on."""
         cluster, recorder = self.live.cluster, self.live.recorder
-        step, node, facts = fault.planned.step, fault.planned.node, fault.facts
-        kind = f"engine.{step.fault.shown_by}"
-
-        def seen() -> Any:
-            ops = recorder.snapshot().ops[since:]
-            return next((op for op in ops if op.kind == kind and op.node == node), None)
-
+        node, facts = fault.node, fault.facts
+        event: Op | None = None
+        shown = ""
         try:
-            event = cluster.wait_until(seen, name=f"{kind} of {node}", timeout=15.0, interval=0.02)
-        except WaitTimeout as error:
+            if fault.fault.shown_by is not None:
+                kind = f"engine.{fault.fault.shown_by}"
+
+                def seen() -> Op | None:
+                    ops = recorder.snapshot().ops[since:]
+                    return next((op for op in ops if op.kind == kind and op.node == node), None)
+
+                event = cluster.wait_until(
+                    seen, name=f"{kind} of {node}", timeout=SEEN_S, interval=0.02
+                )
+                shown = f"{kind} (op {event.index}); "
+            holds = cluster.wait_until(
+                lambda: fault.fault.holds(cluster, fault.site),
+                name=f"{fault.fault.name} of {node} to show",
+                timeout=SEEN_S if event is None else 1.0,
+                interval=0.1,
+            )
+        except (WaitTimeout, CannotRun) as error:
             recorder.record(
                 "fault.effect",
                 source="engine",
                 node=node,
                 verified=False,
-                how=str(error),
+                how=f"{shown}{error}",
                 data=facts,
             )
             return
-        holds = fault.verified = step.fault.holds(cluster, node)
+        fault.verified = True
         recorder.record(
             "fault.effect",
             source="engine",
             node=node,
-            wall=event.wall,
-            verified=holds,
-            how=f"{kind} (op {event.index}); the engine says {cluster.node(node).state}",
+            wall=None if event is None else event.wall,
+            verified=True,
+            how=f"{shown}{holds}",
             data=facts,
         )
 
@@ -183,15 +279,15 @@ class Injection:
 
     def heal_due(self, history: History) -> bool:
         """Undo every fault whose time has come; whether there was any."""
-        due = [f for f in self.faults if not f.healed and self._due(history, f)]
+        due = [f for f in self.active if self._due(history, f)]
         for fault in due:
             self.heal(fault)
         return bool(due)
 
     def heal(self, fault: LiveFault) -> None:
         """Undo one fault; safe to call again."""
-        recorder = self.live.recorder
-        step, node, facts = fault.planned.step, fault.planned.node, fault.facts
+        cluster, recorder = self.live.cluster, self.live.recorder
+        node, facts = fault.node, fault.facts
         if fault.healed:
             return
         if fault.stays:
@@ -200,25 +296,37 @@ class Injection:
                 "fault.healed", node=node, verified=True, how="asked to stay", data=facts
             )
             return
-        recorder.record("fault.heal", node=node, how=step.fault.undo, data=facts)
+        recorder.record("fault.heal", node=node, how=fault.fault.undo, data=facts)
         each = HEAL_S / START_ATTEMPTS  # of the attempts that a start gets
-        how = step.fault.heal(self.live.cluster, node, each)
+        how = fault.fault.heal(cluster, fault.site, each)
+        left = fault.fault.lingers(cluster, fault.site)
         fault.healed = True
         self.live.map_nodes()
-        recorder.record("fault.healed", node=node, verified=True, how=how, data=facts)
+        recorder.record("fault.healed", node=node, verified=not left, how=left or how, data=facts)
+        self._strike_again(node)
+
+    def _strike_again(self, node: str) -> None:
+        """Put back what lies about the node and went with its old life: it is not healed yet."""
+        cluster, recorder = self.live.cluster, self.live.recorder
+        for fault in self.active:
+            if fault.node == node and fault.fault.outlives_restart:
+                if not fault.fault.holds(cluster, fault.site):
+                    fault.fault.inject(cluster, fault.site)
+                    recorder.record("fault.again", node=node, data=fault.facts)
 
     def _due(self, history: History, fault: LiveFault) -> bool:
         heal = fault.planned.step.heal
-        if isinstance(heal, Never) or fault.injected is None:
+        if fault.holds_on or fault.injected is None:
             return False
         since = self.live.clock.mono() - fault.injected
         if isinstance(heal, After):
             return since >= heal.seconds
+        assert isinstance(heal, WhenDeclaredDead)
         if not fault.verified:
             return True  # nothing died, so nothing will be declared dead
-        inject = next(op for op in history.of("fault.inject") if op.data["id"] == fault.planned.id)
+        inject = next(op for op in history.of("fault.inject") if op.data["id"] == fault.site.id)
         dead = any(
-            op.node == fault.planned.node and op.data["state"] == "DEAD" and op.index > inject.index
+            op.node == fault.node and op.data["state"] == "DEAD" and op.index > inject.index
             for op in history.of("ray.node")
         )
         return dead or since >= heal.at_most

@@ -80,6 +80,11 @@ class LiveRun:
     error: BaseException | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def driver_node(self) -> str | None:
+        """The node that the job's driver runs on, once it has begun."""
+        return next((op.node for op in self.recorder.snapshot().of("driver.start")), None)
+
     # -- where it stands ---------------------------------------------------------------------------
 
     def phase(self, phase: str) -> None:

@@ -28,7 +28,7 @@ from simulator.runner.interrupts import Interrupts
 from simulator.runner.judging import judge_run
 from simulator.runner.live import LiveRun
 from simulator.runner.request import Listener, RunRequest, build_spec
-from simulator.schedule import PlannedFault, resolve, survivors
+from simulator.schedule import PlannedFault, resolve, without
 from simulator.store import EXPERIMENT, SCHEMA, RunDir, Store
 from simulator.waiting import Clock, Deadline, within
 
@@ -124,7 +124,8 @@ class Runner:
         planned = resolve(
             experiment.schedule(request.params, topology), topology, Random(request.seed)
         )
-        refused = [r for p in planned if (r := p.step.fault.refused_by(self.backend))]
+        kinds = {p.step.fault.name: p.step.fault for p in planned}.values()
+        refused = [r for fault in kinds if (r := fault.unable(self.backend))]
         if refused:
             raise CannotRun("this backend cannot do it", why="; ".join(refused))
         return planned
@@ -202,7 +203,7 @@ class Runner:
         recorder = Recorder(run.history_path, wall=self.clock.wall, mono=self.clock.mono)
         cluster = Cluster(self.backend, lease.name)
         live = LiveRun(self.backend, self.clock, self.listener, cluster, recorder, run_id)
-        injection = Injection(live, planned)
+        injection = Injection(live, planned, request.topology)
         recorder.record("run.start", schema=SCHEMA, run_id=run_id, experiment=spec["experiment"])
         status = "completed"
         interrupts.cleaning = False
@@ -249,7 +250,7 @@ class Runner:
         live.phase("load")
         live.load(request.experiment.workload(request.params), request.topology)
 
-        if injection.faults:
+        if injection.planned:
             live.phase("faults")
             injection.inject_all()
 
@@ -342,10 +343,10 @@ class Runner:
         if exists:
             live.guard("draining", live.end_job)
             for fault in reversed(injection.injected):
-                live.guard(f"healing {fault.planned.id}", partial(injection.heal, fault))
+                live.guard(f"healing {fault.site.id}", partial(injection.heal, fault))
             if live.job is not None:
-                planned = [f.planned for f in injection.injected]
-                whole = [n.name for n in survivors(request.topology, planned)]
+                gone = [f.node for f in injection.injected if f.stays]
+                whole = [n.name for n in without(request.topology, gone)]
                 live.guard("the steady state after", lambda: live.steady(whole, "after", AFTER_S))
         live.phase("collect")
         if exists:
