@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from simulator import __version__
-from simulator.cli import catalog, clusters, jobs, machine, nodes, output, runs
+from simulator.cli import catalog, clusters, healing, jobs, machine, nodes, output, runs
 from simulator.cli.run_help import RunCommand
 
 app = typer.Typer(
@@ -92,6 +92,7 @@ _add("submit", jobs.submit, _CLUSTERS, "submit train.py", "submit train.py 3 fas
      "submit --no-wait train.py", cls=jobs.SubmitCommand)  # fmt: skip
 _add("dashboard", jobs.dashboard, _CLUSTERS, "dashboard", "dashboard --open",
      "dashboard --token")  # fmt: skip
+_add("heal", healing.heal, _CLUSTERS, "heal", "heal two", "heal node_failure/latest")
 _add("clusters", clusters.clusters, _CLUSTERS, "clusters", "clusters --json")
 
 _add("kill", nodes.kill, _NODES, "kill worker-1", "kill head --name two")
