@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from simulator import __version__
-from simulator.cli import catalog, clusters, healing, jobs, machine, nodes, output, runs
+from simulator.cli import catalog, clusters, healing, jobs, machine, nodes, output, replays, runs
 from simulator.cli.run_help import RunCommand
 
 app = typer.Typer(
@@ -114,6 +114,14 @@ _add("run", runs.run, _EXPERIMENTS, "run node_failure",
      "run node_failure --param tasks=500 --param victim=worker-2 --seed 7",
      "run node_failure --backend docker --repeat 10 --json", "run ./my_experiment.py --workers 5",
      "run node_failure --help", cls=RunCommand)  # fmt: skip
+_add("replay", replays.replay, _EXPERIMENTS, "replay", "replay node_failure/latest --repeat 5")
+_add(
+    "shrink",
+    replays.shrink,
+    _EXPERIMENTS,
+    "shrink chaos/latest",
+    "shrink latest --budget 20 --json",
+)
 _add("check", runs.check, _EXPERIMENTS, "check latest", "check node_failure/latest --json")
 _add("report", runs.report, _EXPERIMENTS, "report latest", "report latest --junit report.xml")
 _add("runs", runs.runs, _EXPERIMENTS, "runs", "runs --json")

@@ -162,10 +162,10 @@ def run(
     with Screen(title, runs=repeat).showing() as screen:
         runner = Runner(backend_chosen, Store(), listener=screen.listener())
         results = runner.repeat(request, repeat)
-    _show_results(results, as_json, junit, several=repeat > 1)
+    show_results(results, as_json, junit, several=repeat > 1)
     if request.keep and not reuse:
-        _say_kept(results[-1])
-    raise typer.Exit(_exit_code(results))
+        say_kept(results[-1])
+    raise typer.Exit(exit_code_of(results))
 
 
 def _request(
@@ -280,7 +280,7 @@ def _refuse_unready(problems: Problems, record: ClusterRecord) -> None:
     problems.raise_any()
 
 
-def _show_results(
+def show_results(
     results: Sequence[Mapping[str, Any]], as_json: bool, junit: str | None, *, several: bool
 ) -> None:
     from simulator.report import render_repeats, render_terminal, summarise
@@ -323,14 +323,14 @@ def run_data(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _exit_code(results: Sequence[Mapping[str, Any]]) -> int:
+def exit_code_of(results: Sequence[Mapping[str, Any]]) -> int:
     from simulator.runner import EXIT_ORDER, exit_code
 
     codes = {exit_code(result) for result in results}
     return next(code for code in EXIT_ORDER if code in codes)
 
 
-def _say_kept(result: Mapping[str, Any]) -> None:
+def say_kept(result: Mapping[str, Any]) -> None:
     from simulator.store import RunDir
 
     cluster = RunDir(Path(result["run_dir"])).spec()["cluster"]
@@ -339,7 +339,7 @@ def _say_kept(result: Mapping[str, Any]) -> None:
     )
 
 
-def _refuse_unwritable(junit: str | None) -> None:
+def refuse_unwritable(junit: str | None) -> None:
     from simulator.cli.plan import Problems
 
     problems = Problems()
@@ -362,12 +362,12 @@ def check(run: RunArgument, as_json: AsJson = False, junit: JunitOption = None) 
     from simulator.runner import judge_run
     from simulator.store import Store
 
-    _refuse_unwritable(junit)
+    refuse_unwritable(junit)
     found = Store().find(run)
     found.whole_spec()
     result = judge_run(found)
-    _show_results([result], as_json, junit, several=False)
-    raise typer.Exit(_exit_code([result]))
+    show_results([result], as_json, junit, several=False)
+    raise typer.Exit(exit_code_of([result]))
 
 
 def report(
@@ -384,7 +384,7 @@ def report(
     from simulator.report import write_html
     from simulator.store import Store
 
-    _refuse_unwritable(junit)
+    refuse_unwritable(junit)
     found = Store().find(run)
     path = write_html(found.path)
     if junit is not None:

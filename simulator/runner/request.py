@@ -39,6 +39,10 @@ class RunRequest:
         Leave the cluster up at the end.
     command
         The command line that replays it; ``{seed}`` in it stands for the run's own seed.
+    plan
+        The faults with all that was drawn for them, instead of a draw from the experiment's schedule.
+    replays
+        The directory of the run that is done again, if one is.
     """
 
     experiment: Experiment
@@ -53,6 +57,8 @@ class RunRequest:
     image: str | None = None
     command: str = ""
     start_parallelism: int | None = None
+    plan: Sequence[PlannedFault] | None = None
+    replays: str | None = None
 
 
 @dataclass
@@ -110,6 +116,8 @@ def build_spec(
         "recovery_timeout_s": request.experiment.recovery_timeout(request.params),
         "checks": list(request.experiment.checks),
         "schedule": [p.to_data() for p in planned],
+        "image": request.image,
+        "replays": request.replays,
         "command": request.command.replace("{seed}", str(request.seed)),
         "versions": {
             "simulator": __version__,
