@@ -122,7 +122,8 @@ def main() -> int:
     made: list[Figure] = []
     silent = engine_answers(timeout=5.0)
     for health in chosen.health:
-        why, found = f"no Docker engine answers ({silent})" if silent else "", {}
+        why = f"no Docker engine answers ({silent})" if silent else ""
+        found: Mapping[str, Sequence[float]] = {}
         if silent is None:
             try:
                 found = measure(chosen.faults, health, chosen.workers)
