@@ -81,7 +81,8 @@ class RunRequest:
         wanted = self.experiment.mandatory_phases(self.params)
         if self.steps is None or not wanted:
             return wanted
-        down = [step.heal for step in self.steps if step.fault.downs_node]
+        steps = self.steps if self.plan is None else [planned.step for planned in self.plan]
+        down = [step.heal for step in steps if step.fault.downs_node]
         if any(isinstance(heal, WhenDeclaredDead) for heal in down):
             return wanted
         if any(isinstance(heal, (AtEnd, Never)) for heal in down):
