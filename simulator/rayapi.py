@@ -60,6 +60,14 @@ class RayNode:
 
 
 @dataclass(frozen=True, slots=True)
+class NodePorts:
+    """Where a node's raylet listens: for leases, tasks and health checks, and for objects."""
+
+    node_manager: int
+    object_manager: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunningWork:
     """What runs on one node: names of tasks and classes of actors, each as often as it runs."""
 
@@ -180,6 +188,18 @@ class RayApi:
             )
             for row in rows
         ]
+
+    def ports(self) -> dict[str, NodePorts]:
+        """Where every node's raylet listens, by Ray node id; dead ones may be among them."""
+        rows = self._call("GET", "/nodes", params={"view": "summary"})["data"]["summary"]
+        raylets = [row.get("raylet") or {} for row in rows]
+        return {
+            raylet["nodeId"]: NodePorts(
+                int(raylet["nodeManagerPort"]), int(raylet["objectManagerPort"])
+            )
+            for raylet in raylets
+            if raylet.get("nodeManagerPort") and raylet.get("objectManagerPort")
+        }
 
     def running(self) -> dict[str, RunningWork]:
         """What runs where, by Ray node id: tasks that run now and actors that live.

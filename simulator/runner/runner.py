@@ -126,8 +126,10 @@ class Runner:
             if request.plan is None
             else list(request.plan)
         )
-        kinds = {p.step.fault.name: p.step.fault for p in planned}.values()
-        refused = [r for fault in kinds if (r := fault.unable(self.backend))]
+        kinds = dict.fromkeys(p.step.fault for p in planned)
+        for fault in kinds:
+            fault.prepare(self.backend, self.listener.say)
+        refused = dict.fromkeys(r for fault in kinds if (r := fault.unable(self.backend)))
         if refused:
             raise CannotRun("this backend cannot do it", why="; ".join(refused))
         return planned
