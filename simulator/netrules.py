@@ -196,6 +196,12 @@ class Found:
         return not (self.chains or self.hooks or any(d.disciplines for d in self.devices))
 
     @property
+    def sites(self) -> set[str]:
+        """The faults that have something there, whole or not."""
+        comments = (_comment_of(words) for lines in self.chains.values() for words in lines)
+        return {comment.partition(":")[0] for comment in comments if comment}
+
+    @property
     def rules(self) -> dict[str, NetRule]:
         """What holds, by the id of the fault that wants it.
 

@@ -20,6 +20,7 @@ from simulator.errors import BadInput, CannotRun
 from simulator.experiment import Experiment
 from simulator.experiment import Params as BaseParams
 from simulator.faults import (
+    FAULTS,
     Bandwidth,
     Delay,
     Disconnect,
@@ -34,6 +35,7 @@ from simulator.faults import (
     Site,
     fault_from_data,
 )
+from simulator.healing import heal as healed_by_another
 from simulator.netrules import Drop, Flow, Shape
 from simulator.schedule import After, Named, Step, WhenDeclaredDead
 from simulator.topology import Topology
@@ -443,6 +445,39 @@ def test_a_node_that_died_unplugged_is_started_and_joins_when_it_is_plugged_in(
     assert Disconnect().holds(cluster, site)
     heal(cluster, Disconnect(), site)
     assert state(cluster, "worker-1") == "alive"
+
+
+# ---- by somebody who knows of none
+
+
+def test_sweeping_takes_away_what_is_found_and_says_so_once(cluster: Cluster) -> None:
+    strike(cluster, Partition())
+    strike(cluster, Bandwidth(), replace(SITE, id="f2"))
+    strike(cluster, Disconnect(), Site("worker-2", "f3"))
+    strike(cluster, Disconnect(), Site("head", "f4"))
+    found = {
+        node: [how for kind in FAULTS.values() if (how := kind.sweep(cluster, node))]
+        for node in ("head", "worker-1", "worker-2", "worker-3")
+    }
+    assert found == {
+        "head": ["plugged in as 10.77.0.10"],
+        "worker-1": ["the rules of f1, f2 taken out of its network"],
+        "worker-2": ["plugged in as 10.77.0.12"],
+        "worker-3": [],
+    }
+    assert not any(kind.sweep(cluster, node) for kind in FAULTS.values() for node in found)
+
+
+def test_a_killed_orchestrators_partition_is_healed_by_another_process(cluster: Cluster) -> None:
+    strike(cluster, Partition())
+    cluster.clock.sleep(10)
+    healing = healed_by_another(cluster)
+    assert healing.problems == []
+    assert healing.done == [
+        "worker-1: the rules of f1 taken out of its network",
+        "worker-1: started again; it joined as a new node",
+    ]
+    assert {n.state for n in cluster.status().nodes} == {"alive"}
 
 
 # ---- in a run

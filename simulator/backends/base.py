@@ -524,8 +524,14 @@ class CanShapeNetwork(Protocol):
     def remove_rule(self, cluster: str, node: str, site: str) -> None:
         """Take a fault's rule away and leave all others; idempotent, also where the node is down."""
 
-    def clear_rules(self, cluster: str, node: str) -> None:
-        """Take every rule of ours away, whoever's it is; idempotent, also where the node is down."""
+    def clear_rules(self, cluster: str, node: str) -> Sequence[str]:
+        """Take every rule of ours away, whoever's it is; idempotent, also where the node is down.
+
+        Returns
+        -------
+        sequence of str
+            The ids of the faults that they were there for. Where the tools were never there, none are.
+        """
 
     def rules(self, cluster: str, node: str) -> Mapping[str, NetRule]:
         """What holds now, by the fault's id; nothing where the node is down."""
@@ -546,8 +552,11 @@ class CanDisconnect(Protocol):
     def disconnect(self, cluster: str, node: str) -> None:
         """Unplug it; idempotent."""
 
-    def connect(self, cluster: str, node: str, address: str) -> str:
-        """Plug it in again, under this address if it is free; returns the one that it has."""
+    def connect(self, cluster: str, node: str, address: str = "") -> str:
+        """Plug it in again, under this address if it is free; returns the one that it has.
+
+        A head has a fixed address, which need not be given.
+        """
 
     def is_connected(self, cluster: str, node: str) -> bool: ...
 

@@ -17,7 +17,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from simulator.backends.base import DISCONNECT, SHAPE_NETWORK, Backend, CanShapeNetwork, Capability
+from simulator.backends.base import (
+    DISCONNECT,
+    SHAPE_NETWORK,
+    Backend,
+    CanDisconnect,
+    CanShapeNetwork,
+    Capability,
+)
 from simulator.cluster import Cluster, State
 from simulator.compose import GCS_PORT
 from simulator.errors import BadInput, CannotRun, Problem
@@ -167,6 +174,14 @@ class Partition(BetweenNodes):
     def problems(self) -> Iterable[Problem]:
         yield from _one_of("partition: direction", self.direction, DIRECTIONS)
         yield from _one_of("partition: scope", self.scope, SCOPES)
+
+    @classmethod
+    def sweep(cls, cluster: Cluster, node: str) -> str:
+        """Of all rules, whatever fault wanted them: the kernel tells no kinds apart."""
+        if not isinstance(cluster.backend, CanShapeNetwork):
+            return ""
+        sites = cluster.backend.clear_rules(cluster.name, node)
+        return f"the rules of {', '.join(sites)} taken out of its network" if sites else ""
 
     def rule(self, cluster: Cluster, site: Site) -> Drop:
         peers = _addresses(cluster, site.peers)
@@ -492,6 +507,14 @@ class Disconnect(Fault):
         else:
             how = f"plugged in as {given}"
         return f"{how}; {_have_back(cluster, site.node, before, timeout)}"
+
+    @classmethod
+    def sweep(cls, cluster: Cluster, node: str) -> str:
+        backend = cluster.backend
+        if not isinstance(backend, CanDisconnect) or backend.is_connected(cluster.name, node):
+            return ""
+        known = "" if node == "head" else _address_in_ray(cluster, cluster.node(node).hostname)
+        return f"plugged in as {backend.connect(cluster.name, node, known)}"
 
     def lingers(self, cluster: Cluster, site: Site) -> str:
         connected = require(self, cluster.backend).is_connected(cluster.name, site.node)

@@ -366,8 +366,8 @@ class DockerBackend:
     def remove_rule(self, cluster: str, node: str, site: str) -> None:
         self._net.remove(cluster, node, site)
 
-    def clear_rules(self, cluster: str, node: str) -> None:
-        self._net.clear(cluster, node)
+    def clear_rules(self, cluster: str, node: str) -> Sequence[str]:
+        return self._net.clear(cluster, node)
 
     def rules(self, cluster: str, node: str) -> Mapping[str, NetRule]:
         return self._net.rules(cluster, node)
@@ -383,7 +383,7 @@ class DockerBackend:
     def disconnect(self, cluster: str, node: str) -> None:
         self._net.disconnect(cluster, node)
 
-    def connect(self, cluster: str, node: str, address: str) -> str:
+    def connect(self, cluster: str, node: str, address: str = "") -> str:
         return self._net.connect(cluster, node, address)
 
     def is_connected(self, cluster: str, node: str) -> bool:

@@ -21,7 +21,7 @@ import docker
 from simulator import netrules
 from simulator.backends.base import LABEL_CLUSTER, LABEL_ROLE, Answer, NodeState
 from simulator.backends.docker.engine import asking, is_gone, is_refused, is_taken
-from simulator.backends.docker.image import NETFAULT_IMAGE, ensure_image
+from simulator.backends.docker.image import NETFAULT_IMAGE, ensure_image, image_present
 from simulator.backends.docker.programs import LABEL_PROGRAM
 from simulator.compose import NETWORK
 from simulator.errors import CannotRun
@@ -29,6 +29,7 @@ from simulator.netrules import Ability, Feature, Found, NetRule
 
 _LIVES_S = 60
 _COMPOSE_SERVICE = "com.docker.compose.service"
+_HEAD_ADDRESS = "RAY_SIM_HEAD_ADDRESS"
 
 #: Runs a shell script in the namespace; raises `CannotRun` with its last line if it fails.
 Run = Callable[[str], str]
@@ -87,8 +88,10 @@ class NetworkFaults:
             cluster, node, lambda tool, found: netrules.remove_script(tool, site, found)
         )
 
-    def clear(self, cluster: str, node: str) -> None:
-        self._take_away(cluster, node, netrules.clear_script)
+    def clear(self, cluster: str, node: str) -> Sequence[str]:
+        if not image_present(NETFAULT_IMAGE):
+            return ()
+        return sorted(self._take_away(cluster, node, netrules.clear_script).sites)
 
     def rules(self, cluster: str, node: str) -> Mapping[str, NetRule]:
         container, state = self._find(cluster, node)
@@ -112,15 +115,17 @@ class NetworkFaults:
             table = run("cat /proc/net/tcp")
         return sum(netrules.unanswered(table, address) for address in addresses)
 
-    def _take_away(self, cluster: str, node: str, script: Callable[[str, Found], str]) -> None:
+    def _take_away(self, cluster: str, node: str, script: Callable[[str, Found], str]) -> Found:
+        """Returns what was there before."""
         container, state = self._find(cluster, node)
         if state not in ("running", "paused"):
-            return  # its rules went with it
+            return Found()  # its rules went with it
         tool = self._tool()
         with self._joined(cluster, node, container) as run:
-            wanted = script(tool, _read(run, tool))
-            if wanted:
+            found = _read(run, tool)
+            if wanted := script(tool, found):
                 run(wanted)
+        return found
 
     # -- what the kernel can do --------------------------------------------------------------------
 
@@ -207,8 +212,12 @@ class NetworkFaults:
         client = self._client()
         if not self.is_connected(cluster, node):
             with asking(f"{node} was asked for its names"):
-                labels = client.inspect_container(container)["Config"]["Labels"]
+                config = client.inspect_container(container)["Config"]
+            labels = config["Labels"]
             aliases = [labels[_COMPOSE_SERVICE]] if _COMPOSE_SERVICE in labels else []
+            if not address and labels[LABEL_ROLE] == "head":
+                known = [e.partition("=") for e in config["Env"]]
+                address = next((v for n, _, v in known if n == _HEAD_ADDRESS), "").split(":")[0]
             try:
                 self._plug_in(cluster, node, container, aliases, address)
             except CannotRun as error:

@@ -497,9 +497,12 @@ class FakeBackend:
         if not self._deaf("remove_rule", node):
             self._change(cluster, lambda: found.rules.pop(site, None))
 
-    def clear_rules(self, cluster: str, node: str) -> None:
+    def clear_rules(self, cluster: str, node: str) -> Sequence[str]:
         self._called("clear_rules", cluster, node)
-        self._change(cluster, self._node(cluster, node).rules.clear)
+        rules = self._node(cluster, node).rules
+        there = sorted(rules)
+        self._change(cluster, rules.clear)
+        return there
 
     def rules(self, cluster: str, node: str) -> Mapping[str, NetRule]:
         self._called("rules", cluster, node)
@@ -541,7 +544,7 @@ class FakeBackend:
         if not self._deaf("disconnect", node):
             self._change(cluster, lambda: setattr(found, "unplugged", True))
 
-    def connect(self, cluster: str, node: str, address: str) -> str:
+    def connect(self, cluster: str, node: str, address: str = "") -> str:
         self._called("connect", cluster, node)
         found = self._node(cluster, node)
         if found.unplugged and not self._deaf("connect", node):
