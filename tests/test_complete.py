@@ -74,7 +74,7 @@ def complete(
         ("up --backend d", ["docker"]),
         ("up --topology two", ["two_gpu"]),
         ("topologies h", ["hybrid"]),
-        ("image build --target ", ["cpu", "gpu", "lean"]),
+        ("image build --target ", ["cpu", "gpu", "lean", "netfault"]),
         ("check ", []),
         ("run ./", []),
         ("run nothing.py --param ", []),

@@ -17,7 +17,7 @@ import pytest
 from simulator.backends.base import Endpoint
 from simulator.backends.fake.ray import FakeRay
 from simulator.errors import BadInput
-from simulator.rayapi import Job, NoSuchJob, RayApi, RayUnreachable
+from simulator.rayapi import Job, NodePorts, NoSuchJob, RayApi, RayUnreachable
 
 
 @dataclass
@@ -145,6 +145,19 @@ def test_what_runs_is_told_by_node(dashboard: Dashboard, ray: RayApi) -> None:
     assert (running["b2"].tasks, running["b2"].actors) == ((), ("Counter c-1",))
     asked = {path: query["filter_values"] for _, path, query, _, _ in dashboard.asked}
     assert asked == {"/api/v0/tasks": ["RUNNING"], "/api/v0/actors": ["ALIVE"]}
+
+
+def test_where_raylets_listen_by_node_and_one_that_says_nothing_is_left_out(
+    dashboard: Dashboard, ray: RayApi
+) -> None:
+    summary = [
+        {"raylet": {"nodeId": "a1", "nodeManagerPort": 41001, "objectManagerPort": 41002}},
+        {"raylet": {"nodeId": "b2"}},
+        {},
+    ]
+    dashboard.answers["/nodes"] = (200, {"result": True, "data": {"summary": summary}})
+    assert ray.ports() == {"a1": NodePorts(41001, 41002)}
+    assert dashboard.asked[0][2] == {"view": ["summary"]}
 
 
 def test_usage_leaves_out_what_only_names_a_node(dashboard: Dashboard, ray: RayApi) -> None:
