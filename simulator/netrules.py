@@ -22,7 +22,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from math import prod
 from typing import Any, Literal, get_args
@@ -318,7 +318,12 @@ def add_script(tool: str, cluster: str, site: str, rule: NetRule, found: Found) 
     note = f"{_COMMENT}:{cluster}:{site}:{_text_of(rule)}"
     chain = chain_of(site, "tc")
     lines = [f":{chain} - [0:0]", f'-A {chain} -m comment --comment "{note}"']
-    return " && ".join([*_disciplines(shapes.values(), found), _restore(tool, lines)])
+    wanted = " && ".join([*_disciplines(shapes.values(), found), _restore(tool, lines)])
+    # A kernel that cannot do it must not cost those that hold already what they have.
+    gone = [f"tc qdisc del dev {device.name} root 2>/dev/null" for device in found.devices]
+    bare = replace(found, devices=[replace(device, disciplines={}) for device in found.devices])
+    as_before = "; ".join([*gone, *_disciplines(found.shapes.values(), bare), "false"])
+    return f"{{ {wanted}; }} || {{ {as_before}; }}"
 
 
 def remove_script(tool: str, site: str, found: Found) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from typing import Any
 
@@ -27,6 +28,10 @@ def restored(script: str) -> list[str]:
     return lines[1:-1]
 
 
+class Refused(Exception):
+    """The kernel does not know what it was asked for."""
+
+
 class Kernel:
     """A packet filter and a device that do what the commands say, and print it as the real ones do."""
 
@@ -37,7 +42,20 @@ class Kernel:
         self.knows = knows
 
     def run(self, script: str) -> None:
-        for command in script.split(" && "):
+        either = re.fullmatch(r"\{ (.*); \} \|\| \{ (.*); \}", script, re.DOTALL)
+        if either is None:
+            self._all(script.split(" && "))
+            return
+        try:
+            self._all(either[1].split(" && "))
+        except Refused:
+            *commands, last = either[2].split("; ")
+            assert last == "false"
+            self._all(commands)
+            raise
+
+    def _all(self, commands: list[str]) -> None:
+        for command in commands:
             if command.startswith("tc "):
                 self._tc(command.split())
             elif command:
@@ -46,8 +64,8 @@ class Kernel:
     def _tc(self, words: list[str]) -> None:
         assert words[1] == "qdisc"
         if words[2] == "del":
-            assert words[3:] == ["dev", "eth0", "root"]
-            assert self.disciplines, "there is none"
+            assert words[3:6] == ["dev", "eth0", "root"]
+            assert self.disciplines or words[6:] == ["2>/dev/null"], "there is none"
             self.disciplines.clear()
             return
         assert words[2:5] == ["add", "dev", "eth0"]
@@ -56,7 +74,8 @@ class Kernel:
         handle, kind = (words[7], words[8]) if at_root else (words[8], words[9])
         if not at_root:
             assert words[6] == f"{self.disciplines[0][0]}1"
-        assert kind in self.knows
+        if kind not in self.knows:
+            raise Refused
         self.disciplines.append((handle, kind, " ".join(words[words.index(kind) :])))
 
     def _restore(self, lines: list[str]) -> None:
@@ -245,6 +264,16 @@ def test_two_shapes_of_one_node_are_netem_with_tbf_below_it_and_each_leaves_by_i
     assert [kind for _, kind, _ in kernel.disciplines] == ["netem"]
     kernel.remove("f2")
     assert kernel.is_clean
+
+
+def test_what_the_kernel_refuses_costs_nothing_that_holds_already() -> None:
+    kernel = Kernel(knows=("tbf",))
+    kernel.add("f1", Shape(rate=10**6))
+    before = list(kernel.disciplines)
+    with pytest.raises(Refused):
+        kernel.add("f2", Shape(delay=0.1))
+    assert kernel.disciplines == before
+    assert kernel.read().rules == {"f1": Shape(rate=10**6)}
 
 
 def test_a_node_that_is_unplugged_has_nothing_to_shape() -> None:
