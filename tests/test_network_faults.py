@@ -615,3 +615,31 @@ def test_a_peer_that_comes_back_under_another_address_is_cut_off_there(lab: Lab)
     history = lab.history(lab.run())
     assert only(history, "fault.again").node == "worker-1"
     assert seen[0] == {"10.77.9.9"}
+
+
+def test_a_stranger_that_takes_a_peers_address_is_not_cut_off(lab: Lab) -> None:
+    """The peer stays down; a third node dies, starts again, and has what was the peer's address."""
+    lab.experiment = scheduled(
+        Step(4, Partition(), Named("worker-1"), After(25), against=Named("worker-2")),
+        Step(6, Kill(), Named("worker-2"), After(25)),
+        Step(8, Kill(), Named("worker-3"), After(3)),
+    )
+    nodes = lab.backend.world
+
+    def swapped() -> None:
+        two, three = (nodes("c").nodes[n] for n in ("worker-2", "worker-3"))
+        if three.state == two.state == "exited" and three.starts == 1:
+            two.address, three.address = three.address, two.address
+
+    lab.backend.before("start", swapped)
+    seen: list[tuple[Any, str]] = []
+
+    def look() -> None:
+        rule = nodes("c").nodes["worker-1"].rules.get("f1")
+        seen.append((rule, nodes("c").nodes["worker-3"].address))
+
+    lab.backend.before("remove_rule", look)
+    history = lab.history(lab.run())
+    assert history.of("fault.again")
+    rule, stranger = seen[0]
+    assert stranger not in {flow.address for flow in rule.flows}

@@ -145,6 +145,16 @@ class BetweenNodes(NetworkFault):
         addresses = _addresses(cluster, site.peers)
         return replace(site, details={**site.details, "addresses": addresses})
 
+    def holds(self, cluster: Cluster, site: Site) -> str:
+        """As for every rule; and it names the address of no other node.
+
+        Addresses are given out again, so that of a peer that is down may be somebody else's by now.
+        """
+        seen, found = super().holds(cluster, site), self.found(cluster, site)
+        others = {n.address for n in cluster.record().nodes if n.name not in site.peers}
+        named = {flow.address for flow in found.flows} if isinstance(found, Drop) else set()
+        return "" if named & others else seen
+
 
 @register_fault
 @dataclass(frozen=True)

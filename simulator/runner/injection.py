@@ -312,7 +312,8 @@ class Injection:
         """Put back what lies about a node, or between it and others, and went with its old life."""
         cluster, recorder = self.live.cluster, self.live.recorder
         for fault in self.active:
-            concerned = node in (fault.node, *fault.site.peers)
+            # Where others are named, a node that starts may have the address of one of them.
+            concerned = node == fault.node or fault.fault.between_nodes
             if not (concerned and fault.fault.outlives_restart):
                 continue
             if cluster.node(fault.node).state not in ("running", "paused"):

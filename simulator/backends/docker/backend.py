@@ -73,6 +73,7 @@ from simulator.backends.docker.engine import (
     is_gone,
     is_refused,
     is_restless,
+    is_taken,
     is_unmountable,
 )
 from simulator.backends.docker.events import EventWatch
@@ -306,8 +307,17 @@ class DockerBackend:
 
     def start(self, cluster: str, node: str) -> None:
         container = self._node(cluster, node)
-        with asking(f"{node} was told to start"):
-            self._api.start(container.id)
+        try:
+            with asking(f"{node} was told to start"):
+                self._api.start(container.id)
+        except CannotRun as error:
+            if not is_taken(error) or container.role == "head":
+                raise
+            # One that was unplugged and plugged in keeps its address, which is somebody else's by now.
+            self._net.disconnect(cluster, node)
+            self._net.connect(cluster, node)
+            with asking(f"{node} was told to start"):
+                self._api.start(container.id)
         self._settle(container, "running")
 
     def stop(self, cluster: str, node: str, grace: float) -> None:

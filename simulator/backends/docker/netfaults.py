@@ -207,7 +207,7 @@ class NetworkFaults:
                     container, _network(cluster), force=True
                 )
 
-    def connect(self, cluster: str, node: str, address: str) -> str:
+    def connect(self, cluster: str, node: str, address: str = "") -> str:
         container, _ = self._find(cluster, node)
         client = self._client()
         if not self.is_connected(cluster, node):
