@@ -69,13 +69,7 @@ class NetworkFault(Fault):
 
     @abstractmethod
     def rule(self, cluster: Cluster, site: Site) -> NetRule:
-        """The rule as it must be now; whoever has no address at the moment is left out.
-
-        Raises
-        ------
-        CannotRun
-            There is nothing that a rule could name.
-        """
+        """The rule as it must be now; whoever has no address at the moment is left out."""
 
     def problems(self) -> Iterable[Problem]:
         """What is wrong with its parameters."""
@@ -103,8 +97,13 @@ class NetworkFault(Fault):
         return f"{self.name} needs what the kernel below {backend.name} lacks, {'; '.join(missing)}"
 
     def inject(self, cluster: Cluster, site: Site) -> None:
-        backend = require(self, cluster.backend)
-        backend.add_rule(cluster.name, site.node, site.id, self.rule(cluster, site))
+        backend, rule = require(self, cluster.backend), self.rule(cluster, site)
+        if (
+            isinstance(rule, Drop) and not rule.flows
+        ):  # all its peers are down, and struck when back
+            backend.remove_rule(cluster.name, site.node, site.id)
+        else:
+            backend.add_rule(cluster.name, site.node, site.id, rule)
 
     def holds(self, cluster: Cluster, site: Site) -> str:
         """The kernel's own list has the rule, for the addresses that the peers have now."""
@@ -141,8 +140,12 @@ class BetweenNodes(NetworkFault):
 
     def locate(self, cluster: Cluster, site: Site) -> Site:
         """With the peers' addresses; they are looked up again whenever the rule is put there."""
-        self.rule(cluster, site)
-        addresses = _addresses(cluster, site.peers)
+        rule, addresses = self.rule(cluster, site), _addresses(cluster, site.peers)
+        if isinstance(rule, Drop) and not rule.flows:
+            raise CannotRun(
+                f"there is nothing between {site.node} and others that {self.name} could concern",
+                why=f"{', '.join(site.peers) or 'no other node'} has no address",
+            )
         return replace(site, details={**site.details, "addresses": addresses})
 
     def holds(self, cluster: Cluster, site: Site) -> str:
@@ -205,8 +208,6 @@ class Partition(BetweenNodes):
             theirs = [(peers[name], pair[1]) for name, pair in ports.items() if name in peers]
             flows = [Flow(address, remote_port=port) for address, port in theirs]
             flows += [Flow(address, local_port=mine) for address in peers.values() if mine]
-        if not flows:
-            raise CannotRun(f"{site.node} cannot be cut off", why="no other node has an address")
         return Drop(tuple(sorted(flows)), self.direction)
 
     def _with_gcs(self, cluster: Cluster, site: Site, peers: Mapping[str, str]) -> list[Flow]:
@@ -343,10 +344,8 @@ class Loss(BetweenNodes):
     def rule(self, cluster: Cluster, site: Site) -> NetRule:
         if self.correlation:
             return Shape(loss=self.percent, loss_after_loss=self.correlation)
-        addresses = _addresses(cluster, site.peers).values()
-        if not addresses:
-            raise CannotRun(f"{site.node} can lose nothing", why="no other node has an address")
-        return Drop(tuple(sorted(map(Flow, addresses))), self.direction, self.percent)
+        flows = map(Flow, _addresses(cluster, site.peers).values())
+        return Drop(tuple(sorted(flows)), self.direction, self.percent)
 
 
 @register_fault

@@ -106,7 +106,9 @@ class FakeNode:
             group=self.spec.group,
             state=self.state,
             hostname=self.hostname,
-            address="" if self.unplugged or self.state == "created" else self.address,
+            address=self.address
+            if self.state in ("running", "paused") and not self.unplugged
+            else "",
             exit_code=self.exit_code,
             resources=dict(self.spec.resources),
             profile=self.spec.profile,
