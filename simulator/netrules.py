@@ -590,7 +590,7 @@ def unanswered(table: str, address: str) -> int:
     Parameters
     ----------
     table
-        The text of ``/proc/net/tcp`` of a namespace.
+        The text of ``/proc/net/tcp`` of a namespace, and of ``/proc/net/tcp6``: Ray's sockets speak both.
 
     Examples
     --------
@@ -601,8 +601,8 @@ def unanswered(table: str, address: str) -> int:
     """
     number = "".join(f"{int(part):02X}" for part in reversed(address.split(".")))
     count = 0
-    for line in table.splitlines()[1:]:
+    for line in table.splitlines():
         words = line.split()
-        if len(words) > 6 and words[2].startswith(f"{number}:") and words[3] == "01":
+        if len(words) > 6 and words[2].partition(":")[0].endswith(number) and words[3] == "01":
             count += int(words[4].split(":")[0], 16) > 0 and int(words[6], 16) > 0
     return count

@@ -424,9 +424,20 @@ TABLE = """\
    4: 8100D00A:A1BA 0A00D00A:18EB 02 00000001:00000000 01:00000014 00000003     0        0 5 4 x
 """
 
+TABLE6 = """\
+  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt
+   0: 0000000000000000FFFF00008100D00A:A1B2 0000000000000000FFFF00000A00D00A:18EB 01 00000042:00000000 01:00000400 00000004 x
+   1: 0000000000000000FFFF00008100D00A:A1B2 0000000000000000FFFF00000C00D00A:18EB 01 00000000:00000000 00:00000000 00000000 x
+"""
+
 
 def test_a_connection_waits_for_an_answer_once_it_has_sent_something_again() -> None:
     """One on its first try, one with nothing to send and one that is not made yet do not count."""
     assert netrules.unanswered(TABLE, "10.208.0.10") == 1
     assert netrules.unanswered(TABLE, "10.208.0.11") == 1
     assert netrules.unanswered(TABLE, "10.208.0.129") == 0
+
+
+def test_a_socket_that_speaks_both_protocols_counts_as_well() -> None:
+    assert netrules.unanswered(TABLE + TABLE6, "10.208.0.10") == 2
+    assert netrules.unanswered(TABLE6, "10.208.0.12") == 0

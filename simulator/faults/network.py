@@ -503,7 +503,10 @@ class Disconnect(Fault):
         node = cluster.node(site.node)
         wanted = str(site.details.get("address", "")) or _address_in_ray(cluster, node.hostname)
         given = backend.connect(cluster.name, site.node, wanted)
-        if wanted and given != wanted:
+        if wanted and given not in (
+            "",
+            wanted,
+        ):  # a node that is down gets its address when it starts
             if node.role == "head":
                 raise CannotRun(
                     f"the head cannot have its address {wanted} back",
@@ -514,7 +517,7 @@ class Disconnect(Fault):
                 backend.stop(cluster.name, site.node, _STOP_S)
             how = f"plugged in as {given}, since {wanted} was taken"
         else:
-            how = f"plugged in as {given}"
+            how = f"plugged in as {given or wanted}"
         return f"{how}; {_have_back(cluster, site.node, before, timeout)}"
 
     @classmethod

@@ -112,7 +112,7 @@ class NetworkFaults:
         if state not in ("running", "paused"):
             return 0
         with self._joined(cluster, node, container, rights=()) as run:
-            table = run("cat /proc/net/tcp")
+            table = run("cat /proc/net/tcp; cat /proc/net/tcp6 2>/dev/null; true")
         return sum(netrules.unanswered(table, address) for address in addresses)
 
     def _take_away(self, cluster: str, node: str, script: Callable[[str, Found], str]) -> Found:
