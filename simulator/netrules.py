@@ -604,5 +604,7 @@ def unanswered(table: str, address: str) -> int:
     for line in table.splitlines():
         words = line.split()
         if len(words) > 6 and words[2].partition(":")[0].endswith(number) and words[3] == "01":
-            count += int(words[4].split(":")[0], 16) > 0 and int(words[6], 16) > 0
+            waits = int(words[4].split(":")[0], 16) > 0
+            # What the node's own packet filter drops counts as not sent yet, and is probed for.
+            count += waits and (int(words[6], 16) > 0 or words[5].startswith("04:"))
     return count

@@ -438,6 +438,11 @@ def test_a_connection_waits_for_an_answer_once_it_has_sent_something_again() -> 
     assert netrules.unanswered(TABLE, "10.208.0.129") == 0
 
 
+def test_one_whose_own_side_drops_what_it_sends_waits_too() -> None:
+    probing = "0: 8100D00A:A1B2 0A00D00A:18EB 01 00000042:00000000 04:00000400 00000000 0 3 1"
+    assert netrules.unanswered(probing, "10.208.0.10") == 1
+
+
 def test_a_socket_that_speaks_both_protocols_counts_as_well() -> None:
     assert netrules.unanswered(TABLE + TABLE6, "10.208.0.10") == 2
     assert netrules.unanswered(TABLE6, "10.208.0.12") == 0
