@@ -99,6 +99,7 @@ def measure(faults: Sequence[str], health: str, workers: int) -> Mapping[str, Se
         cluster.up(backend.prepare(spec, say))
         for name in faults:
             fault = FAULTS[name]()
+            fault.prepare(backend, say)
             unable = fault.unable(backend)
             if unable is not None:
                 say(f"{name}: {unable}")

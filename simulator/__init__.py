@@ -21,9 +21,16 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.experiment import Experiment as Experiment
     from simulator.experiment import Params as Params
     from simulator.experiment import load_experiment as load_experiment
+    from simulator.faults import Bandwidth as Bandwidth
+    from simulator.faults import Delay as Delay
+    from simulator.faults import Disconnect as Disconnect
+    from simulator.faults import Duplicate as Duplicate
     from simulator.faults import Fault as Fault
     from simulator.faults import Kill as Kill
+    from simulator.faults import Loss as Loss
+    from simulator.faults import Partition as Partition
     from simulator.faults import Pause as Pause
+    from simulator.faults import Reorder as Reorder
     from simulator.faults import Restart as Restart
     from simulator.faults import Site as Site
     from simulator.faults import Stop as Stop
@@ -70,6 +77,13 @@ _HOMES = {
     "Stop": "simulator.faults",
     "Restart": "simulator.faults",
     "Pause": "simulator.faults",
+    "Partition": "simulator.faults",
+    "Disconnect": "simulator.faults",
+    "Loss": "simulator.faults",
+    "Bandwidth": "simulator.faults",
+    "Delay": "simulator.faults",
+    "Reorder": "simulator.faults",
+    "Duplicate": "simulator.faults",
     "Site": "simulator.faults",
     "register_fault": "simulator.faults",
     "TaskStream": "simulator.workload",

@@ -42,6 +42,7 @@ INNODE_TARGET = "/opt/ray-sim/simulator/innode"
 TOKEN_TARGET = "/run/ray-sim"
 LEDGER_TARGET = "/ledger"
 DASHBOARD_PORT = 8265
+GCS_PORT = 6379
 
 #: Names in compose.yaml that the rest of the simulator relies on.
 NETWORK = "cluster"

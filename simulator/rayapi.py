@@ -64,6 +64,14 @@ class RayNode:
 
 
 @dataclass(frozen=True, slots=True)
+class NodePorts:
+    """Where a node's raylet listens: for leases, tasks and health checks, and for objects."""
+
+    node_manager: int
+    object_manager: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunningWork:
     """What runs on one node: names of tasks and classes of actors, each as often as it runs."""
 
@@ -205,6 +213,16 @@ class RayApi:
             for row in rows
         ]
 
+    def ports(self) -> dict[str, NodePorts]:
+        """Where every node's raylet listens, by Ray node id; dead ones may be among them."""
+        return {
+            raylet["nodeId"]: NodePorts(
+                int(raylet["nodeManagerPort"]), int(raylet["objectManagerPort"])
+            )
+            for raylet in self._raylets()
+            if raylet.get("nodeManagerPort") and raylet.get("objectManagerPort")
+        }
+
     def running(self) -> dict[str, RunningWork]:
         """What runs where, by Ray node id: tasks that run now and actors that live.
 
@@ -253,14 +271,17 @@ class RayApi:
 
     def objects_held(self) -> dict[str, int]:
         """How many objects each node's store holds, by Ray node id; up to 15 seconds old."""
-        answer = self._call("GET", "/nodes", params={"view": "summary"})
         found: dict[str, int] = {}
-        for node in answer["data"]["summary"]:
-            raylet = node["raylet"]
+        for raylet in self._raylets():
             held = (raylet.get("storeStats") or {}).get("numLocalObjects")
             if held is not None and raylet.get("state", "ALIVE") == "ALIVE":
                 found[raylet["nodeId"]] = int(held)
         return found
+
+    def _raylets(self) -> list[dict[str, Any]]:
+        """What the dashboard last heard from each raylet."""
+        rows = self._call("GET", "/nodes", params={"view": "summary"})["data"]["summary"]
+        return [row.get("raylet") or {} for row in rows]
 
     def usage(self) -> Usage:
         """Resources in use now, as the autoscaler's report has them (up to a few seconds old)."""

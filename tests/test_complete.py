@@ -77,7 +77,7 @@ def complete(
         ("schedule ki", ["kill"]),
         ("run node_failure --fault ra", ["random"]),
         ("schedule --topology two", ["two_gpu"]),
-        ("image build --target ", ["cpu", "gpu", "lean"]),
+        ("image build --target ", ["cpu", "gpu", "lean", "netfault"]),
         ("check ", []),
         ("run ./", []),
         ("run nothing.py --param ", []),

@@ -25,6 +25,7 @@ from simulator.backends.base import (
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
 from simulator.compose import (
     DASHBOARD_PORT,
+    GCS_PORT,
     INNODE_TARGET,
     LABEL_DEFINITION,
     LABEL_SPEC,
@@ -266,7 +267,7 @@ def test_the_addresses_are_those_that_were_chosen() -> None:
     assert head["networks"]["cluster"]["ipv4_address"] == "10.9.0.10"
     for role in ("head", "worker"):
         environment = project["services"][role]["environment"]
-        assert environment["RAY_SIM_HEAD_ADDRESS"] == "10.9.0.10:6379"
+        assert environment["RAY_SIM_HEAD_ADDRESS"] == f"10.9.0.10:{GCS_PORT}"
     assert project["networks"]["cluster"]["ipam"]["config"] == [
         {"subnet": "10.9.0.0/24", "ip_range": "10.9.0.128/25"}
     ]

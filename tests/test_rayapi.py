@@ -17,7 +17,7 @@ import pytest
 from simulator.backends.base import Endpoint
 from simulator.backends.fake.ray import FakeRay
 from simulator.errors import BadInput
-from simulator.rayapi import Job, NoSuchJob, RayApi, RayUnreachable, RunningTask
+from simulator.rayapi import Job, NodePorts, NoSuchJob, RayApi, RayUnreachable, RunningTask
 
 
 @dataclass
@@ -171,6 +171,19 @@ def test_objects_are_counted_by_the_node_that_holds_them(dashboard: Dashboard, r
     dashboard.answers["/nodes"] = (200, {"result": True, "data": {"summary": summary}})
     assert ray.objects_held() == {"a1": 7}
     assert dashboard.asked[-1][2] == {"view": ["summary"]}
+
+
+def test_where_raylets_listen_by_node_and_one_that_says_nothing_is_left_out(
+    dashboard: Dashboard, ray: RayApi
+) -> None:
+    summary = [
+        {"raylet": {"nodeId": "a1", "nodeManagerPort": 41001, "objectManagerPort": 41002}},
+        {"raylet": {"nodeId": "b2"}},
+        {},
+    ]
+    dashboard.answers["/nodes"] = (200, {"result": True, "data": {"summary": summary}})
+    assert ray.ports() == {"a1": NodePorts(41001, 41002)}
+    assert dashboard.asked[0][2] == {"view": ["summary"]}
 
 
 def test_usage_leaves_out_what_only_names_a_node(dashboard: Dashboard, ray: RayApi) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from simulator.errors import BadInput, CannotRun, Problem
+from simulator.netrules import Feature, NetRule
 from simulator.topology import Gpus, Profile, Role, Topology
 from simulator.waiting import Clock, RealClock
 
@@ -487,6 +488,79 @@ class CanPause(Protocol):
     def resume(self, cluster: str, node: str) -> None: ...
 
 
+#: What comes of trying to connect: somebody listens, nobody does, no answer came, or no way leads there.
+Answer = Literal["accepted", "refused", "silence", "no route"]
+
+
+@runtime_checkable
+class CanShapeNetwork(Protocol):
+    """Puts rules into a node's network, each under the id of the fault that wants it.
+
+    They are outside of the node's reach, and no process in it sees them. A node that is started anew has a
+    new network, without them. Whatever is told about them was read from the node's network there and then.
+    """
+
+    def prepare_network(self, say: Callable[[str], None]) -> None:
+        """Have the tools that it takes (an image), telling `say` about slow steps."""
+
+    def network_lacks(self) -> Mapping[Feature, str]:
+        """What cannot be done on this machine, and why: tried once, in a network that nobody uses.
+
+        Raises
+        ------
+        CannotRun
+            It cannot be tried, the tools are missing.
+        """
+
+    def add_rule(self, cluster: str, node: str, site: str, rule: NetRule) -> None:
+        """Have a rule there for a fault; what it had there before is replaced.
+
+        Raises
+        ------
+        CannotRun
+            The node is neither running nor paused; the kernel refused.
+        """
+
+    def remove_rule(self, cluster: str, node: str, site: str) -> None:
+        """Take a fault's rule away and leave all others; idempotent, also where the node is down."""
+
+    def clear_rules(self, cluster: str, node: str) -> Sequence[str]:
+        """Take every rule of ours away, whoever's it is; idempotent, also where the node is down.
+
+        Returns
+        -------
+        sequence of str
+            The ids of the faults that they were there for. Where the tools were never there, none are.
+        """
+
+    def rules(self, cluster: str, node: str) -> Mapping[str, NetRule]:
+        """What holds now, by the fault's id; nothing where the node is down."""
+
+    def reach(
+        self, cluster: str, node: str, address: str, port: int, timeout: float = 1.0
+    ) -> Answer:
+        """What comes of a TCP connection from a node's network, not from a process in the node."""
+
+    def unanswered(self, cluster: str, node: str, addresses: Sequence[str]) -> int:
+        """How many of its TCP connections with these repeat themselves, since no answer comes."""
+
+
+@runtime_checkable
+class CanDisconnect(Protocol):
+    """Unplugs a node from the cluster's network: its address and its device are gone."""
+
+    def disconnect(self, cluster: str, node: str) -> None:
+        """Unplug it; idempotent."""
+
+    def connect(self, cluster: str, node: str, address: str = "") -> str:
+        """Plug it in again, under this address if it is free; returns the one that it has.
+
+        A head has a fixed address, which need not be given.
+        """
+
+    def is_connected(self, cluster: str, node: str) -> bool: ...
+
+
 @runtime_checkable
 class ServesRay(Protocol):
     """Answers for Ray itself instead of by HTTP: only a simulated backend does."""
@@ -518,6 +592,10 @@ class Capability:
 
 KILL = Capability("kill", CanKill, "can kill a whole node with SIGKILL")
 PAUSE = Capability("pause", CanPause, "can freeze and thaw a node")
+SHAPE_NETWORK = Capability(
+    "shape_network", CanShapeNetwork, "has a network of its own for every node"
+)
+DISCONNECT = Capability("disconnect", CanDisconnect, "can unplug a node from its network")
 
 
 def resolve_gpus(

@@ -432,6 +432,11 @@ class Index:
             if op.kind in ("engine.die", "engine.pause", "engine.oom") and op.node is not None:
                 when = self.at(op)
                 yield Down(op.node, when, when, (op,))
+        # A node that is only out of reach works on until Ray gives it up, and so does what it made.
+        for node, said in self.node_ops.items():
+            for op in said:
+                if op.data.get("state") == "DEAD":
+                    yield Down(node, self.at(op), self.at(op), (op,))
 
 
 def _count(file: LedgerFile, line: Any) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from simulator.backends.base import Backend, name_problem
+from simulator.cli import output
 from simulator.cluster import HEALTH, Cluster
 from simulator.errors import BadInput, NotFound, Problem
+from simulator.faults import FAULTS
 from simulator.schedule import Step, random_schedule, read_schedule
 from simulator.topology import Topology, load_topology, override
 
@@ -135,6 +137,8 @@ class AskedFaults:
         if self.chance is None:
             return list(self.steps)
         rate, budget = self.chance
+        for kind in FAULTS.values():
+            kind().prepare(backend, output.say)
         drawn = random_schedule(backend, topology, rate, budget, seed, head=self.head)
         return [*self.steps, *drawn]
 

@@ -9,11 +9,11 @@ a replay do it again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from simulator.backends.base import Backend, Capability
+from simulator.backends.base import Backend, CanDisconnect, Capability
 from simulator.cluster import Cluster, State, wait_alive
 from simulator.errors import CannotRun, NotFound
 from simulator.faults.parameters import written
@@ -153,6 +153,12 @@ class Fault(ABC):
 
     # -- whether it can be done --------------------------------------------------------------------
 
+    def prepare(self, backend: Backend, say: Callable[[str], None]) -> None:  # noqa: B027 - few need any
+        """Have what it takes on this machine beyond what a cluster does, telling `say` about slow steps.
+
+        Called before anything is started, and before `unable` is asked.
+        """
+
     def refused_by(self, backend: Backend) -> str | None:
         """Why this backend cannot do it, or None; asks nobody."""
         if self.needs is None or isinstance(backend, self.needs.protocol):
@@ -253,6 +259,14 @@ def revive(cluster: Cluster, node: str, timeout: float) -> str:
         It did not join.
     """
     how = ""
+    backend = cluster.backend
+    if isinstance(backend, CanDisconnect) and not backend.is_connected(cluster.name, node):
+        # Another fault's doing, and not to be undone here.
+        if cluster.node(node).state == "paused":
+            cluster.resume(node)
+        else:
+            backend.start(cluster.name, node)
+        return "it runs, unplugged, and can join once it is plugged in"
     if cluster.node(node).state == "paused":
         cluster.resume(node)
         if settled(cluster, node) == "alive":

@@ -192,6 +192,9 @@ class Injection:
         begun = [found for site in planned.sites() if (found := self._inject(planned, site))]
         for fault, before in begun:
             self._verify(fault, before)
+        for fault, _ in begun:
+            if fault.fault.shown_by == "die":  # it may have begun another life by itself
+                self._strike_again(fault.node)
         if begun:
             self.live.go_on()
 
@@ -340,13 +343,18 @@ class Injection:
         self._strike_again(node)
 
     def _strike_again(self, node: str) -> None:
-        """Put back what lies about the node and went with its old life: it is not healed yet."""
+        """Put back what lies about a node, or between it and others, and went with its old life."""
         cluster, recorder = self.live.cluster, self.live.recorder
         for fault in self.active:
-            if fault.node == node and fault.fault.outlives_restart:
-                if not fault.fault.holds(cluster, fault.site):
-                    fault.fault.inject(cluster, fault.site)
-                    recorder.record("fault.again", node=node, data=fault.facts)
+            # Where others are named, a node that starts may have the address of one of them.
+            concerned = node == fault.node or fault.fault.between_nodes
+            if not (concerned and fault.fault.outlives_restart):
+                continue
+            if cluster.node(fault.node).state not in ("running", "paused"):
+                continue  # it has nothing that could be broken; that is seen to when it is back
+            if not fault.fault.holds(cluster, fault.site):
+                fault.fault.inject(cluster, fault.site)
+                recorder.record("fault.again", node=fault.node, data=fault.facts)
 
     def _due(self, history: History, fault: LiveFault) -> bool:
         heal = fault.planned.step.heal

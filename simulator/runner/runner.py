@@ -126,6 +126,8 @@ class Runner:
             if request.plan is None
             else list(request.plan)
         )
+        for fault in dict.fromkeys(p.step.fault for p in planned):
+            fault.prepare(self.backend, self.listener.say)
         refused = unable(planned, self.backend)
         if refused:
             raise CannotRun("this backend cannot do it", why="; ".join(refused))

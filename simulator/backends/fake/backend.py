@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from random import Random
 
 from simulator.backends.base import (
+    Answer,
     Check,
     ClusterRecord,
     ClusterSpec,
@@ -37,6 +38,7 @@ from simulator.backends.fake.script import Behaviour, FailedStart, LostLine, Pri
 from simulator.backends.fake.world import FakeNode, World
 from simulator.backends.paths import Kind, destination, kind_of
 from simulator.errors import CannotRun, NotFound
+from simulator.netrules import Drop, Feature, NetRule
 from simulator.topology import Topology
 
 
@@ -106,6 +108,10 @@ class FakeBackend:
         What `check` answers.
     answers
         What `execute` gives for a command line, such as ``{"ray status": Completed(0, "...")}``.
+    lacks
+        What `network_lacks` answers.
+    taken
+        Addresses that somebody else has, when a node is to get one back.
     """
 
     name = "fake"
@@ -123,6 +129,8 @@ class FakeBackend:
         self.programs: dict[str, JobFactory] = dict(BUILT_IN)
         self.checks: list[Check] = [Check("ok", "engine", "simulated, in memory")]
         self.answers: dict[str, Completed] = {}
+        self.lacks: dict[Feature, str] = {}
+        self.taken: set[str] = set()
         self._script = Script()
         self._seed = seed
         self._worlds: dict[str, World] = {}
@@ -465,6 +473,96 @@ class FakeBackend:
         if found.state == "paused" and not self._deaf("resume", node):
             with self.simulated_clock.lock:
                 self.world(cluster).resume(found)
+
+    # -- CanShapeNetwork, CanDisconnect --------------------------------------------------------------
+
+    def prepare_network(self, say: Callable[[str], None]) -> None:  # noqa: ARG002
+        self._called("prepare_network")
+
+    def network_lacks(self) -> Mapping[Feature, str]:
+        self._called("network_lacks")
+        return self.lacks
+
+    def add_rule(self, cluster: str, node: str, site: str, rule: NetRule) -> None:
+        self._called("add_rule", cluster, node)
+        found = self._node(cluster, node)
+        if found.state not in ("running", "paused"):
+            raise CannotRun(f"the network of {node} cannot be shaped", why=f"it is {found.state}")
+        if not self._deaf("add_rule", node):
+            self._change(cluster, lambda: found.rules.__setitem__(site, rule))
+
+    def remove_rule(self, cluster: str, node: str, site: str) -> None:
+        self._called("remove_rule", cluster, node)
+        found = self._node(cluster, node)
+        if not self._deaf("remove_rule", node):
+            self._change(cluster, lambda: found.rules.pop(site, None))
+
+    def clear_rules(self, cluster: str, node: str) -> Sequence[str]:
+        self._called("clear_rules", cluster, node)
+        rules = self._node(cluster, node).rules
+        there = sorted(rules)
+        self._change(cluster, rules.clear)
+        return there
+
+    def rules(self, cluster: str, node: str) -> Mapping[str, NetRule]:
+        self._called("rules", cluster, node)
+        found = self._node(cluster, node)
+        return dict(found.rules) if found.state in ("running", "paused") else {}
+
+    def reach(
+        self, cluster: str, node: str, address: str, port: int, timeout: float = 1.0
+    ) -> Answer:
+        """By the rules of both sides: nobody listens anywhere, so what gets through is refused."""
+        self._called("reach", cluster, node)
+        near = self._node(cluster, node)
+        nodes = self.world(cluster).nodes.values()
+        far = next((n for n in nodes if n.address == address and not n.unplugged), None)
+        if near.unplugged:
+            return "no route"
+        dropped = any(
+            flow.address == other.address
+            and flow.remote_port in (0, port if here is near else 0)
+            and flow.local_port in (0, port if here is far else 0)
+            for here, other in ((near, far), (far, near))
+            if here is not None and other is not None
+            for rule in here.rules.values()
+            if isinstance(rule, Drop) and rule.percent >= 100
+            for flow in rule.flows
+        )
+        if far is None or dropped:
+            self.simulated_clock.sleep(timeout)
+            return "silence"
+        return "refused"
+
+    def unanswered(self, cluster: str, node: str, addresses: Sequence[str]) -> int:  # noqa: ARG002
+        self._called("unanswered", cluster, node)
+        return 0
+
+    def disconnect(self, cluster: str, node: str) -> None:
+        self._called("disconnect", cluster, node)
+        found = self._node(cluster, node)
+        if not self._deaf("disconnect", node):
+            self._change(cluster, lambda: setattr(found, "unplugged", True))
+
+    def connect(self, cluster: str, node: str, address: str = "") -> str:
+        self._called("connect", cluster, node)
+        found = self._node(cluster, node)
+        if found.unplugged and not self._deaf("connect", node):
+            wanted = address or found.address
+            if wanted in self.taken:
+                wanted = f"10.77.200.{len(self.taken)}"
+            found.address = wanted
+            self._change(cluster, lambda: setattr(found, "unplugged", False))
+        return found.record().address
+
+    def is_connected(self, cluster: str, node: str) -> bool:
+        self._called("is_connected", cluster, node)
+        return not self._node(cluster, node).unplugged
+
+    def _change(self, cluster: str, action: Callable[[], object]) -> None:
+        with self.simulated_clock.lock:
+            action()
+            self.world(cluster).network_changed()
 
     def ray(self, cluster: str) -> FakeRay:
         return FakeRay(lambda: self.world(cluster), self._called, self.programs)

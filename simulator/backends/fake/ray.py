@@ -17,6 +17,7 @@ from simulator.rayapi import (
     FailedAttempts,
     Job,
     JobLog,
+    NodePorts,
     NoSuchJob,
     RayActor,
     RayNode,
@@ -107,6 +108,13 @@ class FakeRay:
             )
             for entry in (world.gcs.entries if world.gcs else [])
         ]
+
+    def ports(self) -> dict[str, NodePorts]:
+        """Every node's raylet has the same: each is alone at its address."""
+        world = self._ask("ports")
+        return {
+            e.ray_node_id: NodePorts(7001, 7002) for e in (world.gcs.entries if world.gcs else [])
+        }
 
     def running(self) -> dict[str, RunningWork]:
         world = self._ask("running")

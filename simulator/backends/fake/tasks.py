@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from simulator.backends.fake.world import FakeNode, World
@@ -133,7 +134,7 @@ class Tasks:
             node.do(self.world.behaviour.dispatch_s, lambda t=task, n=node: self._begin(t, n))  # type: ignore[misc]
 
     def _choose(self, task: FakeTask) -> FakeNode | None:
-        up = [n for n in self.world.nodes.values() if n.state == "running" and n.believed_alive]
+        up = self._up()
         if task.prefers is not None:
             liked = next((n for n in up if n.name == task.prefers), None)
             if liked is not None:
@@ -142,6 +143,14 @@ class Tasks:
             return next(iter(up), None)
         able = [n for n in up if self._can_take(n, task)]
         return max(able, key=lambda n: self._free(n, "CPU"), default=None)
+
+    def _up(self) -> list[FakeNode]:
+        """The nodes that the owner, who is on the head, can give work to."""
+        return [
+            n
+            for n in self.world.nodes.values()
+            if n.state == "running" and n.believed_alive and self.world.reaches_head(n)
+        ]
 
     def _free(self, node: FakeNode, resource: str) -> float:
         return node.spec.resources.get(resource, 0.0) - self.used(node, resource)
@@ -203,7 +212,7 @@ class Tasks:
 
         def end() -> None:
             self._write(node, "task.end", key=task.key, exec=execution, ok=True)
-            node.do(ANSWER_S, lambda: self._finish(task, node))
+            node.do(ANSWER_S, lambda: node.when_heard(lambda: self._finish(task, node)))
 
         node.do(task.seconds, end)
 
@@ -245,7 +254,7 @@ class Tasks:
         self._perform(actor)
 
     def _create(self, actor: FakeActor) -> None:
-        up = [n for n in self.world.nodes.values() if n.state == "running" and n.believed_alive]
+        up = self._up()
         liked = next((n for n in up if n.name == actor.prefers), None)
         others = sorted(up, key=lambda n: (n.is_head, sum(a.node is n for a in self.actors)))
         actor.node = liked or next(iter(others), None)
@@ -274,7 +283,8 @@ class Tasks:
         node = actor.node
         if actor.alive and actor.pending is not None and node is not None:
             n, key, done = actor.pending
-            node.do(ANSWER_S, lambda: self._add(actor, node, n, key, done))
+            hear = partial(self._add, actor, node, n, key, done)
+            node.do(ANSWER_S, lambda: node.when_heard(hear))
 
     def _add(self, actor: FakeActor, node: FakeNode, n: int, key: str, done: Done) -> None:
         if self.over or not actor.alive or actor.node is not node:
@@ -290,7 +300,7 @@ class Tasks:
                 actor.pending = None
                 done(Outcome(actor.total + (key in self.world.script.wrong)))
 
-        node.do(ANSWER_S, answer)
+        node.do(ANSWER_S, lambda: node.when_heard(answer))
 
     def _tell(self, actor: FakeActor, state: str) -> None:
         where = actor.node.hostname if actor.node is not None and state == "ALIVE" else None
