@@ -15,7 +15,6 @@ from fakes import fake, topology
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.backends.base import Capability
 from simulator.cluster import Cluster
 from simulator.errors import BadInput, CannotRun, Problem
 from simulator.faults import FAULTS, Fault, Kill, Pause, Restart, Site, Stop, register_fault
@@ -739,12 +738,9 @@ def test_the_head_is_hit_by_chance_only_if_that_is_asked_for() -> None:
 
 
 def test_only_what_can_be_done_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    class CanFly:
-        pass
-
     for kind in FAULTS.values():
         if kind is not Kill:
-            monkeypatch.setattr(kind, "needs", Capability("fly", CanFly, "can fly"))
+            monkeypatch.setattr(kind, "unable", lambda self, backend: "nobody can")
     drawn = random_schedule(fake(), topology(), 1, 20, seed=0)
     assert {step.fault for step in drawn} == {Kill()}
     monkeypatch.setattr(Kill, "at_random", False)
