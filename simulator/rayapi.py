@@ -71,6 +71,41 @@ class RunningWork:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskProcess:
+    """A task that runs, or a call of an actor that does, and the process that runs it.
+
+    Attributes
+    ----------
+    name
+        Its function's, or the one that it was given.
+    """
+
+    name: str
+    function: str
+    ray_node_id: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActorProcess:
+    """An actor as the GCS has it, and the process that hosts it.
+
+    Attributes
+    ----------
+    name
+        That it was given; "" for an actor without.
+    ray_node_id, pid
+        Where it lives, and as what process there; "" and 0 while nowhere.
+    """
+
+    name: str
+    class_name: str
+    alive: bool
+    ray_node_id: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Resources in use: per name, (used, total); over all living nodes and by Ray node id."""
 
@@ -200,6 +235,32 @@ class RayApi:
             node: RunningWork(tuple(tasks.get(node, ())), tuple(actors.get(node, ())))
             for node in sorted({*tasks, *actors})
         }
+
+    def running_tasks(self) -> list[TaskProcess]:
+        """Every task that runs now, up to a second old and up to ten thousand, as Ray gives it."""
+        return [
+            TaskProcess(
+                name=row["name"],
+                function=row.get("func_or_class_name") or row["name"],
+                ray_node_id=row["node_id"],
+                pid=int(row["worker_pid"]),
+            )
+            for row in self._state("tasks", {**_only("RUNNING"), "detail": "1"})["result"]
+            if row.get("node_id") and row.get("worker_pid")
+        ]
+
+    def actors(self) -> list[ActorProcess]:
+        """Every actor that the GCS remembers, up to ten thousand."""
+        return [
+            ActorProcess(
+                name=row.get("name") or "",
+                class_name=row["class_name"],
+                alive=row["state"] == "ALIVE",
+                ray_node_id=row.get("node_id") or "",
+                pid=int(row.get("pid") or 0),
+            )
+            for row in self._state("actors", {"limit": "10000"})["result"]
+        ]
 
     def usage(self) -> Usage:
         """Resources in use now, as the autoscaler's report has them (up to a few seconds old)."""

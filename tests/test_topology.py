@@ -271,7 +271,10 @@ def test_sizes_are_read_as_docker_writes_them(text: str, size: int) -> None:
     [
         ({"heads": {}}, "did you mean head?"),
         ({"worker_groups": [{"group_name": "w", "replica": 2}]}, "did you mean replicas"),
-        ({"head": {"colour": "red"}}, "known: resources, labels, memory, gpus"),
+        (
+            {"head": {"colour": "red"}},
+            "known: resources, labels, memory, shm_size, spill_size, gpus",
+        ),
         ({"head": {"profile": "lean"}}, "only a worker group has one: the head needs all of Ray"),
     ],
 )

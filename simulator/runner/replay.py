@@ -60,6 +60,7 @@ def replay_request(run: RunDir) -> RunRequest:
         seed=spec["seed"],
         health=spec["health"],
         image=spec.get("image"),
+        rpc_faults=spec.get("rpc_faults", ()),
         command=f"python -m simulator replay {run.path}",
         plan=pinned(planned, run),
         replays=str(run.path),

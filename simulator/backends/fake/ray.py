@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from simulator.backends.fake.placement import FakePlacement
 from simulator.backends.fake.stream import FakeStream
-from simulator.backends.fake.tasks import Tasks, usage
-from simulator.backends.fake.world import World
+from simulator.backends.fake.tasks import FakeActor, FakeTask, Tasks, usage
+from simulator.backends.fake.world import FakeNode, World
 from simulator.rayapi import (
+    ActorProcess,
     FailedAttempts,
     Job,
     JobLog,
@@ -21,9 +22,12 @@ from simulator.rayapi import (
     RayNode,
     RayUnreachable,
     RunningWork,
+    TaskProcess,
     Usage,
     job_id_taken,
 )
+
+_TASK_PID, _ACTOR_PID = 4000, 5000
 
 #: What a simulated Ray says when asked for its version: nobody should take its word for Ray's.
 VERSION = "simulated"
@@ -119,6 +123,31 @@ class FakeRay:
             if here is not None and work:
                 found[entry.ray_node_id] = work
         return found
+
+    def running_tasks(self) -> list[TaskProcess]:
+        world = self._ask("running_tasks")
+        return [
+            TaskProcess(worker.key, worker.fn, entry.ray_node_id, pid)
+            for entry in (world.gcs.entries if world.gcs else [])
+            if entry.alive
+            for pid, _, worker in workers(world, entry.node)
+            if isinstance(worker, FakeTask)
+        ]
+
+    def actors(self) -> list[ActorProcess]:
+        world = self._ask("actors")
+        where = {
+            worker: (entry.ray_node_id, pid)
+            for entry in (world.gcs.entries if world.gcs else [])
+            if entry.alive
+            for pid, _, worker in workers(world, entry.node)
+        }
+        jobs = [j.program.tasks for j in jobs_of(world).values() if j.program is not None]
+        return [
+            ActorProcess(a.name, "Counter", a.alive, *where.get(a, ("", 0)))
+            for job in jobs
+            for a in job.actors
+        ]
 
     def usage(self) -> Usage:
         world = self._ask("usage")
@@ -290,6 +319,16 @@ def jobs_of(world: World) -> dict[str, _Submitted]:
     """The jobs that the GCS knows of; they go with it."""
     jobs: dict[str, _Submitted] = world.gcs.jobs if world.gcs is not None else {}
     return jobs
+
+
+def workers(world: World, node: FakeNode) -> Iterator[tuple[int, Tasks, FakeTask | FakeActor]]:
+    """The pid of each worker on a node, the job that it works for, and what it does."""
+    jobs = [job.program.tasks for job in jobs_of(world).values() if job.program is not None]
+    for job in jobs:
+        for i, task in enumerate(t for t in job.placed if t.node is node):
+            yield _TASK_PID + node.starts + i, job, task
+        for i, actor in enumerate(a for a in job.actors if a.alive and a.node is node):
+            yield _ACTOR_PID + node.starts + i, job, actor
 
 
 BUILT_IN: Mapping[str, JobFactory] = {
