@@ -824,6 +824,17 @@ def test_an_image_is_not_needed_and_that_is_said(backend: ProcessBackend) -> Non
     assert said == ["processes need no image; --image is ignored"]
 
 
+def test_memory_and_disk_are_the_machines_and_that_is_said(backend: ProcessBackend) -> None:
+    said: list[str] = []
+    small = override(load_topology("default"), ["head.shm_size=80m"])
+    try:
+        backend.prepare(replace(spec("one"), topology=small), said.append)
+    except CannotRun:
+        pytest.skip("no Ray is installed here")
+    (sentence,) = said
+    assert "shm_size, spill_size have no effect" in sentence
+
+
 def test_lean_nodes_are_whole_here_and_that_is_said(backend: ProcessBackend) -> None:
     lean = load_topology("lean")
     (check,) = [c for c in machine.checks(lean) if c.name == "lean nodes"]

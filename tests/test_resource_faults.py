@@ -296,6 +296,25 @@ def test_processes_share_the_machine_and_so_are_refused(fault: Fault, needs: Cap
     assert fault.refused_by(DockerBackend()) is None
 
 
+@pytest.mark.parametrize(
+    ("lacks", "unable"),
+    [
+        ("CpuCfsQuota", ["cpu_limit"]),
+        ("MemoryLimit", ["memory_limit", "memory_hog", "oom"]),
+        (None, []),
+    ],
+)
+def test_an_engine_without_a_controller_cannot_do_what_needs_it(
+    lacks: str | None, unable: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = {"CgroupVersion": "2"} | ({lacks: False} if lacks else {})
+    monkeypatch.setattr(DockerBackend, "_info", lambda self: info)
+    found = {f.name: why for f in ALL if (why := f.unable(DockerBackend()))}
+    assert list(found) == unable
+    assert all("cgroup v2 without that controller" in why for why in found.values())
+    assert all(f.unable(ProcessBackend()) == f.refused_by(ProcessBackend()) for f in ALL)
+
+
 def test_which_backend_can_do_what() -> None:
     for backend in (DockerBackend(), fake()):
         assert isinstance(backend, CanLimit)

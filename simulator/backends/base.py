@@ -559,6 +559,9 @@ class CanLimit(Protocol):
     What fills them up (`simulator.innode.burden`) then burdens that node, and not the machine.
     """
 
+    def why_unlimited(self, resource: Literal["cpus", "memory"]) -> str | None:
+        """Why this machine gives nodes no limit of this kind, or None."""
+
     def limits(self, cluster: str, node: str) -> Limits:
         """In force now, or once it runs again: the kernel's word for a running node, else the engine's."""
 

@@ -334,6 +334,7 @@ def run_data(result: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "recovery": dict(result["recovery"]),
         "params": dict(result["params"]),
+        "rpc_faults": list(result.get("rpc_faults", ())),
     }
 
 

@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from simulator.backends.base import LIMIT, SPILL_DISK, CanLimit, Capability, HasSpillDisk, Limits
+from simulator.backends.base import (
+    LIMIT,
+    SPILL_DISK,
+    Backend,
+    CanLimit,
+    Capability,
+    HasSpillDisk,
+    Limits,
+)
 from simulator.cluster import Cluster
 from simulator.errors import CannotRun
 from simulator.faults.base import Fault, Site, Verb, recover, register_fault, require
@@ -29,22 +37,33 @@ _NEARLY = 0.98
 # ---- limits
 
 
+class _OfOneKind(Fault):
+    """Needs a limit of this kind, which not every machine gives."""
+
+    #: The field of `Limits`.
+    resource: ClassVar[Literal["cpus", "memory"]]
+
+    def unable(self, backend: Backend) -> str | None:
+        if not isinstance(backend, CanLimit):
+            return self.refused_by(backend)
+        why = backend.why_unlimited(self.resource)
+        return f"{self.name}: {why}" if why else None
+
+
 @dataclass(frozen=True)
-class _Limit(Fault):
+class _Limit(_OfOneKind):
     """Base of those that take away what a node was made with; several may overlap, and the tightest counts."""
 
     needs: ClassVar[Capability | None] = LIMIT
     undo: ClassVar[str] = "restore"
     outlives_restart: ClassVar[bool] = True
 
-    #: The field of `Limits`, and how an amount of it is said.
-    resource: ClassVar[str]
-
     def asked(self) -> float:
         raise NotImplementedError
 
     @staticmethod
     def said(amount: float) -> str:
+        """An amount in words."""
         raise NotImplementedError
 
     def locate(self, cluster: Cluster, site: Site) -> Site:
@@ -137,7 +156,7 @@ class CpuLimit(_Limit):
 
     name: ClassVar[str] = "cpu_limit"
     summary: ClassVar[str] = "the node may use fewer cores, as on a machine that is throttled"
-    resource: ClassVar[str] = "cpus"
+    resource: ClassVar[Literal["cpus", "memory"]] = "cpus"
 
     def __post_init__(self) -> None:
         if not self.cores >= _LEAST_CORES:  # NaN too
@@ -168,7 +187,7 @@ class MemoryLimit(_Limit):
 
     name: ClassVar[str] = "memory_limit"
     summary: ClassVar[str] = "the node may hold less memory; what does not fit, the kernel kills"
-    resource: ClassVar[str] = "memory"
+    resource: ClassVar[Literal["cpus", "memory"]] = "memory"
 
     def __post_init__(self) -> None:
         if _size("limit", self.limit) < _LEAST_MEMORY:
@@ -312,7 +331,7 @@ class CpuStress(_Burden):
 
 @register_fault
 @dataclass(frozen=True)
-class MemoryHog(_Burden):
+class MemoryHog(_Burden, _OfOneKind):
     """A process takes memory until the node holds a share of its limit, and keeps it there.
 
     Above Ray's own threshold (95 % of the limit unless set otherwise) Ray's memory monitor kills workers; the
@@ -328,6 +347,7 @@ class MemoryHog(_Burden):
 
     name: ClassVar[str] = "memory_hog"
     summary: ClassVar[str] = "a process keeps a share of the node's memory taken"
+    resource: ClassVar[Literal["cpus", "memory"]] = "memory"
     needs: ClassVar[Capability | None] = LIMIT
     outlives_restart: ClassVar[bool] = True
 
@@ -358,7 +378,7 @@ class MemoryHog(_Burden):
 
 @register_fault
 @dataclass(frozen=True)
-class Oom(_Burden):
+class Oom(_Burden, _OfOneKind):
     """Memory runs out, at once, until the kernel kills a process of the node; then the rest is free again.
 
     The kernel prefers Ray's workers, which Ray itself offers it, and takes the process that filled the memory where
@@ -368,6 +388,7 @@ class Oom(_Burden):
 
     name: ClassVar[str] = "oom"
     summary: ClassVar[str] = "memory runs out until the kernel kills a process of the node"
+    resource: ClassVar[Literal["cpus", "memory"]] = "memory"
     needs: ClassVar[Capability | None] = LIMIT
     shown_by: ClassVar[Verb | None] = "oom"
 

@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from signal import Signals
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import docker
 from docker.models.containers import Container
@@ -357,6 +357,9 @@ class DockerBackend:
         self._settle(container, "running")
 
     # -- what a node may use, and what runs on it --------------------------------------------------
+
+    def why_unlimited(self, resource: Literal["cpus", "memory"]) -> str | None:
+        return node_limits.why_unlimited(self._info(), resource)
 
     def limits(self, cluster: str, node: str) -> Limits:
         container = self._node(cluster, node)

@@ -6,7 +6,7 @@ cgroup files which the container sees of itself, of either version of cgroups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import docker
@@ -31,6 +31,16 @@ def asked_of_engine(client: docker.APIClient, container: str) -> Limits:
     quota, period = host.get("CpuQuota") or 0, host.get("CpuPeriod") or 100_000
     cpus = host["NanoCpus"] / _NANO if host.get("NanoCpus") else quota / period
     return Limits(cpus if cpus > 0 else None, host.get("Memory") or None)
+
+
+def why_unlimited(info: Mapping[str, Any], resource: str) -> str | None:
+    """What the engine lacks for it: a rootless one may not have been given the controller."""
+    keys = ("CpuCfsQuota", "CpuCfsPeriod") if resource == "cpus" else ("MemoryLimit",)
+    if all(info.get(key) is not False for key in keys):
+        return None
+    words = "CPU" if resource == "cpus" else "memory"
+    version = info.get("CgroupVersion", "?")
+    return f"this Docker engine cannot limit {words} (cgroup v{version} without that controller)"
 
 
 def made(spec: ClusterSpec, group: str, cores: float) -> Limits:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from random import Random
 from signal import Signals
+from typing import Literal
 
 from simulator.backends.base import (
     Check,
@@ -476,6 +477,10 @@ class FakeBackend:
         if found.state == "paused" and not self._deaf("resume", node):
             with self.simulated_clock.lock:
                 self.world(cluster).resume(found)
+
+    def why_unlimited(self, resource: Literal["cpus", "memory"]) -> str | None:  # noqa: ARG002
+        self._called("why_unlimited")
+        return None
 
     def limits(self, cluster: str, node: str) -> Limits:
         self._called("limits", cluster, node)

@@ -128,6 +128,11 @@ class ProcessBackend:
             say("processes need no image; --image is ignored")
         if spec.topology.lean_groups:
             say("processes share one Python, so profile lean has no effect: all nodes are whole")
+        groups = (spec.topology.head, *spec.topology.worker_groups)
+        if any(group.shm_size or group.spill_size for group in groups):
+            say(
+                "processes share the machine's memory and disk: shm_size, spill_size have no effect"
+            )
         return replace(spec, image=None)
 
     def wall_clock(self) -> float:
