@@ -412,11 +412,6 @@ class Oom(_Burden, _OfOneKind):
         kills = backend.load(cluster.name, site.node).oom_kills - site.details["oom_kills"]
         return f"the kernel killed {kills} of its processes for want of memory" if kills > 0 else ""
 
-    def heal(self, cluster: Cluster, site: Site, timeout: float) -> str:
-        how = self.end(cluster, site)
-        ran_out = require(self, cluster.backend).ran_out_of_memory(cluster.name, site.node)
-        return f"{how}; {recover(cluster, site.node, timeout, killed=ran_out)}"
-
 
 def _need_limit(fault: Fault, cluster: Cluster, site: Site) -> None:
     """Without a limit of the node's own it would be the machine's memory that is filled."""
