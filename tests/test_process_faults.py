@@ -238,7 +238,7 @@ def test_a_process_that_nobody_knows_is_refused(process: str) -> None:
 
 
 @pytest.mark.parametrize("number", ["SIGSTOP", "KILL", "9"])
-def test_a_crash_is_by_one_of_two_signals(number: str) -> None:
+def test_a_crash_is_by_one_of_two_signals(number: Any) -> None:
     with pytest.raises(ValueError, match="use SIGKILL or SIGTERM"):
         CrashProcess("raylet", number)
 

@@ -124,3 +124,9 @@ def test_ray_reads_these_names() -> None:
         b"testing_asio_delay_us\0",
     ):
         assert name in raylet, name
+
+
+def test_the_page_lists_every_call() -> None:
+    page = (Path(__file__).parents[1] / "docs/reference/faults.md").read_text(encoding="utf-8")
+    for service, (_, methods) in SERVICES.items():
+        assert f"| `{service}` | {', '.join(methods.split())} |" in page

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from simulator.backends.base import SIGNAL, CanSignal, Capability, NodeProcess
 from simulator.cluster import Cluster
@@ -199,7 +199,7 @@ class CrashProcess(ProcessFault):
         ``SIGKILL``, or ``SIGTERM``, which it may take its time over.
     """
 
-    signal: str = "SIGKILL"
+    signal: Literal["SIGKILL", "SIGTERM"] = "SIGKILL"
 
     name: ClassVar[str] = "crash_process"
     summary: ClassVar[str] = "one process is killed: the raylet, the GCS, an agent, a worker"
