@@ -21,8 +21,17 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.experiment import Experiment as Experiment
     from simulator.experiment import Params as Params
     from simulator.experiment import load_experiment as load_experiment
+    from simulator.faults import CpuLimit as CpuLimit
+    from simulator.faults import CpuStress as CpuStress
+    from simulator.faults import CrashProcess as CrashProcess
+    from simulator.faults import DiskFull as DiskFull
+    from simulator.faults import Drain as Drain
     from simulator.faults import Fault as Fault
+    from simulator.faults import FreezeProcess as FreezeProcess
     from simulator.faults import Kill as Kill
+    from simulator.faults import MemoryHog as MemoryHog
+    from simulator.faults import MemoryLimit as MemoryLimit
+    from simulator.faults import Oom as Oom
     from simulator.faults import Pause as Pause
     from simulator.faults import Restart as Restart
     from simulator.faults import Site as Site
@@ -68,6 +77,15 @@ _HOMES = {
     "Stop": "simulator.faults",
     "Restart": "simulator.faults",
     "Pause": "simulator.faults",
+    "Drain": "simulator.faults",
+    "CrashProcess": "simulator.faults",
+    "FreezeProcess": "simulator.faults",
+    "CpuLimit": "simulator.faults",
+    "CpuStress": "simulator.faults",
+    "MemoryLimit": "simulator.faults",
+    "MemoryHog": "simulator.faults",
+    "Oom": "simulator.faults",
+    "DiskFull": "simulator.faults",
     "Site": "simulator.faults",
     "register_fault": "simulator.faults",
     "TaskStream": "simulator.workload",

@@ -55,8 +55,7 @@ def test_calls_fail_and_are_late_and_the_work_is_done_all_the_same(
 ) -> None:
     assert rpc_faults_of(cluster) == [str(fault) for fault in FAULTS]
     (tmp_path / "driver.py").write_text(DRIVER)
-    cluster.backend.copy_in(cluster.name, "head", str(tmp_path / "driver.py"), "driver.py")
-    cluster.ray.submit("python driver.py", "rpc")
+    cluster.ray.submit(f"python {tmp_path / 'driver.py'}", "rpc")
     job = wait_until(
         lambda: job if (job := cluster.ray.job("rpc")).over else None,
         name="the job's end",
