@@ -26,7 +26,6 @@ from simulator.faults import (
 )
 from simulator.faults.processes import ProcessFault
 from simulator.schedule import After, Named, Step
-from simulator.topology import override
 
 CORE: list[ProcessFault] = [
     CrashProcess("raylet"),
@@ -219,14 +218,6 @@ def test_only_the_head_runs_a_gcs(tmp_path: Path, cluster: Cluster) -> None:
         lab_with(tmp_path, [Step(1.0, CrashProcess("gcs"), Named("worker-1"))]).run()
     with pytest.raises(CannotRun, match="worker-1 runs no gcs"):
         CrashProcess("gcs").locate(cluster, Site("worker-1"))
-
-
-def test_a_lean_node_has_no_agent_of_the_dashboard() -> None:
-    from fakes import topology
-
-    lean = override(topology(), ["worker_groups.worker.profile=lean"]).workers()[0]
-    assert "bare Ray" in (CrashProcess("agent").refused_on(lean) or "")
-    assert CrashProcess("raylet").refused_on(lean) is None
 
 
 @pytest.mark.parametrize("process", ["", "Raylet", "task:", "actor:", "worker", "job:x"])

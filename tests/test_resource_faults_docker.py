@@ -284,12 +284,12 @@ def test_when_memory_runs_out_the_kernel_kills_a_worker_of_rays_and_the_engine_t
     assert before
     fault = Oom()
     site = struck(cluster, fault)
-    assert kills(cgroup) == killed + 1
+    assert kills(cgroup) > killed
     assert inspected("State", "OOMKilled")
     event = events.get(timeout=15)
     assert (event.verb, event.node) == ("oom", NODE)
     assert burdens() == 0  # it ended when somebody was killed
-    until(lambda: (now := workers(cluster)) and now != before, "Ray replaces its worker")
+    until(lambda: (now := workers(cluster)) and not before <= now, "Ray replaces its worker")
     healed(cluster, fault, site)
     assert cluster.node(NODE).state == "running"
 

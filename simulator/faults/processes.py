@@ -25,7 +25,7 @@ from simulator.faults.base import (
     settled,
     state_of,
 )
-from simulator.topology import NodeSpec, Profile
+from simulator.topology import NodeSpec
 from simulator.waiting import WaitTimeout
 
 #: Ray's own processes by the words for them: the name of the program, or the title that it paints.
@@ -80,8 +80,6 @@ class ProcessFault(Fault):
     def refused_on(self, node: NodeSpec) -> str | None:
         if self.process == "gcs" and node.role != "head":
             return "runs no GCS; only the head does"
-        if self.process == "agent" and node.profile is Profile.LEAN:
-            return "is lean, and bare Ray starts no agent of the dashboard"
         return None
 
     def locate(self, cluster: Cluster, site: Site) -> Site:

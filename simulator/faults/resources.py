@@ -94,7 +94,7 @@ class _Limit(_OfOneKind):
         how = _loosen(backend, cluster, site.node, self.resource, site.details.get("before"))
         killed = self.resource == "memory" and backend.ran_out_of_memory(cluster.name, site.node)
         came = recover(cluster, site.node, timeout, killed=killed)
-        return f"{f'it has {self.said(how)} again' if how else 'it had them already'}; {came}"
+        return f"{f'it has {self.said(how)} again' if how else 'nothing was missing'}; {came}"
 
     def lingers(self, cluster: Cluster, site: Site) -> str:
         backend = require(self, cluster.backend)

@@ -30,7 +30,7 @@ ANY = "*"
 
 _MODULE = "simulator.innode.burden"
 _BURN = "burn"  # how the processes that are a burden call themselves, unlike those that start or end them
-_STEP, _LEAP = 8 * 1024**2, 64 * 1024**2
+_STEP, _LEAP = 4 * 1024**2, 64 * 1024**2
 _PAGE = mmap.PAGESIZE
 _FILE = ".ray-sim-burden-"
 _BLOCK = bytes(1024**2)
@@ -130,11 +130,15 @@ def take_memory(share: float) -> None:
 def exhaust_memory() -> None:
     """Take memory until the kernel kills a process of the node: this one, or one that it likes less.
 
-    As fast as can be: Ray looks four times a second whether it should kill one itself.
+    As fast as can be, since Ray looks four times a second whether it should kill one itself; at the end in small
+    steps, since the kernel goes on to kill until it has what was asked for.
     """
-    before, taken = cgroup.read().oom_kills, []
-    while cgroup.read().oom_kills == before:
-        taken.append(_touched(_LEAP))
+    now = cgroup.read()
+    before, taken = now.oom_kills, []
+    while now.oom_kills == before:
+        far = (now.memory or 0) - now.used - _LEAP
+        taken.append(_touched(max(_STEP, min(far, _LEAP))))
+        now = cgroup.read()
 
 
 def _touched(size: int) -> mmap.mmap:
