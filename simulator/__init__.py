@@ -22,12 +22,21 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.experiment import Params as Params
     from simulator.experiment import load_experiment as load_experiment
     from simulator.faults import Bandwidth as Bandwidth
+    from simulator.faults import CpuLimit as CpuLimit
+    from simulator.faults import CpuStress as CpuStress
+    from simulator.faults import CrashProcess as CrashProcess
     from simulator.faults import Delay as Delay
     from simulator.faults import Disconnect as Disconnect
+    from simulator.faults import DiskFull as DiskFull
+    from simulator.faults import Drain as Drain
     from simulator.faults import Duplicate as Duplicate
     from simulator.faults import Fault as Fault
+    from simulator.faults import FreezeProcess as FreezeProcess
     from simulator.faults import Kill as Kill
     from simulator.faults import Loss as Loss
+    from simulator.faults import MemoryHog as MemoryHog
+    from simulator.faults import MemoryLimit as MemoryLimit
+    from simulator.faults import Oom as Oom
     from simulator.faults import Partition as Partition
     from simulator.faults import Pause as Pause
     from simulator.faults import Reorder as Reorder
@@ -84,6 +93,15 @@ _HOMES = {
     "Delay": "simulator.faults",
     "Reorder": "simulator.faults",
     "Duplicate": "simulator.faults",
+    "Drain": "simulator.faults",
+    "CrashProcess": "simulator.faults",
+    "FreezeProcess": "simulator.faults",
+    "CpuLimit": "simulator.faults",
+    "CpuStress": "simulator.faults",
+    "MemoryLimit": "simulator.faults",
+    "MemoryHog": "simulator.faults",
+    "Oom": "simulator.faults",
+    "DiskFull": "simulator.faults",
     "Site": "simulator.faults",
     "register_fault": "simulator.faults",
     "TaskStream": "simulator.workload",

@@ -84,22 +84,41 @@ class RunningWork:
 
 @dataclass(frozen=True, slots=True)
 class RayActor:
-    """A living actor; ``name`` is "" where it has none."""
+    """An actor as the GCS has it, and the process that hosts it.
+
+    Attributes
+    ----------
+    name
+        That it was given; "" for an actor without.
+    ray_node_id, pid
+        Where it lives, and as what process there; "" and 0 while nowhere.
+    """
 
     actor_id: str
     name: str
     class_name: str
     ray_node_id: str
+    pid: int = 0
+    alive: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class RunningTask:
-    """A task that runs, or a call of an actor; ``name`` is the function's unless it was given another."""
+    """A task that runs, or a call of an actor that does, and the process that runs it.
+
+    Attributes
+    ----------
+    name
+        Its function's, unless it was given another.
+    of_actor
+        Whether it is a call of an actor.
+    """
 
     name: str
     function: str
     ray_node_id: str
     of_actor: bool = False
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,25 +268,34 @@ class RayApi:
         """
         found: dict[Any, RunningTask] = {}  # one that changes its state meanwhile is given twice
         for state in _RUNNING:
-            for row in self._state("tasks", _only(state))["result"]:
+            for row in self._state("tasks", {**_only(state), "detail": "1"})["result"]:
                 if row.get("node_id"):
                     found[row["task_id"], row.get("attempt_number")] = RunningTask(
                         row["name"],
                         row.get("func_or_class_name") or row["name"],
                         row["node_id"],
                         row.get("type", "NORMAL_TASK") != "NORMAL_TASK",
+                        int(row.get("worker_pid") or 0),
                     )
         return list(found.values())
 
-    def living_actors(self) -> list[RayActor]:
-        """The actors that live now; at most ten thousand."""
+    def actors(self) -> list[RayActor]:
+        """Every actor that the GCS remembers, up to ten thousand."""
         return [
             RayActor(
-                row.get("actor_id") or "", row["name"] or "", row["class_name"], row["node_id"]
+                actor_id=row.get("actor_id") or "",
+                name=row.get("name") or "",
+                class_name=row["class_name"],
+                ray_node_id=row.get("node_id") or "",
+                pid=int(row.get("pid") or 0),
+                alive=row["state"] == "ALIVE",
             )
-            for row in self._state("actors", _only("ALIVE"))["result"]
-            if row.get("node_id")
+            for row in self._state("actors", {"limit": "10000"})["result"]
         ]
+
+    def living_actors(self) -> list[RayActor]:
+        """Those that live on a node now."""
+        return [actor for actor in self.actors() if actor.alive and actor.ray_node_id]
 
     def objects_held(self) -> dict[str, int]:
         """How many objects each node's store holds, by Ray node id; up to 15 seconds old."""

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from signal import Signals
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from simulator.errors import BadInput, CannotRun, Problem
@@ -292,6 +293,70 @@ class Check:
         return Problem(self.name, self.text, self.remedy)
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a node may use; None is no limit, or, where limits are set, the one that there is.
+
+    Attributes
+    ----------
+    cpus
+        Cores.
+    memory
+        Bytes.
+    """
+
+    cpus: float | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a running node has of its limits, as the kernel says.
+
+    Attributes
+    ----------
+    limits
+        In force.
+    memory
+        In use and not simply to be dropped, bytes.
+    oom_kills
+        Processes that the kernel killed in it for want of memory since it was started.
+    cpu_seconds
+        That its processes had of the CPU since then.
+    cgroup
+        Version of the kernel's cgroups, which take a limit below what is in use (2) or do not (1).
+    """
+
+    limits: Limits
+    memory: int
+    oom_kills: int
+    cpu_seconds: float
+    cgroup: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProcess:
+    """A living process of a node.
+
+    Attributes
+    ----------
+    pid
+        As processes of the node see it.
+    started
+        Clock ticks since the machine's boot; tells it from a later process of that pid.
+    state
+        As in ``/proc``: R, S, T (stopped) and so on.
+    name, title
+        The program's name; its arguments, or what it painted over them (``ray::work``).
+    """
+
+    pid: int
+    started: int
+    state: str
+    name: str
+    title: str
+
+
 class Watch(Protocol):
     """Engine events being delivered in the background, until closed."""
 
@@ -562,6 +627,58 @@ class CanDisconnect(Protocol):
 
 
 @runtime_checkable
+class CanLimit(Protocol):
+    """Gives each node CPU and memory of its own, within limits that can be changed while it runs.
+
+    What fills them up (`simulator.innode.burden`) then burdens that node, and not the machine.
+    """
+
+    def why_unlimited(self, resource: Literal["cpus", "memory"]) -> str | None:
+        """Why this machine gives nodes no limit of this kind, or None."""
+
+    def limits(self, cluster: str, node: str) -> Limits:
+        """In force now, or once it runs again: the kernel's word for a running node, else the engine's."""
+
+    def made_limits(self, cluster: str, node: str) -> Limits:
+        """What it was made with, whatever was changed since."""
+
+    def set_limits(self, cluster: str, node: str, limits: Limits) -> None:
+        """Change those that are given; in force when it returns, and after a restart too.
+
+        Raises
+        ------
+        CannotRun
+            The kernel does not take it: cgroup v1 takes no memory limit below what is in use.
+        """
+
+    def load(self, cluster: str, node: str) -> Load:
+        """Of a running node."""
+
+    def ran_out_of_memory(self, cluster: str, node: str) -> bool:
+        """Whether the engine saw the kernel kill something of it for want of memory, since its start."""
+
+
+@runtime_checkable
+class HasSpillDisk(Protocol):
+    """Can give a node a disk of a size of its own for what Ray spills (`spill_size` in its topology)."""
+
+    def spill_folder(self, cluster: str, node: str) -> str | None:
+        """Where that disk is in the node; None if it was made without."""
+
+
+@runtime_checkable
+class CanSignal(Protocol):
+    """Sees the processes of a running node, and signals any one of them."""
+
+    def processes(self, cluster: str, node: str) -> list[NodeProcess]: ...
+
+    def signal_process(
+        self, cluster: str, node: str, process: NodeProcess, number: Signals
+    ) -> bool:
+        """Signal exactly that process; False if it is gone."""
+
+
+@runtime_checkable
 class ServesRay(Protocol):
     """Answers for Ray itself instead of by HTTP: only a simulated backend does."""
 
@@ -596,6 +713,11 @@ SHAPE_NETWORK = Capability(
     "shape_network", CanShapeNetwork, "has a network of its own for every node"
 )
 DISCONNECT = Capability("disconnect", CanDisconnect, "can unplug a node from its network")
+LIMIT = Capability("limit", CanLimit, "gives each node CPU and memory of its own")
+SPILL_DISK = Capability(
+    "spill-disk", HasSpillDisk, "gives a node a disk of its own size to spill to"
+)
+SIGNAL = Capability("signal", CanSignal, "can signal one process of a node")
 
 
 def resolve_gpus(

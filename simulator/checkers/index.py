@@ -26,7 +26,7 @@ SLACK = 0.005
 IN_TRANSIT = 1.0
 
 #: Faults whose very purpose is that the node's processes end.
-DOWNING_FAULTS = frozenset({"kill", "stop", "restart", "drain", "preempt"})
+DOWNING_FAULTS = frozenset({"kill", "stop", "restart", "preempt"})
 
 
 @dataclass(slots=True)

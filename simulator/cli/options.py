@@ -109,6 +109,17 @@ ImageOption = Annotated[
     ),
 ]
 
+RpcFaultOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rpc-fault",
+        metavar="FAULT",
+        help="Let calls between Ray's own processes fail or be late, for all of the cluster's life: "
+        "'RequestWorkerLease fails 25%' or 'PushTask delays 10ms..50ms'; may be repeated.",
+        show_default=False,
+    ),
+]
+
 ParallelismOption = Annotated[
     int | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ from simulator.cli import output
 from simulator.cluster import HEALTH, Cluster
 from simulator.errors import BadInput, NotFound, Problem
 from simulator.faults import FAULTS
+from simulator.faults.rpc import VARIABLE
 from simulator.schedule import Step, random_schedule, read_schedule
 from simulator.topology import Topology, load_topology, override
 
@@ -152,11 +154,21 @@ def health_of(cluster: Cluster) -> str | None:
 
     A run on a borrowed cluster must report the settings that it has, not those of a default.
     """
-    lines = cluster.backend.execute(cluster.name, "head", ["env"]).output.splitlines()
-    env = dict(line.split("=", 1) for line in lines if "=" in line)
+    env = _environment(cluster)
     names = {name for settings in HEALTH.values() for name in settings}
     has = {name: env[name] for name in names if env.get(name)}
     return next((name for name, settings in HEALTH.items() if has == dict(settings)), None)
+
+
+def rpc_faults_of(cluster: Cluster) -> list[str]:
+    """The RPC faults that a cluster was started with, as sentences."""
+    found: list[str] = json.loads(_environment(cluster).get(VARIABLE) or "[]")
+    return found
+
+
+def _environment(cluster: Cluster) -> dict[str, str]:
+    lines = cluster.backend.execute(cluster.name, "head", ["env"]).output.splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def replay_command(
@@ -171,6 +183,7 @@ def replay_command(
     image: str | None,
     reuse: str | None,
     faults: Sequence[str] = (),
+    rpc_faults: Sequence[str] = (),
 ) -> str:
     """The command line that does it again; the runner puts the seed of each run for ``{seed}``."""
     words = ["python", "-m", "simulator", "run", source, "--backend", backend]
@@ -182,7 +195,12 @@ def replay_command(
     ):
         if value is not None:
             words += [option, str(value)]
-    for option, values in (("--set", settings), ("--param", params), ("--fault", faults)):
+    for option, values in (
+        ("--set", settings),
+        ("--param", params),
+        ("--fault", faults),
+        ("--rpc-fault", rpc_faults),
+    ):
         for one in values:
             words += [option, one]
     return f"{shlex.join([*words, '--health', health])} --seed {{seed}}"

@@ -22,6 +22,7 @@ from simulator.cli.options import (
     JunitOption,
     ParallelismOption,
     RateOption,
+    RpcFaultOption,
     RunArgument,
     ScheduleFileOption,
     SetOption,
@@ -124,6 +125,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    rpc_fault: RpcFaultOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the cluster up at the end.")] = False,
     reuse: Annotated[
         str | None,
@@ -169,6 +171,7 @@ def run(
     backend_chosen, request = _request(
         experiment, params or [], seed, topology, workers, settings or [], backend, health, keep,
         reuse, name, image, start_parallelism, junit, (faults or [], file, rate, budget),
+        rpc_fault or (),
     )  # fmt: skip
     title = f"{request.experiment.name} on {backend_chosen.name}"
     with Screen(title, runs=repeat).showing() as screen:
@@ -196,14 +199,23 @@ def _request(
     start_parallelism: int | None,
     junit: str | None,
     faults: tuple[Sequence[str], Path | None, float | None, int | None],
+    rpc_texts: Sequence[str],
 ) -> tuple[Any, RunRequest]:
     """The backend and what is to be run on it; raises `BadInput` with every problem."""
     from simulator.backends import select
     from simulator.cli.find import find, refuse_taken
-    from simulator.cli.plan import AskedFaults, Problems, health_of, load_nodes, replay_command
+    from simulator.cli.plan import (
+        AskedFaults,
+        Problems,
+        health_of,
+        load_nodes,
+        replay_command,
+        rpc_faults_of,
+    )
     from simulator.cluster import HEALTH
     from simulator.errors import Problem
     from simulator.experiment import load_experiment, plan_problems
+    from simulator.faults import rpc_faults
     from simulator.runner import RunRequest
     from simulator.schedule import resolve
 
@@ -214,6 +226,7 @@ def _request(
         problems.one_of("--health", health, HEALTH)
     problems.one_of("--backend", backend, select.NAMES)
     problems.output_file("--junit", junit)
+    problems.attempt("--rpc-fault", lambda: rpc_faults(rpc_texts))
     if name is not None:
         problems.cluster_name(name)
     for option, given in (("--name", name), ("--image", image)):
@@ -253,6 +266,14 @@ def _request(
                 Problem(f"--reuse {reuse}", what, "a running cluster's failure detection is fixed")
             )
         health = actual
+        has = rpc_faults_of(found.cluster)
+        rpc_asked = [str(fault) for fault in rpc_faults([*loaded.rpc_faults, *rpc_texts])]
+        if rpc_asked and sorted(rpc_asked) != sorted(has):
+            what = f"was started with {'--rpc-fault ' + ', '.join(has) if has else 'no RPC faults'}"
+            problems.found.append(
+                Problem(f"--reuse {reuse}", what, "Ray reads them once, when a node starts")
+            )
+        rpc_texts = has
     else:
         choice = select.choose(backend)
         chosen = choice.backend
@@ -280,9 +301,10 @@ def _request(
         image=image,
         command=replay_command(
             source, chosen.name, topology=topology, workers=workers, settings=settings,
-            params=params, health=health, image=image, reuse=reuse,
+            params=params, health=health, image=image, reuse=reuse, rpc_faults=rpc_texts,
             faults=[str(step) for step in steps or ()],
         ),
+        rpc_faults=tuple(rpc_texts),
         start_parallelism=start_parallelism,
         steps=steps,
     )  # fmt: skip
@@ -347,6 +369,7 @@ def run_data(result: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "recovery": dict(result["recovery"]),
         "params": dict(result["params"]),
+        "rpc_faults": list(result.get("rpc_faults", ())),
     }
 
 

@@ -149,6 +149,8 @@ def _badges(run: Run) -> list[tuple[str, str, str]]:
         ("Ray", run.ray_version, ""),
         ("GPU", run.gpu, story.GPU_MEANS.get(run.gpu, "")),
         ("Failure detection", run.health, health.get(run.health, "")),
+        *([("RPC faults", "; ".join(run.rpc_faults), "Injected by Ray itself into its calls, for all "
+            "of the cluster's life.")] if run.rpc_faults else []),
         ("Seed", "unknown" if run.seed is None else str(run.seed), "The same seed gives the same "
          "plan."),
     ]  # fmt: skip

@@ -82,6 +82,7 @@ def _verdict(run: Run, timeline: Timeline) -> Panel:
         f"Ray {run.ray_version}",
         f"GPU {run.gpu}",
         f"health {run.health}",
+        *([f"RPC faults: {'; '.join(run.rpc_faults)}"] if run.rpc_faults else []),
         f"seed {'unknown' if run.seed is None else run.seed}",
         run.status,
     ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from simulator.cluster import START_ATTEMPTS
 from simulator.errors import BadInput, CannotRun, NotFound
-from simulator.faults import Fault, Site
+from simulator.faults import Fault, Missed, Site
 from simulator.history import History, Op, Recorder
 from simulator.runner.live import LiveRun
 from simulator.schedule import After, AtEnd, Look, Never, PlannedFault, WhenDeclaredDead
@@ -232,6 +232,10 @@ class Injection:
         if state != "running":
             self._skip(planned, site, f"{site.node} is {state}")
             return None
+        spec = next((n for n in self.topology.nodes() if n.name == site.node), None)
+        if spec is not None and (why := step.fault.refused_on(spec)):
+            self._skip(planned, site, f"{site.node} {why}")
+            return None
         try:
             site = step.fault.locate(cluster, site)
         except CannotRun as error:
@@ -253,7 +257,13 @@ class Injection:
         before = len(recorder.snapshot())
         fault.injected = self.live.clock.mono()
         recorder.record("fault.inject", node=site.node, data=fault.facts)
-        step.fault.inject(cluster, site)
+        try:
+            step.fault.inject(cluster, site)
+        except Missed as error:
+            recorder.record(
+                "fault.effect", node=site.node, verified=False, how=str(error), data=fault.facts
+            )
+            return None
         recorder.record("fault.done", node=site.node, data=fault.facts)
         return fault, before
 
@@ -316,10 +326,14 @@ class Injection:
 
     def heal_due(self, history: History) -> bool:
         """Undo every fault whose time has come; whether there was any."""
-        due = [f for f in self.active if self._due(history, f)]
+        due = [f for f in self.active if self._due(history, f) and not self._out_of_reach(f)]
         for fault in due:
             self.heal(fault)
         return bool(due)
+
+    def _out_of_reach(self, fault: LiveFault) -> bool:
+        """Whether it lies in a node that another fault holds frozen; its turn comes after that."""
+        return fault.fault.in_node and self.live.cluster.node(fault.node).state == "paused"
 
     def heal(self, fault: LiveFault) -> None:
         """Undo one fault; safe to call again."""
@@ -343,8 +357,13 @@ class Injection:
         self._strike_again(node)
 
     def _strike_again(self, node: str) -> None:
-        """Put back what lies about a node, or between it and others, and went with its old life."""
+        """Put back what another fault's healing took away with it: it is not healed yet itself.
+
+        It went with a node's old life, or was in the same place, as the tighter of two limits.
+        """
         cluster, recorder = self.live.cluster, self.live.recorder
+        if cluster.node(node).state != "running":
+            return  # the fault that keeps it down has its healing before it
         for fault in self.active:
             # Where others are named, a node that starts may have the address of one of them.
             concerned = node == fault.node or fault.fault.between_nodes

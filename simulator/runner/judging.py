@@ -55,6 +55,7 @@ def judge_run(
         "topology": spec["topology"]["name"],
         "ray_version": spec["versions"]["ray"],
         "health": spec["health"],
+        "rpc_faults": spec.get("rpc_faults", []),
         "gpu": spec["gpu"],
         "findings": [f.to_data() for f in judgement.findings],
         "phases": [

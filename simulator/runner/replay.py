@@ -59,6 +59,7 @@ def replay_request(run: RunDir) -> RunRequest:
         seed=spec["seed"],
         health=spec["health"],
         image=spec.get("image"),
+        rpc_faults=spec.get("rpc_faults", ()),
         command=f"python -m simulator replay {run.path}",
         replays=str(run.path),
         steps=parse_schedule("\n".join(steps), f"{run.path.name}: steps") if steps else None,

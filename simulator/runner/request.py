@@ -19,6 +19,7 @@ from simulator import __version__
 from simulator.backends.base import GpuKind
 from simulator.cluster import StartEvent
 from simulator.experiment import Experiment, params_data
+from simulator.faults import RpcFault, rpc_faults
 from simulator.history import History
 from simulator.schedule import AtEnd, Never, PlannedFault, Step, WhenDeclaredDead
 from simulator.store import SCHEMA
@@ -41,6 +42,9 @@ class RunRequest:
         The command line that replays it; ``{seed}`` in it stands for the run's own seed.
     plan
         The faults with all that was drawn for them, instead of a draw from the experiment's schedule.
+    rpc_faults
+        Of all calls of Ray's on the cluster, besides the experiment's own (`simulator.faults.rpc`); on a
+        cluster that is up, those that it has.
     replays
         The directory of the run that is done again, if one is.
     steps
@@ -60,6 +64,7 @@ class RunRequest:
     command: str = ""
     start_parallelism: int | None = None
     plan: Sequence[PlannedFault] | None = None
+    rpc_faults: Sequence[str] = ()
     replays: str | None = None
     steps: Sequence[Step] | None = None
 
@@ -88,6 +93,18 @@ class RunRequest:
         if any(isinstance(heal, (AtEnd, Never)) for heal in down):
             return [phase for phase in wanted if phase not in ("rejoined", "full_throughput")]
         return ["effect"]
+
+    def all_rpc_faults(self) -> list[RpcFault]:
+        """The experiment's and the request's.
+
+        Raises
+        ------
+        BadInput
+            They are none, or contradict each other.
+        """
+        own = rpc_faults(self.experiment.rpc_faults, f"{self.experiment.name}: rpc_faults")
+        more = [fault for fault in rpc_faults(self.rpc_faults) if fault not in own]
+        return rpc_faults(map(str, [*own, *more]))
 
 
 @dataclass
@@ -148,6 +165,7 @@ def build_spec(
         "steps": None if request.steps is None else [str(step) for step in request.steps],
         "schedule": [p.to_data() for p in planned],
         "image": request.image,
+        "rpc_faults": [str(fault) for fault in request.all_rpc_faults()],
         "replays": request.replays,
         "command": request.command.replace("{seed}", str(request.seed)),
         "versions": {

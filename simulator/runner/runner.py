@@ -22,6 +22,7 @@ from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import RunView
 from simulator.cluster import HEALTH, Cluster, refuse_unable, salvage
 from simulator.errors import BadInput, CannotRun, Interrupted, NotFound, Problem, SimulatorError
+from simulator.faults import rpc_environment
 from simulator.history import History, Recorder
 from simulator.runner.injection import Injection
 from simulator.runner.interrupts import Interrupts
@@ -121,6 +122,7 @@ class Runner:
             raise BadInput([*problems, *_unknown_health(request.health)])
         if problems:
             raise BadInput(problems)
+        request.all_rpc_faults()
         planned = (
             resolve(request.schedule, topology, Random(request.seed))
             if request.plan is None
@@ -131,6 +133,14 @@ class Runner:
         refused = unable(planned, self.backend)
         if refused:
             raise CannotRun("this backend cannot do it", why="; ".join(refused))
+        misplaced = [
+            Problem(f"{fault.step.fault.name} {node.name}", why)
+            for fault in planned
+            for node in topology.nodes()
+            if node.name in fault.nodes and (why := fault.step.fault.refused_on(node))
+        ]
+        if misplaced:
+            raise BadInput(misplaced)
         return planned
 
     def _lease(self, request: RunRequest) -> _Lease:
@@ -276,7 +286,7 @@ class Runner:
                 topology=request.topology,
                 gpu=lease.gpu,
                 image=request.image,
-                env=HEALTH[request.health],
+                env={**HEALTH[request.health], **rpc_environment(request.all_rpc_faults())},
                 run_dir=run.path,
             ),
             self.listener.say,

@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from signal import Signals
+from typing import Any, Literal, cast
 
 import docker
 from docker.models.containers import Container
@@ -45,6 +46,9 @@ from simulator.backends.base import (
     Endpoint,
     EngineEvent,
     GpuKind,
+    Limits,
+    Load,
+    NodeProcess,
     NodeRecord,
     NodeState,
     Program,
@@ -54,6 +58,8 @@ from simulator.backends.base import (
     refuse_other,
     without_head,
 )
+from simulator.backends.docker import limits as node_limits
+from simulator.backends.docker import processes as node_processes
 from simulator.backends.docker.addresses import taken_subnets
 from simulator.backends.docker.archive import (
     extract,
@@ -402,6 +408,45 @@ class DockerBackend:
     def _whereabouts(self, cluster: str, node: str) -> tuple[str, NodeState]:
         found = self._node(cluster, node)
         return found.id, found.state
+
+    # -- what a node may use, and what runs on it --------------------------------------------------
+
+    def why_unlimited(self, resource: Literal["cpus", "memory"]) -> str | None:
+        return node_limits.why_unlimited(self._info(), resource)
+
+    def limits(self, cluster: str, node: str) -> Limits:
+        container = self._node(cluster, node)
+        if container.state == "running":
+            return self.load(cluster, node).limits
+        return node_limits.asked_of_engine(self._api, container.id)
+
+    def made_limits(self, cluster: str, node: str) -> Limits:
+        group = _group_of(self._node(cluster, node).labels)
+        return node_limits.made(self.spec(cluster), group, float(self.cores()))
+
+    def set_limits(self, cluster: str, node: str, limits: Limits) -> None:
+        # A memory limit that swapping softens is none; as it was made, Docker allows as much swap again.
+        memory = limits.memory
+        as_made = memory is not None and memory == self.made_limits(cluster, node).memory
+        swap = 2 * memory if memory is not None and as_made else memory
+        node_limits.set_limits(self._node(cluster, node).id, limits, swap=swap)
+
+    def load(self, cluster: str, node: str) -> Load:
+        return node_limits.load(partial(self.execute, cluster, node), node)
+
+    def ran_out_of_memory(self, cluster: str, node: str) -> bool:
+        return node_limits.ran_out_of_memory(self._api, self._node(cluster, node).id)
+
+    def spill_folder(self, cluster: str, node: str) -> str | None:
+        return node_limits.spill_folder(self._api, self._node(cluster, node).id)
+
+    def processes(self, cluster: str, node: str) -> list[NodeProcess]:
+        return node_processes.processes(partial(self.execute, cluster, node), node)
+
+    def signal_process(
+        self, cluster: str, node: str, process: NodeProcess, number: Signals
+    ) -> bool:
+        return node_processes.signal(partial(self.execute, cluster, node), node, process, number)
 
     def _settle(self, container: _Container, state: NodeState) -> None:
         """Wait until the engine's list says what has happened, or until that is over again.

@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from random import Random
+from signal import Signals
+from typing import Literal
 
 from simulator.backends.base import (
     Answer,
@@ -26,11 +28,15 @@ from simulator.backends.base import (
     Endpoint,
     EngineEvent,
     GpuKind,
+    Limits,
+    Load,
+    NodeProcess,
     Program,
     definition,
     refuse_other,
     resolve_gpus,
 )
+from simulator.backends.fake import inside
 from simulator.backends.fake.clock import FakeClock
 from simulator.backends.fake.observer import FakeObserver
 from simulator.backends.fake.ray import BUILT_IN, FakeRay, JobFactory
@@ -174,7 +180,9 @@ class FakeBackend:
         self._script.start_seconds[node] = seconds
 
     def without_effect(self, method: str, node: str, *, times: int = 1) -> None:
-        """Let the next ``kill``, ``stop``, ``pause`` or ``resume`` of a node do nothing."""
+        """Let the next ``kill``, ``stop``, ``pause``, ``resume``, ``set_limits`` or ``signal_process`` of a node do
+        nothing.
+        """
         self._script.deaf[method, node] += times
 
     def crash(self, cluster: str, node: str, exit_code: int = 1) -> None:
@@ -364,13 +372,17 @@ class FakeBackend:
         env: Mapping[str, str] | None = None,  # noqa: ARG002
         interactive: bool = False,  # noqa: ARG002
     ) -> Completed:
-        """What `answers` has for the command line; there is no shell in a simulated node."""
+        """What `answers` has for the command line, or what a program of ours would say; there is no shell."""
         self._called("execute", cluster, node)
         found = self._node(cluster, node)
         if found.state != "running":
             raise CannotRun(f"{node} is {found.state}", remedy=f"start it with: restart {node}")
         line = " ".join(argv)
-        return self.answers.get(line, Completed(127, f"{argv[0]}: not in a simulated node\n"))
+        if line in self.answers:
+            return self.answers[line]
+        with self.simulated_clock.lock:
+            said = inside.run(self.world(cluster), found, argv)
+        return said or Completed(127, f"{argv[0]}: not in a simulated node\n")
 
     def copy_in(self, cluster: str, node: str, source: str, target: str) -> list[str]:
         """Into a node's few bytes of memory, which are there as long as the node is."""
@@ -451,7 +463,7 @@ class FakeBackend:
         self._called("wall_clock")
         return self.simulated_clock.wall() + self.behaviour.clock_offset
 
-    # -- CanKill, CanPause, ServesRay ----------------------------------------------------------------
+    # -- CanKill, CanPause, CanLimit, HasSpillDisk, CanSignal, ServesRay -----------------------------
 
     def kill(self, cluster: str, node: str) -> None:
         self._called("kill", cluster, node)
@@ -563,6 +575,51 @@ class FakeBackend:
         with self.simulated_clock.lock:
             action()
             self.world(cluster).network_changed()
+
+    def why_unlimited(self, resource: Literal["cpus", "memory"]) -> str | None:  # noqa: ARG002
+        self._called("why_unlimited")
+        return None
+
+    def limits(self, cluster: str, node: str) -> Limits:
+        self._called("limits", cluster, node)
+        return inside.limits(self._node(cluster, node))
+
+    def made_limits(self, cluster: str, node: str) -> Limits:
+        self._called("made_limits", cluster, node)
+        return inside.made_limits(self._node(cluster, node))
+
+    def set_limits(self, cluster: str, node: str, limits: Limits) -> None:
+        self._called("set_limits", cluster, node)
+        if not self._deaf("set_limits", node):
+            inside.set_limits(self._node(cluster, node), limits)
+
+    def load(self, cluster: str, node: str) -> Load:
+        self._called("load", cluster, node)
+        return inside.load(self._node(cluster, node))
+
+    def ran_out_of_memory(self, cluster: str, node: str) -> bool:
+        self._called("ran_out_of_memory", cluster, node)
+        return self._node(cluster, node).oom_kills > 0
+
+    def spill_folder(self, cluster: str, node: str) -> str | None:
+        self._called("spill_folder", cluster, node)
+        return inside.SPILL_FOLDER if self._node(cluster, node).spec.spill_size else None
+
+    def processes(self, cluster: str, node: str) -> list[NodeProcess]:
+        self._called("processes", cluster, node)
+        return inside.processes(self.world(cluster), self._node(cluster, node))
+
+    def signal_process(
+        self, cluster: str, node: str, process: NodeProcess, number: Signals
+    ) -> bool:
+        self._called("signal_process", cluster, node)
+        if self._deaf("signal_process", node):
+            return True
+        world = self.world(cluster)
+        with self.simulated_clock.lock:
+            return inside.signal_process(
+                world, self._node(cluster, node), process, number, world.behaviour.exit_s
+            )
 
     def ray(self, cluster: str) -> FakeRay:
         return FakeRay(lambda: self.world(cluster), self._called, self.programs)

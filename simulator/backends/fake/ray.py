@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from simulator.backends.fake.placement import FakePlacement
 from simulator.backends.fake.stream import FakeStream
-from simulator.backends.fake.tasks import FakeActor, Tasks, usage
+from simulator.backends.fake.tasks import FakeActor, FakeTask, Tasks, usage
 from simulator.backends.fake.world import FakeNode, World
 from simulator.rayapi import (
     FailedAttempts,
@@ -27,6 +27,8 @@ from simulator.rayapi import (
     Usage,
     job_id_taken,
 )
+
+_TASK_PID, _ACTOR_PID = 4000, 5000
 
 #: What a simulated Ray says when asked for its version: nobody should take its word for Ray's.
 VERSION = "simulated"
@@ -131,22 +133,27 @@ class FakeRay:
     def running_tasks(self) -> list[RunningTask]:
         world = self._ask("running_tasks")
         return [
-            RunningTask(task.key, task.fn, ray_node_id)
+            RunningTask(worker.key, worker.fn, ray_node_id, pid=pid)
             for ray_node_id, node in _alive(world)
+            for pid, _, worker in workers(world, node)
+            if isinstance(worker, FakeTask)
+        ]
+
+    def actors(self) -> list[RayActor]:
+        world = self._ask("actors")
+        where = {
+            worker: (ray_node_id, pid)
+            for ray_node_id, node in _alive(world)
+            for pid, _, worker in workers(world, node)
+        }
+        return [
+            RayActor(a.actor_id, a.name, "Counter", *where.get(a, ("", 0)), alive=a.alive)
             for job in _programs(world)
-            for task in job.placed
-            if task.node is node
+            for a in job.actors
         ]
 
     def living_actors(self) -> list[RayActor]:
-        world = self._ask("living_actors")
-        return [
-            RayActor(actor.actor_id, actor.name, "Counter", ray_node_id)
-            for ray_node_id, node in _alive(world)
-            for job in _programs(world)
-            for actor in job.actors
-            if _lives(actor, node)
-        ]
+        return [actor for actor in self.actors() if actor.alive and actor.ray_node_id]
 
     def objects_held(self) -> dict[str, int]:
         world = self._ask("objects_held")
@@ -339,6 +346,16 @@ def jobs_of(world: World) -> dict[str, _Submitted]:
     """The jobs that the GCS knows of; they go with it."""
     jobs: dict[str, _Submitted] = world.gcs.jobs if world.gcs is not None else {}
     return jobs
+
+
+def workers(world: World, node: FakeNode) -> Iterator[tuple[int, Tasks, FakeTask | FakeActor]]:
+    """The pid of each worker on a node, the job that it works for, and what it does."""
+    jobs = [job.program.tasks for job in jobs_of(world).values() if job.program is not None]
+    for job in jobs:
+        for i, task in enumerate(t for t in job.placed if t.node is node):
+            yield _TASK_PID + node.starts + i, job, task
+        for i, actor in enumerate(a for a in job.actors if a.alive and a.node is node):
+            yield _ACTOR_PID + node.starts + i, job, actor
 
 
 BUILT_IN: Mapping[str, JobFactory] = {

@@ -53,6 +53,7 @@ class FakeTask:
     node: FakeNode | None = None
     gpus: tuple[int, ...] = ()
     holders: set[FakeNode] = field(default_factory=set)
+    cut: set[int] = field(default_factory=set)  # attempts whose worker was killed
 
     @property
     def keeps_output(self) -> bool:
@@ -146,11 +147,7 @@ class Tasks:
 
     def _up(self) -> list[FakeNode]:
         """The nodes that the owner, who is on the head, can give work to."""
-        return [
-            n
-            for n in self.world.nodes.values()
-            if n.state == "running" and n.believed_alive and self.world.reaches_head(n)
-        ]
+        return [n for n in self.world.nodes.values() if n.takes_work and self.world.reaches_head(n)]
 
     def _free(self, node: FakeNode, resource: str) -> float:
         return node.spec.resources.get(resource, 0.0) - self.used(node, resource)
@@ -195,6 +192,9 @@ class Tasks:
         return False
 
     def _begin(self, task: FakeTask, node: FakeNode) -> None:
+        attempt = task.attempt
+        if attempt in task.cut:
+            return
         execution = self.world.hex(16)
         self._write(
             node,
@@ -211,6 +211,8 @@ class Tasks:
         )
 
         def end() -> None:
+            if attempt in task.cut:
+                return
             self._write(node, "task.end", key=task.key, exec=execution, ok=True)
             node.do(ANSWER_S, lambda: node.when_heard(lambda: self._finish(task, node)))
 
@@ -324,32 +326,43 @@ class Tasks:
 
     def node_dead(self, node: FakeNode, ray_node_id: str) -> None:
         for task in [t for t in self.placed if t.node is node]:
-            self.placed.remove(task)
-            task.node = None
-            self.failed.append(
-                FailedAttempt(
-                    task.task_id,
-                    task.attempt,
-                    task.key,
-                    "NODE_DIED",
-                    ray_node_id,
-                    self.world.wall(),
-                )
-            )
-            if task.max_retries < 0 or task.attempt < task.max_retries:
-                task.attempt += 1
-                self.queue.insert(0, task)
-            else:
-                self._fail(task, "WorkerCrashedError", "The worker died with its node.")
+            self._lost(task, "NODE_DIED", ray_node_id, "The worker died with its node.")
         for task in self._known():
             task.holders.discard(node)
         for actor in self.actors:
             if actor.node is node:
-                actor.alive, actor.node = False, None
-                actor.restarts += 1
-                self._tell(actor, "RESTARTING")
-                self._create(actor)
+                self._restart(actor)
         self.pump()
+
+    def worker_gone(self, worker: FakeTask | FakeActor) -> None:
+        """The process of a running task, or of a living actor, was killed; its node lives on."""
+        if isinstance(worker, FakeActor):
+            self._restart(worker)
+        elif worker.node is not None:
+            entry = worker.node.entry
+            worker.cut.add(worker.attempt)
+            where = entry.ray_node_id if entry is not None else ""
+            self._lost(worker, "WORKER_DIED", where, "The worker died unexpectedly.")
+        self.pump()
+
+    def _lost(self, task: FakeTask, why: str, ray_node_id: str, message: str) -> None:
+        """An attempt is over without a result: there is another one, or the task has failed."""
+        self.placed.remove(task)
+        task.node = None
+        self.failed.append(
+            FailedAttempt(task.task_id, task.attempt, task.key, why, ray_node_id, self.world.wall())
+        )
+        if task.max_retries < 0 or task.attempt < task.max_retries:
+            task.attempt += 1
+            self.queue.insert(0, task)
+        else:
+            self._fail(task, "WorkerCrashedError", message)
+
+    def _restart(self, actor: FakeActor) -> None:
+        actor.alive, actor.node = False, None
+        actor.restarts += 1
+        self._tell(actor, "RESTARTING")
+        self._create(actor)
 
     def gcs_gone(self) -> None:
         """The owner lived on the head: nothing of the job is left."""

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from random import Random
 from typing import Any, Literal, Protocol
 
-from simulator.backends.base import ClusterSpec, EngineEvent, NodeRecord, NodeState
+from simulator.backends.base import ClusterSpec, EngineEvent, Limits, NodeRecord, NodeState
 from simulator.backends.fake.clock import FakeClock, Timer
 from simulator.backends.fake.script import Behaviour, Script
 from simulator.compose import GCS_PORT
@@ -46,6 +46,7 @@ class GcsEntry:
     message: str = ""
     since: float = 0.0
     until: float | None = None
+    draining: int | None = None  # the deadline, ms since 1970; 0 for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +85,22 @@ class FakeNode:
         self.log: list[str] = []
         #: What was copied onto it, by absolute path.
         self.files: dict[str, bytes] = {}
+        #: What was changed of the limits that it was made with.
+        self.limited = Limits()
         self.entry: GcsEntry | None = None
         self.joining = False
         self.doomed = False
         self._timers: dict[Timer, Callable[[], None]] = {}
         self._frozen: list[tuple[float, Callable[[], None]]] = []
         self._held: list[Callable[[], None]] = []
+        self.begin_life()
+
+    def begin_life(self) -> None:
+        """Nothing that was in it outlives its PID 1."""
+        self.burdens: list[Any] = []
+        self.killed: set[int] = set()
+        self.stopped: set[int] = set()
+        self.oom_kills = 0
 
     @property
     def is_head(self) -> bool:
@@ -98,6 +109,13 @@ class FakeNode:
     @property
     def believed_alive(self) -> bool:
         return self.entry is not None and self.entry.alive
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether a task may be placed here: it runs, and Ray neither gave it up nor drains it."""
+        entry = self.entry
+        alive = entry is not None and entry.alive and entry.draining is None
+        return self.state == "running" and alive
 
     def record(self) -> NodeRecord:
         return NodeRecord(
@@ -221,6 +239,7 @@ class World:
         if node.state in ("running", "paused"):
             return
         node.forget()
+        node.begin_life()
         node.state, node.exit_code, node.doomed = "running", None, False
         node.starts += 1
         node.rules.clear()
@@ -351,6 +370,18 @@ class World:
         if node.changes == changes and not self.hears_gcs(node):
             node.say("[raylet] failed to connect to the GCS")
             self.end(node, 1)
+
+    def raylet_stopped(self, node: FakeNode) -> None:
+        """The raylet is frozen alone: what else runs on the node runs on."""
+        node.changes += 1
+        if node.entry is not None and node.entry.alive:
+            self._doubt(node.entry, frozen=True)
+
+    def raylet_continued(self, node: FakeNode) -> None:
+        node.changes += 1
+        if node.entry is not None and not node.entry.alive:
+            node.say("[raylet] this node was marked dead by the GCS")
+            node.do(self.behaviour.exit_s, lambda: self.end(node, 11))
 
     # -- what the GCS believes -------------------------------------------------------------------
 
