@@ -137,7 +137,7 @@ def schedule(
     from simulator.cli.timetables import schedule_view
     from simulator.errors import CannotRun, Problem
     from simulator.report.console import show
-    from simulator.schedule import resolve, unable
+    from simulator.schedule import misplaced, resolve, unable
 
     problems = Problems()
     if backend is not None:
@@ -166,6 +166,8 @@ def schedule(
         assert chosen is not None
         all_steps = asked.all_steps(chosen, nodes, seed)
     planned = resolve(all_steps, nodes, Random(seed))
+    problems.found.extend(misplaced(planned, nodes))
+    problems.raise_any()
     refused = unable(planned, chosen) if chosen is not None else []
     if refused:
         raise CannotRun("this backend cannot do it", why="; ".join(refused))

@@ -29,7 +29,7 @@ from simulator.runner.interrupts import Interrupts
 from simulator.runner.judging import judge_run
 from simulator.runner.live import LiveRun
 from simulator.runner.request import Listener, RunRequest, build_spec
-from simulator.schedule import PlannedFault, resolve, unable, without
+from simulator.schedule import PlannedFault, misplaced, resolve, unable, without
 from simulator.store import EXPERIMENT, SCHEMA, RunDir, Store
 from simulator.waiting import Clock, Deadline, within
 
@@ -133,14 +133,8 @@ class Runner:
         refused = unable(planned, self.backend)
         if refused:
             raise CannotRun("this backend cannot do it", why="; ".join(refused))
-        misplaced = [
-            Problem(f"{fault.step.fault.name} {node.name}", why)
-            for fault in planned
-            for node in topology.nodes()
-            if node.name in fault.nodes and (why := fault.step.fault.refused_on(node))
-        ]
-        if misplaced:
-            raise BadInput(misplaced)
+        if problems := misplaced(planned, topology):
+            raise BadInput(problems)
         return planned
 
     def _lease(self, request: RunRequest) -> _Lease:

@@ -14,6 +14,7 @@ from simulator.schedule.steps import Never as Never
 from simulator.schedule.steps import PlannedFault as PlannedFault
 from simulator.schedule.steps import Step as Step
 from simulator.schedule.steps import WhenDeclaredDead as WhenDeclaredDead
+from simulator.schedule.steps import misplaced as misplaced
 from simulator.schedule.steps import resolve as resolve
 from simulator.schedule.steps import unable as unable
 from simulator.schedule.steps import without as without

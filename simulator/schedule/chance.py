@@ -52,14 +52,20 @@ def random_schedule(
         problems.append(Problem("--rate", f"is {rate:g} faults a second", "use 0.2, for example"))
     if not 0 < budget <= 1000:
         problems.append(Problem("--budget", f"is {budget} faults", "use 1 to 1000"))
-    nodes = sorted(n.name for n in topology.nodes() if head or n.role == "worker")
+    specs = {n.name: n for n in topology.nodes() if head or n.role == "worker"}
+    nodes = sorted(specs)
     if not nodes:
         what = f"topology {topology.name} has no worker to hit"
         problems.append(Problem("random faults", what, "--workers 3"))
     if problems:
         raise BadInput(problems)
     kinds = [kind for _, kind in sorted(FAULTS.items()) if kind.at_random]
-    able = [kind for kind in kinds if kind().unable(backend) is None]
+    hits = {
+        kind: [name for name in nodes if kind().refused_on(specs[name]) is None]
+        for kind in kinds
+        if kind().unable(backend) is None
+    }
+    able = [kind for kind in kinds if hits.get(kind)]
     if not able:
         raise CannotRun("there is no fault to draw from", why="backend and machine can do none")
     rng = Random(seed)
@@ -68,8 +74,11 @@ def random_schedule(
     at = 0.0
     for _ in range(budget):
         at = max(round(at + rng.expovariate(rate), 3), min(free.values()))
-        fault = rng.choice(able)()
-        node = rng.choice([name for name, since in free.items() if since <= at])
+        free_now = {name for name, since in free.items() if since <= at}
+        kind = rng.choice([kind for kind in able if free_now.intersection(hits[kind])] or able)
+        at = max(at, min(free[name] for name in hits[kind]))
+        fault = kind()
+        node = rng.choice([name for name in hits[kind] if free[name] <= at])
         lasts = round(rng.uniform(SHORTEST_S, LONGEST_S), 1)
         free[node] = round(at + (RECOVERY_S if fault.downs_node else lasts + REST_S), 3)
         heal = WhenDeclaredDead() if fault.downs_node else After(lasts)

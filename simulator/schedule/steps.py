@@ -387,6 +387,17 @@ def unable(planned: Iterable[PlannedFault], backend: Backend) -> list[str]:
     return list(dict.fromkeys(why for fault in faults if (why := fault.unable(backend))))
 
 
+def misplaced(planned: Iterable[PlannedFault], topology: Topology) -> list[Problem]:
+    """Which of these faults their nodes cannot suffer, as far as their targets are drawn."""
+    specs = {node.name: node for node in topology.nodes()}
+    return [
+        Problem(f"{fault.step.fault.name} {name}", why)
+        for fault in planned
+        for name in fault.nodes
+        if name in specs and (why := fault.step.fault.refused_on(specs[name]))
+    ]
+
+
 def without(topology: Topology, gone: Iterable[str]) -> list[NodeSpec]:
     """The nodes that should be alive when all that is to be healed was healed.
 
