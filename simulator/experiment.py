@@ -60,9 +60,9 @@ class Experiment(ABC):
     """
 
     name: ClassVar[str]
-    claim: ClassVar[str]
+    claim: str
     topology: ClassVar[str] = "default"
-    checks: ClassVar[Sequence[str]] = DEFAULT_CHECKS
+    checks: Sequence[str] = DEFAULT_CHECKS
 
     class Params(Params):
         """No parameters."""

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from simulator import __version__
-from simulator.cli import catalog, clusters, jobs, machine, nodes, output, runs
+from simulator.cli import catalog, chaos, clusters, jobs, machine, nodes, output, runs
 from simulator.cli.run_help import RunCommand
 
 app = typer.Typer(
@@ -113,6 +113,10 @@ _add("run", runs.run, _EXPERIMENTS, "run node_failure",
      "run node_failure --param tasks=500 --param victim=worker-2 --seed 7",
      "run node_failure --backend docker --repeat 10 --json", "run ./my_experiment.py --workers 5",
      "run node_failure --help", cls=RunCommand)  # fmt: skip
+_add("chaos", chaos.chaos, _EXPERIMENTS, 'chaos my_app.py --fault "kill worker @20s restart +15s"',
+     'chaos my_app.py --baseline --seed 7 --fault "kill worker @20s" -- --epochs 3',
+     'chaos src/my_app.py --working-dir . --fault "pause worker-2 @10s restart +30s" --repeat 5',
+     cls=chaos.ChaosCommand)  # fmt: skip
 _add("check", runs.check, _EXPERIMENTS, "check latest", "check node_failure/latest --json")
 _add("report", runs.report, _EXPERIMENTS, "report latest", "report latest --junit report.xml")
 _add("runs", runs.runs, _EXPERIMENTS, "runs", "runs --json")

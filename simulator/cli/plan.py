@@ -95,7 +95,7 @@ def health_of(cluster: Cluster) -> str | None:
 
 
 def replay_command(
-    source: str,
+    what: Sequence[str],
     backend: str,
     *,
     topology: str | None,
@@ -106,8 +106,14 @@ def replay_command(
     image: str | None,
     reuse: str | None,
 ) -> str:
-    """The command line that does it again; the runner puts the seed of each run for ``{seed}``."""
-    words = ["python", "-m", "simulator", "run", source, "--backend", backend]
+    """The command line that does it again; the runner puts the seed of each run for ``{seed}``.
+
+    Parameters
+    ----------
+    what
+        The command's name and what it is to do, such as ``["run", "node_failure"]``.
+    """
+    words = ["python", "-m", "simulator", *what, "--backend", backend]
     for option, value in (
         ("--topology", topology),
         ("--workers", workers),

@@ -24,8 +24,6 @@ from simulator.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from simulator.backends.base import ClusterRecord
-    from simulator.cli.plan import Problems
     from simulator.runner import RunRequest
 
 
@@ -162,10 +160,10 @@ def run(
     with Screen(title, runs=repeat).showing() as screen:
         runner = Runner(backend_chosen, Store(), listener=screen.listener())
         results = runner.repeat(request, repeat)
-    _show_results(results, as_json, junit, several=repeat > 1)
+    show_results(results, as_json, junit, several=repeat > 1)
     if request.keep and not reuse:
-        _say_kept(results[-1])
-    raise typer.Exit(_exit_code(results))
+        say_kept(results[-1])
+    raise typer.Exit(worst_code(results))
 
 
 def _request(
@@ -185,28 +183,16 @@ def _request(
     junit: str | None,
 ) -> tuple[Any, RunRequest]:
     """The backend and what is to be run on it; raises `BadInput` with every problem."""
-    from simulator.backends import select
-    from simulator.cli.find import find, refuse_taken
-    from simulator.cli.plan import Problems, health_of, load_nodes, replay_command
-    from simulator.cluster import HEALTH
-    from simulator.errors import Problem
+    from simulator.cli.place import choose, refuse_contradictions
+    from simulator.cli.plan import Problems, load_nodes, replay_command
     from simulator.experiment import load_experiment, plan_problems
     from simulator.runner import RunRequest
 
     problems = Problems()
     loaded = problems.attempt(source, lambda: load_experiment(source))
     parsed = problems.attempt("--param", lambda: loaded.parse_params(params)) if loaded else None
-    if health is not None:
-        problems.one_of("--health", health, HEALTH)
-    problems.one_of("--backend", backend, select.NAMES)
+    refuse_contradictions(problems, backend, health, name, reuse, image)
     problems.output_file("--junit", junit)
-    if name is not None:
-        problems.cluster_name(name)
-    for option, given in (("--name", name), ("--image", image)):
-        if reuse is not None and given is not None:
-            problems.found.append(
-                Problem(option, f"and --reuse {reuse} contradict each other", "use one of them")
-            )
 
     nodes = None
     shaped = topology is not None or workers is not None or bool(settings)
@@ -219,68 +205,27 @@ def _request(
     problems.raise_any()
     assert loaded is not None
 
-    if reuse is not None:
-        found = find(reuse, backend)
-        chosen = found.backend
-        output.say(f"Backend: {chosen.name}, where cluster {reuse} is")
-        _refuse_unready(problems, found.record)
-        nodes = nodes or chosen.spec(reuse).topology
-        actual = health_of(found.cluster)
-        if actual is None or (health is not None and health != actual):
-            what = f"was started with {'--health ' + actual if actual else 'settings of its own'}"
-            problems.found.append(
-                Problem(f"--reuse {reuse}", what, "a running cluster's failure detection is fixed")
-            )
-        health = actual
-    else:
-        choice = select.choose(backend)
-        chosen = choice.backend
-        output.say(f"Backend: {choice.why}")
-        health = health or "fast"
-        if name is not None:
-            refuse_taken(name)
-    problems.raise_any()
-    assert nodes is not None
-    assert health is not None
-    return chosen, RunRequest(
+    place = choose(problems, backend, health, name, reuse, nodes)
+    return place.backend, RunRequest(
         experiment=loaded,
         params=parsed,
-        topology=nodes,
+        topology=place.nodes,
         source=source,
         seed=secrets.randbelow(2**31) if seed is None else seed,
-        health=health,
+        health=place.health,
         name=name,
         reuse=reuse,
         keep=keep,
         image=image,
         command=replay_command(
-            source, chosen.name, topology=topology, workers=workers, settings=settings,
-            params=params, health=health, image=image, reuse=reuse,
+            ["run", source], place.backend.name, topology=topology, workers=workers,
+            settings=settings, params=params, health=place.health, image=image, reuse=reuse,
         ),
         start_parallelism=start_parallelism,
     )  # fmt: skip
 
 
-def _refuse_unready(problems: Problems, record: ClusterRecord) -> None:
-    """Note what keeps a run from borrowing this cluster; exited workers the run starts itself."""
-    from simulator.errors import Problem
-
-    for node in record.nodes:
-        # The head comes back with its workers, of which it knows nothing otherwise.
-        start = "start" if node.role == "head" else None
-        lacks = {"paused": f"resume {node.name}", "exited": start, "created": start}
-        command = lacks.get(node.state)
-        if command is not None:
-            remedy = f"python -m simulator {command} --name {record.name}"
-            problems.found.append(
-                Problem(
-                    f"--reuse {record.name}", f"{node.name} is {node.state}", f"first: {remedy}"
-                )
-            )
-    problems.raise_any()
-
-
-def _show_results(
+def show_results(
     results: Sequence[Mapping[str, Any]], as_json: bool, junit: str | None, *, several: bool
 ) -> None:
     from simulator.report import render_repeats, render_terminal, summarise
@@ -320,17 +265,18 @@ def run_data(result: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "recovery": dict(result["recovery"]),
         "params": dict(result["params"]),
+        **({"program": dict(result["program"])} if "program" in result else {}),
     }
 
 
-def _exit_code(results: Sequence[Mapping[str, Any]]) -> int:
+def worst_code(results: Sequence[Mapping[str, Any]]) -> int:
     from simulator.runner import EXIT_ORDER, exit_code
 
     codes = {exit_code(result) for result in results}
     return next(code for code in EXIT_ORDER if code in codes)
 
 
-def _say_kept(result: Mapping[str, Any]) -> None:
+def say_kept(result: Mapping[str, Any]) -> None:
     from simulator.store import RunDir
 
     cluster = RunDir(Path(result["run_dir"])).spec()["cluster"]
@@ -366,8 +312,8 @@ def check(run: RunArgument, as_json: AsJson = False, junit: JunitOption = None) 
     found = Store().find(run)
     found.whole_spec()
     result = judge_run(found)
-    _show_results([result], as_json, junit, several=False)
-    raise typer.Exit(_exit_code([result]))
+    show_results([result], as_json, junit, several=False)
+    raise typer.Exit(worst_code([result]))
 
 
 def report(

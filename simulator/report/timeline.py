@@ -7,6 +7,7 @@ work the cluster did. Times are seconds from the moment when the work began (`Ti
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_left
 from collections import defaultdict
@@ -179,7 +180,8 @@ def build_timeline(run: Run) -> Timeline:
 
 
 def _zero(history: History) -> float:
-    for kind in ("driver.start", "task.start", "actor.start", "workload.submit"):
+    begins = ("driver.start", "program.start", "task.start", "actor.start", "workload.submit")
+    for kind in begins:
         began = history.first(kind)
         if began is not None:
             return history.at(began)
@@ -217,7 +219,7 @@ def _domain(
     moments += [f.end if f.end is not None else f.start for f in faults]
     if faults:
         moments += [faults[0].injected + (p.seconds or 0.0) for p in run.seen]
-    moments += [at(op) for op in run.history.of("workload.end")]
+    moments += [at(op) for op in run.history.of("workload.end", "program.end")]
     if not moments:
         return first, max(last, first + 1.0)
     end = min(max(moments), last) if last > 0 else max(moments)
@@ -282,6 +284,8 @@ def _executions(
                     gone = _next(failures, start)
                 if gone is None and i + 1 < len(of_key):
                     gone = of_key[i + 1].start - zero
+                if e.cut_off is not None:  # its own process may have died, long before its node
+                    gone = min(e.cut_off - zero, math.inf if gone is None else gone)
                 outcome = Outcome.OPEN if gone is None else Outcome.CUT
                 end = max(start, last if gone is None else gone)
             node, call = e.node or "?", e.actor is not None
@@ -430,7 +434,7 @@ def _throughput(
     """The curve and its levels, by the same functions that judged the recovery."""
     step = _nice((end - start) / 4000)
     count = max(1, int((end - start) / step + 0.999))
-    values = _bins(throughput.finished(index.tasks()), zero + start, step, count)
+    values = _bins(_useful(index), zero + start, step, count)
     recovery = anatomy(run.view)
     window = number(recovery.metrics.get("throughput_window_s"))
     before = number(recovery.metrics.get("baseline_total"))
@@ -447,6 +451,14 @@ def _throughput(
             back = fault.end is not None and moment >= fault.end
             goal.append(BACK * (before if back else surviving))
     return Throughput(start, step, values, before, goal, window)
+
+
+def _useful(index: Index) -> throughput.Curve:
+    """Work that counted; of a program's, whose lengths nobody knows, all that was finished."""
+    if not index.of_program:
+        return throughput.finished(index.tasks())
+    done = (e for e in index.all_executions() if e.ok and e.end is not None)
+    return throughput.Curve((e.start, e.end, 1.0) for e in done if e.end is not None)
 
 
 def _nice(width: float) -> float:

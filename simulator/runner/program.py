@@ -319,12 +319,25 @@ class ProgramLoad(Load):
         live.recorder.record("attempts.complete", source="ray", rows=rows, dropped=dropped)
 
     def _record(self, attempt: Attempt) -> None:
+        key, node = _key(attempt), self.live.ray_nodes.get(attempt.ray_node_id)
+        if attempt.state == "FAILED" and attempt.ended is not None:
+            self.live.recorder.record(
+                "attempt.failed",
+                source="ray",
+                node=node,
+                wall=attempt.ended,
+                key=key,
+                task_id=attempt.task_id,
+                attempt=attempt.attempt,
+                error_type=attempt.error_type,
+            )
         moments = (attempt.started, attempt.sent, attempt.ended)
         self.live.recorder.record(
             "program.attempt",
             source="ray",
-            node=self.live.ray_nodes.get(attempt.ray_node_id),
+            node=node,
             wall=next((moment for moment in moments if moment is not None), self._began),
+            key=key,
             task_id=attempt.task_id,
             attempt=attempt.attempt,
             name=attempt.name,
@@ -346,3 +359,8 @@ class ProgramLoad(Load):
         except CannotRun:
             return True
         return not any(actor.detached and actor.state != "DEAD" for actor in actors)
+
+
+def _key(attempt: Attempt) -> str:
+    """What a person calls the task: its name, and enough of its id to tell it from others of that name."""
+    return f"{attempt.name}-{attempt.task_id[:8]}"

@@ -39,6 +39,8 @@ class RunRequest:
         Leave the cluster up at the end.
     command
         The command line that replays it; ``{seed}`` in it stands for the run's own seed.
+    baseline
+        What an undisturbed run of the same gave (`simulator.checkers.program.baseline_of`), to compare with.
     """
 
     experiment: Experiment
@@ -53,6 +55,7 @@ class RunRequest:
     image: str | None = None
     command: str = ""
     start_parallelism: int | None = None
+    baseline: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -110,6 +113,7 @@ def build_spec(
         "recovery_timeout_s": request.experiment.recovery_timeout(request.params),
         "checks": list(request.experiment.checks),
         "schedule": [p.to_data() for p in planned],
+        **({} if request.baseline is None else {"baseline": dict(request.baseline)}),
         "command": request.command.replace("{seed}", str(request.seed)),
         "versions": {
             "simulator": __version__,

@@ -20,12 +20,13 @@ from typing import Any
 from simulator.backends.base import Backend, ClusterRecord, ClusterSpec, GpuKind, clock_of
 from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import RunView
+from simulator.checkers.program import baseline_of
 from simulator.cluster import HEALTH, Cluster, refuse_unable, salvage
 from simulator.errors import BadInput, CannotRun, Interrupted, NotFound, Problem, SimulatorError
 from simulator.history import Recorder
 from simulator.runner.injection import Injection
 from simulator.runner.interrupts import Interrupts
-from simulator.runner.judging import judge_run
+from simulator.runner.judging import judge_run, run_view
 from simulator.runner.live import LiveRun
 from simulator.runner.load import Load
 from simulator.runner.own import OwnLoad
@@ -93,18 +94,34 @@ class Runner:
         """
         return self.repeat(request, 1)[0]
 
-    def repeat(self, request: RunRequest, times: int) -> list[dict[str, Any]]:
-        """`times` runs on one cluster; run i has seed + i. Ends early when one could not run."""
+    def repeat(
+        self, request: RunRequest, times: int, *, baseline: RunRequest | None = None
+    ) -> list[dict[str, Any]]:
+        """`times` runs on one cluster; run i has seed + i. Ends early when one could not run.
+
+        Parameters
+        ----------
+        baseline
+            The same program undisturbed: it runs first, its result comes first, and the others are compared
+            with it. If it does not end well, it is the only one.
+        """
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-        request = replace(request, seed=seed)
-        planned = self._plan(request)
+        todo = [replace(request, seed=seed + i) for i in range(times)]
+        planned = self._plan(todo[0])  # what is wrong with it shows before anything starts
         lease = self._lease(request)
         results: list[dict[str, Any]] = []
         interrupts = Interrupts(lambda: _last_words(lease.name))
         with interrupts.installed():
             try:
-                for i in range(times):
-                    one = replace(request, seed=seed + i)
+                if baseline is not None:
+                    first = replace(baseline, seed=seed)
+                    results.append(self._one(first, self._plan(first), lease, interrupts))
+                    self.listener.result(results[-1])
+                    facts = baseline_of(run_view(Path(results[-1]["run_dir"])))
+                    if results[-1]["status"] != "completed" or facts is None or interrupts.count:
+                        return results
+                    todo = [replace(one, baseline=facts) for one in todo]
+                for i, one in enumerate(todo):
                     planned = self._plan(one) if i else planned
                     results.append(self._one(one, planned, lease, interrupts))
                     self.listener.result(results[-1])

@@ -1,0 +1,107 @@
+"""Where a run takes place: a cluster of its own, or one that is up already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.backends import select
+from simulator.backends.base import Backend, ClusterRecord
+from simulator.cli import output
+from simulator.cli.find import find, refuse_taken
+from simulator.cli.plan import Problems, health_of
+from simulator.cluster import HEALTH
+from simulator.errors import Problem
+from simulator.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The backend, the nodes that there are to be, and how Ray detects a lost one of them."""
+
+    backend: Backend
+    nodes: Topology
+    health: str
+
+
+def refuse_contradictions(
+    problems: Problems,
+    backend: str,
+    health: str | None,
+    name: str | None,
+    reuse: str | None,
+    image: str | None,
+) -> None:
+    """Note what is wrong with the options that say where, without asking any engine."""
+    if health is not None:
+        problems.one_of("--health", health, HEALTH)
+    problems.one_of("--backend", backend, select.NAMES)
+    if name is not None:
+        problems.cluster_name(name)
+    for option, given in (("--name", name), ("--image", image)):
+        if reuse is not None and given is not None:
+            problems.found.append(
+                Problem(option, f"and --reuse {reuse} contradict each other", "use one of them")
+            )
+
+
+def choose(
+    problems: Problems,
+    backend: str,
+    health: str | None,
+    name: str | None,
+    reuse: str | None,
+    nodes: Topology | None,
+) -> Place:
+    """The backend that answers, or the one where the cluster to be reused is.
+
+    Parameters
+    ----------
+    nodes
+        None for those that the cluster to be reused has.
+
+    Raises
+    ------
+    BadInput, NotFound, CannotRun
+        The cluster cannot be reused, the name is taken, no backend answers.
+    """
+    if reuse is not None:
+        found = find(reuse, backend)
+        chosen = found.backend
+        output.say(f"Backend: {chosen.name}, where cluster {reuse} is")
+        _refuse_unready(problems, found.record)
+        nodes = nodes or chosen.spec(reuse).topology
+        actual = health_of(found.cluster)
+        if actual is None or (health is not None and health != actual):
+            what = f"was started with {'--health ' + actual if actual else 'settings of its own'}"
+            problems.found.append(
+                Problem(f"--reuse {reuse}", what, "a running cluster's failure detection is fixed")
+            )
+        health = actual
+    else:
+        choice = select.choose(backend)
+        chosen = choice.backend
+        output.say(f"Backend: {choice.why}")
+        health = health or "fast"
+        if name is not None:
+            refuse_taken(name)
+    problems.raise_any()
+    assert nodes is not None
+    assert health is not None
+    return Place(chosen, nodes, health)
+
+
+def _refuse_unready(problems: Problems, record: ClusterRecord) -> None:
+    """Note what keeps a run from borrowing this cluster; exited workers the run starts itself."""
+    for node in record.nodes:
+        # The head comes back with its workers, of which it knows nothing otherwise.
+        start = "start" if node.role == "head" else None
+        lacks = {"paused": f"resume {node.name}", "exited": start, "created": start}
+        command = lacks.get(node.state)
+        if command is not None:
+            remedy = f"python -m simulator {command} --name {record.name}"
+            problems.found.append(
+                Problem(
+                    f"--reuse {record.name}", f"{node.name} is {node.state}", f"first: {remedy}"
+                )
+            )
+    problems.raise_any()
