@@ -63,7 +63,7 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "up", "down", "stop", "start", "scale", "status", "nodes", "monitor", "submit",
         "dashboard", "clusters",
         "kill", "restart", "pause", "resume", "logs", "exec", "attach", "cp",
-        "init", "topologies", "experiments", "run", "check", "report", "runs", "doctor",
+        "init", "topologies", "experiments", "run", "chaos", "check", "report", "runs", "doctor",
         "image build",
     ]  # fmt: skip
 

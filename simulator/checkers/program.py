@@ -21,6 +21,9 @@ from simulator.history import Op
 #: How many names a summary and how many details a finding lists; its metrics have the counts.
 NAMED, SHOWN = 3, 20
 
+#: What ends so shortly before a program that ends well, seconds, it did not wait for: Ray ended it.
+LEAVING_S = 1.0
+
 #: The mark by which a program says which effects there are to be: how many, or their keys.
 PLAN = "effects"
 
@@ -238,7 +241,9 @@ def _failed(op: Op) -> bool:
 def _lost(view: RunView) -> list[ProgramTask]:
     """Tasks whose last attempt was cut off while the program still went on."""
     end, offsets = view.history.last("program.end"), view.history.offsets
-    until = None if end is None else view.history.at(end)
+    until = None if end is None else view.history.at(end) + SLACK
+    if end is not None and end.data["status"] == "SUCCEEDED":
+        until = view.history.at(end) - LEAVING_S
 
     def in_time(op: Op) -> bool:
         ended = op.data["ended"]
@@ -246,7 +251,7 @@ def _lost(view: RunView) -> list[ProgramTask]:
             return True
         ahead = offsets[op.source].offset if op.source in offsets else 0.0
         # What a program leaves behind when it ends, Ray marks as failed afterwards.
-        return bool(ended - ahead <= until - SLACK) and "driver exits" not in op.data["error"]
+        return bool(ended - ahead <= until) and "driver exits" not in op.data["error"]
 
     return [t for t in tasks_of(view) if _failed(t.last) and in_time(t.last)]
 
@@ -433,6 +438,10 @@ def check_whole_again(view: RunView) -> Finding:
     after = index.last("steady")
     gone = after is not None and after.data.get("when") == "after" and not after.data.get("ok")
     details = [f"{node} was to stay away" for node in sorted(set(away))]
+    if gone and after is not None and not unclear:
+        problems = "; ".join(map(str, after.data.get("problems", ())))
+        text = f"the cluster is not whole again: {problems}"
+        return Finding(name, Verdict.INVALID, text, [*sorted(set(cites)), after.index], details)
     if unclear:
         verdict = Verdict.INVALID if gone else Verdict.UNKNOWN
         more = f" (and {len(unclear) - 1} more)" if len(unclear) > 1 else ""

@@ -44,18 +44,17 @@ class ChaosCommand(TyperCommand):
     """The command ``chaos``: options are ours, wherever they stand; behind ``--`` all is the script's."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        from click import NoSuchOption, UsageError
-
         try:
             return super().parse_args(ctx, args)
-        except NoSuchOption as error:
-            given = error.option_name
-            near = f" (or is it {', '.join(error.possibilities)}?)" if error.possibilities else ""
-            raise UsageError(
-                f"chaos has no option {given}{near}. An option of the script's stands behind --:\n"
-                f"    python -m simulator chaos SCRIPT ... -- {given}",
-                ctx,
-            ) from None
+        except Exception as error:
+            # By its name: where it comes from (click, or typer's copy of it) depends on typer's version.
+            if type(error).__name__ == "NoSuchOption":
+                given = str(getattr(error, "option_name", ""))
+                error.message = (  # type: ignore[attr-defined]
+                    f"chaos has no option {given}. Those of the script stand behind two dashes: "
+                    f"chaos SCRIPT ... -- {given}"
+                )
+            raise
 
 
 def chaos(

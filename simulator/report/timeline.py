@@ -23,6 +23,9 @@ from simulator.checkers.index import DOWNING_FAULTS, Index, index_of
 from simulator.history import History, Op
 from simulator.report.run import Run, number
 
+#: The most marks that a picture can still show.
+MAX_MARKS = 500
+
 #: When something happened, seconds from `Timeline.zero`.
 At = Callable[[Op], float]
 
@@ -132,6 +135,15 @@ class Throughput:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A point that a program said it had come to."""
+
+    name: str
+    node: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """All of it; `zero` is seconds of the orchestrator's wall clock, the rest relative to it."""
 
@@ -142,6 +154,7 @@ class Timeline:
     executions: Sequence[Execution]
     faults: Sequence[FaultBand]
     throughput: Throughput
+    marks: Sequence[Mark] = ()
 
     def count(self, outcome: Outcome, *, calls: bool = False) -> int:
         return sum(e.outcome is outcome and e.call == calls for e in self.executions)
@@ -176,6 +189,10 @@ def build_timeline(run: Run) -> Timeline:
         executions=executions,
         faults=faults,
         throughput=_throughput(run, index, faults, zero, start, end),
+        marks=[
+            Mark(str(op.data["name"]), op.node or "?", at(op))
+            for op in history.of("program.mark")[:MAX_MARKS]
+        ],
     )
 
 
@@ -288,7 +305,8 @@ def _executions(
                     gone = min(e.cut_off - zero, math.inf if gone is None else gone)
                 outcome = Outcome.OPEN if gone is None else Outcome.CUT
                 end = max(start, last if gone is None else gone)
-            node, call = e.node or "?", e.actor is not None
+            # A program's actors are its own way of working, not something beside its tasks.
+            node, call = e.node or "?", e.actor is not None and not index.of_program
             found.append((start, end, key, node, outcome, i + 1, call))
     found.sort(key=itemgetter(0))
     return _packed(found)

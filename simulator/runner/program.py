@@ -58,7 +58,7 @@ class ProgramLoad(Load):
         self._driver: str | None = None
         self._ray_jobs: list[str] = []
         self._counts: TaskCounts | None = None
-        self._setup = 0.0
+        self._setup = self._seen_over = 0.0
         self._began = 0.0
         self._limit: Deadline | None = None
         self._silence: Deadline | None = None
@@ -162,7 +162,7 @@ class ProgramLoad(Load):
         """
         if self.over:
             return
-        self.over = True
+        self.over, self._seen_over = True, self.live.clock.mono()
         whole = False
         if self._output is not None:
             whole = job is not None and self._output.finish(job)
@@ -185,6 +185,7 @@ class ProgramLoad(Load):
             lines=[line[:300] for line in lines],
             log_whole=whole,
         )
+        self.live.look()
 
     def _print(self, data: bytes) -> None:
         with self._log.open("ab") as file:
@@ -223,7 +224,8 @@ class ProgramLoad(Load):
 
     def look(self, struck: Struck) -> None:
         """How many of its tasks are in which state, where that has changed."""
-        if struck("head") or not self._ray_jobs:
+        self.look_at_job(struck)  # a new head would know of none
+        if self.over or struck("head") or not self._ray_jobs:
             return
         try:
             each = [self.live.cluster.ray.task_counts(job) for job in self._ray_jobs]
@@ -292,7 +294,7 @@ class ProgramLoad(Load):
     def complete(self) -> None:
         """One record for each attempt of its tasks and for each of its actors."""
         live = self.live
-        live.clock.sleep(FLUSH_S)
+        live.clock.sleep(max(0.0, self._seen_over + FLUSH_S - live.clock.mono()))
         rows = dropped = 0
         for ray_job in self._ray_jobs:
             found = live.cluster.ray.attempts(ray_job)

@@ -35,14 +35,15 @@ class FakeProgram:
     ----------
     tasks, seconds, max_retries
         How many tasks it maps over, how long each takes, and how often Ray may try one again.
-    effects
-        Whether each task reports an effect.
+    effects, plan
+        Whether each task reports an effect, and whether the driver says how many there are to be.
     """
 
     tasks: int = 24
     seconds: float = 1.0
     max_retries: int = 3
     effects: bool = False
+    plan: bool = False
 
     def __call__(
         self, world: World, run_id: str, ray_job_id: str, ended: Callable[[str, str], None]
@@ -60,11 +61,15 @@ class _Map:
         ended: Callable[[str, str], None],
     ) -> None:
         self.program, self.ray_job_id, self._ended = program, ray_job_id, ended
+        self._world, self._run_id = world, run_id
         self.tasks: Tasks = _Unrecorded(world, run_id, effects=program.effects)
         self._left = program.tasks
         self._over = False
 
     def begin(self) -> None:
+        if self.program.plan:
+            data = {"name": "effects", "value": self.program.tasks, "pid": 1, "task_id": None}
+            self._world.write(self._run_id, "head.jsonl", self._world.head, "program.mark", **data)
         for number in range(1, self.program.tasks + 1):
             self.tasks.submit(
                 f"square-{number}",

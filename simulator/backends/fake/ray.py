@@ -170,7 +170,7 @@ class FakeRay:
             status, message = world.script.job_ends
             world.script.job_ends = None
             submitted.logs = message
-            ended(status, message)
+            submitted.end(world, status, message)  # with no exit code: no driver began
             return
         argv = shlex.split(submitted.entrypoint)
         script = next((word for word in argv if word.endswith(".py")), argv[0])
