@@ -48,11 +48,14 @@ document, and of what goes on (`monitor`, `status --watch`) one after the other.
 | `up`, `start`, `status` | `cluster, backend, gpu, count: {desired, running, alive}, ray: {answers, version, why, remedy, resources}, nodes: [..]` |
 | | each node: `name, role, group, state, desired, running, alive, address, hostname, ray_node_id, resources, used, gpu, exit_code, profile` |
 | `stop` | `cluster`; `stopped`: names of the nodes that ran |
+| `heal` | `cluster`, null if it is gone; `done`, `problems`: sentences |
 | `scale` | `cluster`; `added`: names; `removed`: a list of `node, running: {tasks, actors}, unknown` (why it is not known what ran there, or null) |
 | `nodes` | `cluster`; `nodes`, as Ray remembers them: `node` (our name, or null), `ray_node_id, state` (ALIVE, DEAD), `is_head, hostname, address, resources, labels, since, until, message` |
 | `monitor` | one object a line: `kind, source, wall, node, present, data` ([what they hold](../guides/clusters-by-hand.md)) |
 | `run` | `experiment, backend, status, verdict, seed, run_dir, report, topology, ray_version, health, gpu, findings, recovery, params` of the [result](result.md) |
 | `run --repeat N` | `runs`: one such object each; `summary`: verdicts, seeds, and the distribution of each phase |
+| `replay` | as `run` |
+| `shrink` | `faults`: the steps that are enough, as in the [spec](result.md); `runs`: how many it took, `complete`, `run_dir` of the smallest failing run |
 | `check` | the [result](result.md), judged again |
 | `clusters` | a list of `cluster, backend, gpu, run_dir, nodes: [..]`; each node: `name, role, group, state, address, hostname, exit_code` |
 | `experiments` | a list of `name, claim, path, topology, params: [{name, type, default, description}]`; of one that cannot be loaded `name, claim, path, error` |

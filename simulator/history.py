@@ -13,13 +13,14 @@ Desktop runs nodes in a virtual machine), so the orchestrator measures the offse
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import threading
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -219,7 +220,8 @@ class Recorder:
     """Appends operations to a history in memory and to its file, from any thread.
 
     A line is flushed to the operating system before `record` returns: what was recorded survives
-    a SIGKILL of this process.
+    a SIGKILL of this process. While it is open the file is locked, so that others can tell a run that
+    goes on from one whose orchestrator is gone (`is_being_written`).
     """
 
     def __init__(
@@ -233,6 +235,8 @@ class Recorder:
         self._wall, self._mono = wall, mono
         self._lock = threading.Lock()
         self._file: IO[str] | None = path.open("a", encoding="utf-8")
+        with suppress(OSError):  # a file system without locks: nobody can tell then
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def record(
         self,
@@ -286,6 +290,18 @@ class Recorder:
     @property
     def closed(self) -> bool:
         return self._file is None
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a recorder that lives has this history open; False where that cannot be told."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from simulator.backends.base import Backend, ClusterRecord
 from simulator.cluster import salvage
 from simulator.errors import SimulatorError
-from simulator.history import read_history
+from simulator.history import is_being_written, read_history
 from simulator.runner import judge_run
 from simulator.store import HISTORY, RESULT, RunDir, Store
 
@@ -62,6 +62,9 @@ def take_down(
         The directories of the runs that were saved and judged.
     """
     unfinished = unfinished_runs(record, store=store)
+    for run in unfinished:
+        if is_being_written(run.history_path):
+            say(f"run {run.path.name} still goes on; it loses its cluster now")
     saved: list[Path] = []
     if unfinished:
         labelled = next((r for r in unfinished if r.path == record.run_dir), unfinished[-1])

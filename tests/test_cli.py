@@ -61,9 +61,9 @@ COMMANDS = dict(all_commands(typer.main.get_command(app)))
 def test_the_commands_are_those_of_the_documentation() -> None:
     assert list(COMMANDS) == [
         "up", "down", "stop", "start", "scale", "status", "nodes", "monitor", "submit",
-        "dashboard", "clusters",
+        "dashboard", "heal", "clusters",
         "kill", "restart", "pause", "resume", "logs", "exec", "attach", "cp",
-        "init", "topologies", "experiments", "run", "chaos", "check", "report", "runs", "doctor",
+        "init", "topologies", "experiments", "run", "chaos", "replay", "shrink", "check", "report", "runs", "doctor",
         "image build",
     ]  # fmt: skip
 

@@ -14,7 +14,18 @@ import typer
 from typer.core import TyperCommand
 
 from simulator import __version__
-from simulator.cli import catalog, chaos, clusters, jobs, machine, nodes, output, runs
+from simulator.cli import (
+    catalog,
+    chaos,
+    clusters,
+    healing,
+    jobs,
+    machine,
+    nodes,
+    output,
+    replays,
+    runs,
+)
 from simulator.cli.run_help import RunCommand
 
 app = typer.Typer(
@@ -92,6 +103,7 @@ _add("submit", jobs.submit, _CLUSTERS, "submit train.py", "submit train.py 3 fas
      "submit --no-wait train.py", cls=jobs.SubmitCommand)  # fmt: skip
 _add("dashboard", jobs.dashboard, _CLUSTERS, "dashboard", "dashboard --open",
      "dashboard --token")  # fmt: skip
+_add("heal", healing.heal, _CLUSTERS, "heal", "heal two", "heal node_failure/latest")
 _add("clusters", clusters.clusters, _CLUSTERS, "clusters", "clusters --json")
 
 _add("kill", nodes.kill, _NODES, "kill worker-1", "kill head --name two")
@@ -117,6 +129,14 @@ _add("chaos", chaos.chaos, _EXPERIMENTS, 'chaos my_app.py --fault "kill worker @
      'chaos my_app.py --baseline --seed 7 --fault "kill worker @20s" -- --epochs 3',
      'chaos src/my_app.py --working-dir . --fault "pause worker-2 @10s restart +30s" --repeat 5',
      cls=chaos.ChaosCommand)  # fmt: skip
+_add("replay", replays.replay, _EXPERIMENTS, "replay", "replay node_failure/latest --repeat 5")
+_add(
+    "shrink",
+    replays.shrink,
+    _EXPERIMENTS,
+    "shrink chaos/latest",
+    "shrink latest --budget 20 --json",
+)
 _add("check", runs.check, _EXPERIMENTS, "check latest", "check node_failure/latest --json")
 _add("report", runs.report, _EXPERIMENTS, "report latest", "report latest --junit report.xml")
 _add("runs", runs.runs, _EXPERIMENTS, "runs", "runs --json")

@@ -27,7 +27,7 @@ from simulator.cli.options import (
     WorkersOption,
     a_number,
 )
-from simulator.cli.runs import say_kept, show_results, worst_code
+from simulator.cli.runs import exit_code_of, say_kept, show_results
 
 if TYPE_CHECKING:
     from simulator.chaos import Chaos
@@ -256,7 +256,7 @@ def chaos(
     show_results(results, as_json, junit, several=repeat > 1 and len(results) > 1)
     if keep and not reuse:
         say_kept(results[-1])
-    raise typer.Exit(worst_code(results))
+    raise typer.Exit(exit_code_of(results))
 
 
 def _program(

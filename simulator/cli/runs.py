@@ -163,7 +163,7 @@ def run(
     show_results(results, as_json, junit, several=repeat > 1)
     if request.keep and not reuse:
         say_kept(results[-1])
-    raise typer.Exit(worst_code(results))
+    raise typer.Exit(exit_code_of(results))
 
 
 def _request(
@@ -269,7 +269,7 @@ def run_data(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def worst_code(results: Sequence[Mapping[str, Any]]) -> int:
+def exit_code_of(results: Sequence[Mapping[str, Any]]) -> int:
     from simulator.runner import EXIT_ORDER, exit_code
 
     codes = {exit_code(result) for result in results}
@@ -285,7 +285,7 @@ def say_kept(result: Mapping[str, Any]) -> None:
     )
 
 
-def _refuse_unwritable(junit: str | None) -> None:
+def refuse_unwritable(junit: str | None) -> None:
     from simulator.cli.plan import Problems
 
     problems = Problems()
@@ -308,12 +308,12 @@ def check(run: RunArgument, as_json: AsJson = False, junit: JunitOption = None) 
     from simulator.runner import judge_run
     from simulator.store import Store
 
-    _refuse_unwritable(junit)
+    refuse_unwritable(junit)
     found = Store().find(run)
     found.whole_spec()
     result = judge_run(found)
     show_results([result], as_json, junit, several=False)
-    raise typer.Exit(worst_code([result]))
+    raise typer.Exit(exit_code_of([result]))
 
 
 def report(
@@ -330,7 +330,7 @@ def report(
     from simulator.report import write_html
     from simulator.store import Store
 
-    _refuse_unwritable(junit)
+    refuse_unwritable(junit)
     found = Store().find(run)
     path = write_html(found.path)
     if junit is not None:

@@ -130,6 +130,15 @@ class Fault(ABC):
         """What of it is still seen from outside after it was healed; "" if it is gone."""
         return ""
 
+    @classmethod
+    def sweep(cls, cluster: Cluster, node: str) -> str:
+        """Undo all of this kind that holds on a node, knowing of none; what was undone, or "".
+
+        For whoever comes after an orchestrator that was killed. Quick: nothing is waited for. A node that
+        is down is started by whoever sweeps.
+        """
+        return ""
+
     # -- whether it can be done --------------------------------------------------------------------
 
     def refused_by(self, backend: Backend) -> str | None:

@@ -103,5 +103,12 @@ class Pause(NodeFault):
     def inject(self, cluster: Cluster, site: Site) -> None:
         require(self, cluster.backend).pause(cluster.name, site.node)
 
+    @classmethod
+    def sweep(cls, cluster: Cluster, node: str) -> str:
+        if cluster.node(node).state != "paused":
+            return ""
+        cluster.resume(node)
+        return "thawed"
+
     def holds(self, cluster: Cluster, site: Site) -> str:
         return _is(cluster, site, "paused")

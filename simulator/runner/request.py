@@ -41,6 +41,10 @@ class RunRequest:
         The command line that replays it; ``{seed}`` in it stands for the run's own seed.
     baseline
         What an undisturbed run of the same gave (`simulator.checkers.program.baseline_of`), to compare with.
+    plan
+        The faults with all that was drawn for them, instead of a draw from the experiment's schedule.
+    replays
+        The directory of the run that is done again, if one is.
     """
 
     experiment: Experiment
@@ -56,6 +60,8 @@ class RunRequest:
     command: str = ""
     start_parallelism: int | None = None
     baseline: Mapping[str, Any] | None = None
+    plan: Sequence[PlannedFault] | None = None
+    replays: str | None = None
 
 
 @dataclass
@@ -114,6 +120,8 @@ def build_spec(
         "checks": list(request.experiment.checks),
         "schedule": [p.to_data() for p in planned],
         **({} if request.baseline is None else {"baseline": dict(request.baseline)}),
+        "image": request.image,
+        "replays": request.replays,
         "command": request.command.replace("{seed}", str(request.seed)),
         "versions": {
             "simulator": __version__,

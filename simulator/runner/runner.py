@@ -142,8 +142,10 @@ class Runner:
             raise BadInput([*problems, *_unknown_health(request.health)])
         if problems:
             raise BadInput(problems)
-        planned = resolve(
-            experiment.schedule(request.params, topology), topology, Random(request.seed)
+        planned = (
+            resolve(experiment.schedule(request.params, topology), topology, Random(request.seed))
+            if request.plan is None
+            else list(request.plan)
         )
         kinds = {p.step.fault.name: p.step.fault for p in planned}.values()
         refused = [r for fault in kinds if (r := fault.unable(self.backend))]
