@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from simulator.backends.base import KILL, PAUSE, Capability
@@ -49,10 +49,10 @@ class Stop(NodeFault):
     Parameters
     ----------
     grace
-        Seconds until SIGKILL follows.
+        How long until SIGKILL follows.
     """
 
-    grace: float = 30.0
+    grace: float = field(default=30.0, metadata={"unit": "s"})
 
     name: ClassVar[str] = "stop"
     summary: ClassVar[str] = "SIGTERM to PID 1, as when a machine is shut down in an orderly way"

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from simulator.errors import BadInput, Problem
 from simulator.experiment import load_experiment
 from simulator.runner.request import RunRequest
-from simulator.schedule import PlannedFault, resolve
+from simulator.schedule import PlannedFault, parse_schedule, resolve
 from simulator.store import EXPERIMENT, RunDir
 from simulator.topology import Topology
 
@@ -50,9 +50,8 @@ def replay_request(run: RunDir) -> RunRequest:
                 for item in error.errors()
             ]
         ) from None
-    planned = resolve(experiment.schedule(params, topology), topology, Random(spec["seed"]))
-    planned = _as_recorded(run, spec, planned)
-    return RunRequest(
+    steps = spec.get("steps")
+    request = RunRequest(
         experiment=experiment,
         params=params,
         topology=topology,
@@ -61,9 +60,11 @@ def replay_request(run: RunDir) -> RunRequest:
         health=spec["health"],
         image=spec.get("image"),
         command=f"python -m simulator replay {run.path}",
-        plan=pinned(planned, run),
         replays=str(run.path),
+        steps=parse_schedule("\n".join(steps), f"{run.path.name}: steps") if steps else None,
     )
+    planned = _as_recorded(run, spec, resolve(request.schedule, topology, Random(spec["seed"])))
+    return replace(request, plan=pinned(planned, run))
 
 
 def _as_recorded(

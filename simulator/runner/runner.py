@@ -122,7 +122,7 @@ class Runner:
         if problems:
             raise BadInput(problems)
         planned = (
-            resolve(experiment.schedule(request.params, topology), topology, Random(request.seed))
+            resolve(request.schedule, topology, Random(request.seed))
             if request.plan is None
             else list(request.plan)
         )
