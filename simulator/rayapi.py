@@ -225,18 +225,21 @@ class RayApi:
         }
 
     def running_tasks(self) -> list[RunningTask]:
-        """The tasks and calls of actors that run now; up to a second old, and at most ten thousand."""
-        return [
-            RunningTask(
-                row["name"],
-                row.get("func_or_class_name") or row["name"],
-                row["node_id"],
-                row.get("type", "NORMAL_TASK") != "NORMAL_TASK",
-            )
-            for state in _RUNNING
-            for row in self._state("tasks", _only(state))["result"]
-            if row.get("node_id")
-        ]
+        """The tasks and calls of actors that run now; up to a second old.
+
+        Of more than ten thousand in one state only so many, as Ray gives them.
+        """
+        found: dict[Any, RunningTask] = {}  # one that changes its state meanwhile is given twice
+        for state in _RUNNING:
+            for row in self._state("tasks", _only(state))["result"]:
+                if row.get("node_id"):
+                    found[row["task_id"], row.get("attempt_number")] = RunningTask(
+                        row["name"],
+                        row.get("func_or_class_name") or row["name"],
+                        row["node_id"],
+                        row.get("type", "NORMAL_TASK") != "NORMAL_TASK",
+                    )
+        return list(found.values())
 
     def living_actors(self) -> list[RayActor]:
         """The actors that live now; at most ten thousand."""

@@ -84,14 +84,16 @@ def test_what_is_written_down_says_whom_when_and_how_it_is_undone() -> None:
     (planned,) = resolve([Step(10, Kill(), RandomWorker())], topology(1), Random(0))
     assert planned.to_data() == {
         "id": "f1",
+        "step": "kill one @10s",
         "fault": "kill",
         "parameters": {"fault": "kill"},
         "target": "worker-1",
         "nodes": ["worker-1"],
         "peers": [],
-        "asked": "one(worker)",
+        "asked": "one",
         "when": "10 s after the load began",
         "at_s": 10,
+        "repetition": 1,
         "heal": "once Ray declared it dead",
         "undo": "start",
     }

@@ -89,6 +89,10 @@ class Quantity:
         return float(Decimal(repr(self.number)) * Decimal(repr(amount)) / Decimal(repr(one)))
 
 
+class Text(str):
+    """A word that stood in quotes: never true, false or none."""
+
+
 #: A value as the language has it: a quantity, a word or a text, or a list of them.
 Written = Quantity | str | tuple[Any, ...]
 
@@ -149,9 +153,9 @@ class Parameter:
                 return value.text
             number = value.as_unit(self.unit)
             return int(number) if number == int(number) and float not in kinds else number
-        if value in _WORDS and str not in kinds and value not in kinds:
+        if not isinstance(value, Text) and value in _WORDS and type(_WORDS[value]) in kinds:
             return _WORDS[value]
-        return value
+        return str(value)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

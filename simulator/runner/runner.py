@@ -28,7 +28,7 @@ from simulator.runner.interrupts import Interrupts
 from simulator.runner.judging import judge_run
 from simulator.runner.live import LiveRun
 from simulator.runner.request import Listener, RunRequest, build_spec
-from simulator.schedule import PlannedFault, resolve, without
+from simulator.schedule import PlannedFault, resolve, unable, without
 from simulator.store import EXPERIMENT, SCHEMA, RunDir, Store
 from simulator.waiting import Clock, Deadline, within
 
@@ -126,8 +126,7 @@ class Runner:
             if request.plan is None
             else list(request.plan)
         )
-        kinds = {p.step.fault.name: p.step.fault for p in planned}.values()
-        refused = [r for fault in kinds if (r := fault.unable(self.backend))]
+        refused = unable(planned, self.backend)
         if refused:
             raise CannotRun("this backend cannot do it", why="; ".join(refused))
         return planned

@@ -3,6 +3,7 @@
 from simulator.schedule.chance import random_schedule as random_schedule
 from simulator.schedule.conditions import Condition as Condition
 from simulator.schedule.files import read_schedule as read_schedule
+from simulator.schedule.language import example_of as example_of
 from simulator.schedule.language import parse_schedule as parse_schedule
 from simulator.schedule.steps import After as After
 from simulator.schedule.steps import AtEnd as AtEnd
@@ -14,6 +15,7 @@ from simulator.schedule.steps import PlannedFault as PlannedFault
 from simulator.schedule.steps import Step as Step
 from simulator.schedule.steps import WhenDeclaredDead as WhenDeclaredDead
 from simulator.schedule.steps import resolve as resolve
+from simulator.schedule.steps import unable as unable
 from simulator.schedule.steps import without as without
 from simulator.schedule.targets import All as All
 from simulator.schedule.targets import Busiest as Busiest

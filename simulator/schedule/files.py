@@ -21,8 +21,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.errors import BadInput, NotFound, Problem
-from simulator.faults.parameters import Quantity
-from simulator.schedule.language import StepBuilder, read_text
+from simulator.faults.parameters import Quantity, Text
+from simulator.schedule.builder import StepBuilder
+from simulator.schedule.language import read_text
 from simulator.schedule.steps import Step
 from simulator.yamltext import NotYaml, read_yaml
 
@@ -59,13 +60,17 @@ _CLAUSES = {
 }
 
 
-def read_schedule(faults: Sequence[str], file: Path | None = None) -> list[Step]:
+def read_schedule(
+    faults: Sequence[str], file: Path | None = None, *, where: str = "--fault"
+) -> list[Step]:
     """The steps of several texts and of a file, in this order.
 
     Parameters
     ----------
     faults
         Texts of the language, as ``--fault`` takes them.
+    where
+        What the problems of the texts are said to be problems of.
 
     Raises
     ------
@@ -75,8 +80,8 @@ def read_schedule(faults: Sequence[str], file: Path | None = None) -> list[Step]
     problems: list[Problem] = []
     steps: list[Step] = []
     for i, text in enumerate(faults, 1):
-        where = "--fault" if len(faults) == 1 else f"--fault {i}"
-        steps += read_text(text, where, problems)
+        place = where if len(faults) == 1 else f"{where} {i}"
+        steps += read_text(text, place, problems)
     if file is not None:
         steps += _read_file(file, problems)
     if problems:
@@ -183,7 +188,7 @@ def _as_written(value: Any) -> Any:
     try:
         return Quantity.parse(str(value))
     except ValueError:
-        return str(value)
+        return Text(value)
 
 
 def _mapping_problems(error: ValidationError, place: Any) -> list[Problem]:

@@ -12,6 +12,7 @@ from math import inf
 from random import Random
 from typing import Any
 
+from simulator.backends.base import Backend
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 from simulator.faults import Fault, Site
 from simulator.faults.parameters import number
@@ -373,6 +374,12 @@ def _drawn(fault: PlannedFault, topology: Topology, rng: Random, look: Look | No
             )
         )
     return replace(fault, nodes=nodes, peers=peers)
+
+
+def unable(planned: Iterable[PlannedFault], backend: Backend) -> list[str]:
+    """Why which of these faults cannot be done here; each reason once."""
+    faults = dict.fromkeys(p.step.fault for p in planned)
+    return list(dict.fromkeys(why for fault in faults if (why := fault.unable(backend))))
 
 
 def without(topology: Topology, gone: Iterable[str]) -> list[NodeSpec]:
