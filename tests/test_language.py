@@ -61,6 +61,7 @@ from simulator.schedule.conditions import (
     Or,
     Tasks,
 )
+from simulator.schedule.parsing import grammar
 from simulator.schedule.steps import PATIENCE_S
 
 
@@ -110,9 +111,11 @@ class Nothing(Fault):
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
+    before = dict(FAULTS)
     register_fault(Nothing)
     yield
-    del FAULTS["nothing"]
+    FAULTS.clear()
+    FAULTS.update(before)
 
 
 def one(text: str) -> Step:
@@ -647,7 +650,9 @@ def test_times_that_are_drawn_are_the_same_for_the_same_seed() -> None:
     assert plans[0] == plans[1] != plans[2]
     moments = [p.at for p in plans[0]]
     assert moments == sorted(moments)
-    assert [p.id for p in plans[0]] == [f"f{i}" for i in range(1, len(moments) + 1)]
+    # The ids count in the order of the steps, whatever times are drawn.
+    assert [p.id for p in plans[0] if p.step == schedule[0]] == ["f1"]
+    assert [p.id for p in plans[0] if p.step == schedule[2]] == [f"f{len(moments)}"]
     kill = next(p for p in plans[0] if p.step.fault == Kill())
     assert 10 <= kill.at <= 20
     assert kill.to_data()["when"] == f"{kill.at:g} s after the load began"
@@ -733,3 +738,65 @@ def test_figures_of_chance_that_make_no_sense_are_all_refused() -> None:
     with pytest.raises(BadInput) as caught:
         random_schedule(fake(), topology(0), float("nan"), 0, seed=0)
     assert [p.where for p in caught.value.problems] == ["--rate", "--budget", "random faults"]
+
+
+# -- the page ------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parent.parent / "docs/reference/schedule.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    return PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def rows(title: str) -> list[str]:
+    """What stands in backquotes in the first cell of each row of a section's table."""
+    cells = [line.split(" | ")[0] for line in section(title).splitlines() if line.startswith("| `")]
+    return [text for cell in cells for text in re.findall(r"`([^`]+)`", cell)]
+
+
+def blocks(title: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", section(title), re.DOTALL)
+
+
+def stand_in(fault: str) -> None:
+    """A fault of that name, where none is registered yet."""
+    if fault not in FAULTS:
+        made = type(fault, (Nothing,), {"name": fault, "__doc__": Nothing.__doc__})
+        register_fault(dataclass(frozen=True)(made))
+
+
+def test_every_example_of_the_page_can_be_read() -> None:
+    indented = [line.strip() for line in PAGE.splitlines() if re.match(r"    [a-z]+(\(| )", line)]
+    steps = [*rows("Examples"), *(line for line in indented if not line.startswith("$"))]
+    assert len(steps) == 17
+    for text in steps:
+        stand_in(text.split("(")[0].split()[0])
+        assert one(str(one(text))) == one(text), text
+
+
+def test_every_word_of_the_pages_tables_can_be_read() -> None:
+    assert len(rows("Whom")) > 18
+    for target in rows("Whom"):
+        assert one(f"kill {target}").target
+    times = rows("When")
+    assert len(times) == 9
+    for words in times:
+        before = "every 40s" if words in ("until 300s", "5 times") else ""
+        assert one(f"kill worker {before} {words.replace('CONDITION', 'mark(a)')}")
+    heals = [one(f"pause worker {words}").heal for words in rows("For how long")]
+    assert {type(heal) for heal in heals} == {After, WhenDeclaredDead, AtEnd, Never}
+    asked = [one(f"kill worker when '{text}'").when for text in rows("Conditions")]
+    assert {type(c) for c in asked} == {
+        Tasks, NodeIs, ActorIs, ActorNumber, Marked, FaultIs,
+    }  # fmt: skip
+
+
+def test_the_pages_yaml_python_and_grammar_are_right(tmp_path: Path) -> None:
+    (text,) = blocks("In a file", "yaml")
+    (tmp_path / "a.yaml").write_text(text)
+    assert len(read_schedule([], tmp_path / "a.yaml")) == 2
+    (code,) = blocks("In Python", "python")
+    exec(code, {})
+    (shown,) = blocks("The grammar", "lark")
+    assert shown == grammar()

@@ -57,8 +57,8 @@ def test_steps_are_planned_in_the_order_of_time() -> None:
     steps = [Step(9, Kill(), Named("worker-1")), Step(2, Pause(), Named("worker-2"))]
     planned = resolve(steps, topology(), Random(0))
     assert [(p.id, p.step.at, *p.nodes) for p in planned] == [
-        ("f1", 2, "worker-2"),
-        ("f2", 9, "worker-1"),
+        ("f2", 2, "worker-2"),
+        ("f1", 9, "worker-1"),
     ]
 
 

@@ -29,15 +29,15 @@ _LOOKS = {
     "PLUS": "+15s",
     "WHEN": "when 'tasks(finished) > 50'",
     "AT_MOST": "at most 60s",
-    "TO": "..",
-    "LPAR": "(",
-    "RPAR": ")",
-    "LSQB": "[",
-    "RSQB": "]",
-    "COMMA": ",",
-    "COLON": ":",
-    "EQUALS": "=",
-    "DOT": ".",
+    "TO": "'..'",
+    "LPAR": "'('",
+    "RPAR": "')'",
+    "LSQB": "'['",
+    "RSQB": "']'",
+    "COMMA": "','",
+    "COLON": "':'",
+    "EQUALS": "'='",
+    "DOT": "'.'",
     "$END": "the end",
 }
 
@@ -164,6 +164,8 @@ def _expected(accepted: Collection[str]) -> str:
     names = list(accepted)
     if {"AT", "FOR"} <= set(names) or {"FOR", "$END"} <= set(names):  # behind the target
         names = [n for n in names if n not in _SYNONYMS]
+    if "RPAR" in names:  # behind an argument, where only a few take a second part
+        names = [n for n in names if n not in ("COLON", "EQUALS")]
     order = {t.name: i for i, t in enumerate(parser().terminals)}
     looks = {
         _LOOKS.get(n, n.lower()): None

@@ -303,7 +303,13 @@ class PlannedFault:
 
 
 def resolve(steps: Sequence[Step], topology: Topology, rng: Random) -> list[PlannedFault]:
-    """Draw every time, and every target that the topology settles, in the order of time.
+    """Draw every time, and every target that the topology settles.
+
+    Returns
+    -------
+    list of PlannedFault
+        In the order of time. Their ids count in the order of the steps, so that a condition can name
+        another fault whatever times are drawn.
 
     Raises
     ------
@@ -322,7 +328,6 @@ def resolve(steps: Sequence[Step], topology: Topology, rng: Random) -> list[Plan
             what = f"strikes more than {MOST_TIMES} times"
             problems.append(Problem(str(step), what, "say until when, or how often: 10 times"))
         strikes += [(at, i, step) for i, at in enumerate(moments[:MOST_TIMES], 1)]
-    strikes.sort(key=lambda strike: strike[0])
     ids = [f"f{i}" for i in range(1, len(strikes) + 1)]
     planned: list[PlannedFault] = []
     for id_, (at, repetition, step) in zip(ids, strikes, strict=True):
@@ -338,7 +343,7 @@ def resolve(steps: Sequence[Step], topology: Topology, rng: Random) -> list[Plan
         planned.append(fault)
     if problems:
         raise BadInput(list(dict.fromkeys(problems)))
-    return planned
+    return sorted(planned, key=lambda fault: fault.at)
 
 
 def _check_condition(fault: PlannedFault, topology: Topology, ids: Sequence[str]) -> None:
