@@ -153,7 +153,6 @@ class StepBuilder:
         def read() -> None:
             self._target = self._whom(tree)
 
-        self._trees["target"] = (self._source, tree)
         self._try(read)
 
     def against(self, tree: Tree[Token]) -> None:

@@ -55,7 +55,11 @@ def read_text(text: str, where: str, problems: list[Problem]) -> list[Step]:
             place = f"{where}, line {line}"
         elif len(pieces) > 1:
             place = f"{where}, step {number}"
-        step = read_step(piece, place, problems)
+        try:
+            step = read_step(piece, place, problems)
+        except RecursionError:
+            problems.append(Problem(place, "is nested too deeply", "leave out some not"))
+            continue
         if step is not None:
             found.append(step)
     if not pieces:

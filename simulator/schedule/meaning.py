@@ -39,7 +39,9 @@ def text_of(token: Token) -> str:
     try:
         return str(json.loads(raw))
     except ValueError:
-        raise Wrong(token, "has a backslash that means nothing", r"write \\ for one") from None
+        raise Wrong(
+            token, "the text has a backslash that means nothing", r"write \\ for one"
+        ) from None
 
 
 def value_of(value: Any) -> Written:
@@ -96,7 +98,7 @@ def target_of(tree: Tree[Token]) -> Target:
 def _plain(tree: Tree[Token], arguments: list[Any], least: int, most: int, use: str) -> list[Token]:
     """Arguments without a part before them; wrong unless there are so many."""
     if not least <= len(arguments) <= most or any(a[2] is not None for a in arguments):
-        raise Wrong(tree, "is not how this is written", f"use {use}")
+        raise Wrong(tree, f"this is not how {tree.children[0]} is written", f"use {use}")
     return [a[0] for a in arguments]
 
 
@@ -116,7 +118,7 @@ def _random(_name: str, tree: Tree[Token], arguments: list[Any]) -> Target:
 
 def _label(_name: str, tree: Tree[Token], arguments: list[Any]) -> Target:
     if len(arguments) != 1 or arguments[0][1] != "=":
-        raise Wrong(tree, "is not how this is written", "use label(key=value)")
+        raise Wrong(tree, f"this is not how {tree.children[0]} is written", "use label(key=value)")
     key, _, value = arguments[0]
     return Labelled(text_of(key), text_of(value))
 
@@ -130,7 +132,7 @@ def _node_of(_name: str, tree: Tree[Token], arguments: list[Any]) -> Target:
     kinds: dict[str, Callable[[str], Target]] = {"actor": NodeOfActor, "task": NodeOfTask}
     if len(arguments) != 1 or arguments[0][1] != ":" or arguments[0][0] not in kinds:
         what = "use node_of(actor:NAME) or node_of(task:FUNCTION)"
-        raise Wrong(tree, "is not how this is written", what)
+        raise Wrong(tree, f"this is not how {tree.children[0]} is written", what)
     kind, _, name = arguments[0]
     return kinds[str(kind)](text_of(name))
 
@@ -169,7 +171,7 @@ def comparison(tree: Tree[Token]) -> Condition:
     if name == "mark" and comparison is None:
         return conditions.Marked(of)
     if comparison is None:
-        raise Wrong(tree, "is compared with nothing", use)
+        raise Wrong(tree, f"{name} is compared with nothing", use)
     compare, operand = str(comparison), cast("Token", value)
     if name == "tasks":
         _one_of(cast("Token", argument), of, conditions.TASKS)
