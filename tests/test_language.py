@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from simulator.backends.base import Capability
 from simulator.cluster import Cluster
-from simulator.errors import BadInput, CannotRun
+from simulator.errors import BadInput, CannotRun, Problem
 from simulator.faults import FAULTS, Fault, Kill, Pause, Restart, Site, Stop, register_fault
 from simulator.schedule import (
     After,
@@ -98,6 +98,13 @@ class Nothing(Fault):
     def __post_init__(self) -> None:
         if self.percent > 100:
             raise ValueError(f"percent is {self.percent:g}; there are 100 in all")
+        if self.times > 9:
+            raise BadInput(
+                [
+                    Problem("times", f"is {self.times}", "use less"),
+                    Problem("nothing", "is too much"),
+                ]
+            )
 
     def inject(self, cluster: Cluster, site: Site) -> None:
         """Nothing."""
@@ -211,6 +218,8 @@ def test_a_text_means_a_step(text: str, step: Step) -> None:
         ("nothing(ports=80)", Nothing(ports=(80,))),
         ('nothing(text="a; b # c", who=none)', Nothing(text="a; b # c")),
         ("nothing(who='it')", Nothing(who="it")),
+        ("nothing(who=actor:Trainer)", Nothing(who="actor:Trainer")),
+        ('nothing(who=task:"a b")', Nothing(who="task:a b")),
         ('nothing(who="none")', Nothing(who="none")),
         ("nothing(direction=in)", Nothing(direction="in")),
         ("nothing()", Nothing()),
@@ -517,6 +526,14 @@ def test_each_mistake_is_named_and_pointed_at(text: str, what: str, at: str | No
         _, line, marks = problem.split("\n")
         shown = f"{line} "[marks.index("^") : len(marks)]
         assert shown == at
+
+
+def test_a_fault_may_find_several_problems_with_its_parameters() -> None:
+    first, second = problems_of("nothing(times=10) worker")
+    assert first.startswith(
+        "--fault: times: is 10; use less\n      nothing(times=10) worker\n      ^"
+    )
+    assert second.startswith("--fault: nothing: is too much\n")
 
 
 def test_a_problem_says_in_which_line_of_a_text_it_is() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from simulator.backends.base import KILL, PAUSE, Capability
@@ -52,7 +52,7 @@ class Stop(NodeFault):
         How long until SIGKILL follows.
     """
 
-    grace: float = field(default=30.0, metadata={"unit": "s"})
+    grace: float = 30.0
 
     name: ClassVar[str] = "stop"
     summary: ClassVar[str] = "SIGTERM to PID 1, as when a machine is shut down in an orderly way"

@@ -1,8 +1,9 @@
 """A fault's parameters as people write them: with units, checked against the fault's own fields.
 
 A number may have its unit behind it, as in ``100ms``, ``512m``, ``1mbit`` or ``20%``, and is converted to the
-unit of its field: the one that the field's metadata names (``field(default=30.0, metadata={"unit": "s"})``), or the
-one that the field's name ends with (``grace_s``, ``percent``). A field without a unit takes plain numbers.
+unit of its field: the one that the field's metadata names (``field(default=30.0, metadata={"unit": "ms"})``), or the
+one that the last word of its name means (``percent``, ``memory_bytes``; ``delay`` is in seconds). A field without a
+unit takes plain numbers.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ UNITS: Mapping[str, tuple[str, float]] = {
 #: Units that a field may have, beside those that may be written: of bytes, nobody writes the unit.
 _OF_FIELDS: Mapping[str, tuple[str, float]] = {**UNITS, "bytes": ("size", 1.0)}
 
-#: The unit of a field whose name ends in this word, where its metadata name none.
+#: The unit of a field whose name ends in this word, where its metadata name none: that unit, or
+#: what is measured in no other.
 _BY_NAME = {
     "s": "s", "seconds": "s", "ms": "ms", "bytes": "bytes", "percent": "%", "bit": "bit",
     "kbit": "kbit", "mbit": "mbit",
+    **dict.fromkeys(("delay", "jitter", "grace", "deadline", "timeout"), "s"),
 }  # fmt: skip
 
 #: What a quantity of each kind looks like.

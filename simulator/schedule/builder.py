@@ -11,7 +11,7 @@ from typing import Any, cast
 from lark import Token, Tree
 from lark.exceptions import UnexpectedInput
 
-from simulator.errors import NotFound, Problem
+from simulator.errors import BadInput, NotFound, Problem
 from simulator.faults import FAULTS, Fault
 from simulator.faults.parameters import Parameter, Written, parameters
 from simulator.schedule import conditions
@@ -288,7 +288,11 @@ class StepBuilder:
             return self._kind(**self._parameters)
         except (ValueError, TypeError) as error:
             self.note(source.of(Wrong(tree, f"{self._kind.name}: {error}")))
-            return None
+        except BadInput as error:
+            for problem in error.problems:
+                what = f"{problem.where}: {problem.what}"
+                self.note(source.of(Wrong(tree, what, problem.remedy)))
+        return None
 
     def _contradictions(self) -> None:
         needs = {

@@ -45,6 +45,9 @@ def text_of(token: Token) -> str:
 
 
 def value_of(value: Any) -> Written:
+    if isinstance(value, Tree) and value.data == "pair":
+        kind, _, name = value.children
+        return Text(f"{kind}:{text_of(cast('Token', name))}")
     if isinstance(value, Tree):
         return tuple(value_of(item) for item in value.children if item is not None)
     if value.type == "QUANTITY":
