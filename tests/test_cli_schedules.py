@@ -85,7 +85,7 @@ def test_faults_as_data_say_what_can_be_done_and_have_examples_that_parse(
     assert by_name["pause"]["able"] is False
     assert by_name["pause"]["why_not"] == "pause needs a backend that can fly; fake does not"
     assert [parse_schedule(row["example"])[0].fault.name for row in rows] == list(FAULTS)
-    assert "no: pause needs a backend that can fly" in " ".join(command("faults").out.split())
+    assert "not here: pause needs a backend that can fly" in " ".join(command("faults").out.split())
 
 
 def test_examples_name_a_group_of_the_topology(command: Command) -> None:

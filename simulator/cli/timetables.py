@@ -29,7 +29,9 @@ def faults_view(rows: Sequence[Mapping[str, Any]], backend: str) -> RenderableTy
             if parameter["description"]:
                 what.append(f"  {parameter['description']}", "default")
         what.append(f"\n  {row['example']}", "dim")
-        able = Text("yes", "green") if row["able"] else Text(f"no: {row['why_not']}", "yellow")
+        if not row["able"]:
+            what.append(f"\n  not here: {row['why_not']}", "yellow")
+        able = Text("yes", "green") if row["able"] else Text("no", "yellow")
         made.add_row(Text(row["name"], "bold"), what, able, end_section=i < len(rows) - 1)
     return made
 

@@ -111,7 +111,7 @@ class Parameter:
     unit
         Of its plain numbers, "" where it has none.
     means
-        What it is, as the fault's docstring says.
+        What it is, as the fault's docstring says; without its marks.
     """
 
     name: str
@@ -200,7 +200,7 @@ def _described(kind: type) -> dict[str, str]:
         elif line.strip():
             for name in names:
                 found.setdefault(name, []).append(line.strip())
-    return {name: " ".join(lines).rstrip(".") for name, lines in found.items()}
+    return {name: " ".join(lines).rstrip(".").replace("`", "") for name, lines in found.items()}
 
 
 # -- how the language writes a value

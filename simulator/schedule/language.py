@@ -105,7 +105,7 @@ def example_of(kind: type[Fault], group: str = "worker") -> str:
     """A step with this fault, and with the usual value of its first parameter."""
     first = next(iter(parameters(kind).values()), None)
     shown = ""
-    if first is not None and first.default is not None:
+    if first is not None and first.default is not None and not first.choices:
         plain = isinstance(first.default, str) or first.unit not in UNITS
         shown = f"({first.name}={written(first.default)}{'' if plain else first.unit})"
     whom = f"one({group}) from head" if kind.between_nodes else f"one({group})"
