@@ -395,9 +395,8 @@ class NodeOfActor(Found):
         alive = _living_actors(look)
         found = [a for a in alive if a[0] == self.actor] or [a for a in alive if a[1] == self.actor]
         if not found:
-            raise NotFound(
-                "living actor", self.actor, {name for a in alive for name in a[:2] if name}
-            )
+            mine = [a for a in alive if not a[0].startswith(_OF_RAY)]
+            raise NotFound("living actor", self.actor, {n for a in mine for n in a[:2] if n})
         return {node for _, _, node in found}
 
     def __str__(self) -> str:
@@ -447,6 +446,10 @@ class HolderOfMostObjects(Found):
 
     def __str__(self) -> str:
         return "holder_of_most_objects"
+
+
+#: How the names of Ray's own actors begin, which nobody means.
+_OF_RAY = "_ray_internal"
 
 
 def _most(counts: Mapping[str, int], look: Look, why_none: str) -> Collection[str]:
