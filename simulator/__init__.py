@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.schedule import RandomWorker as RandomWorker
     from simulator.schedule import Step as Step
     from simulator.schedule import WhenDeclaredDead as WhenDeclaredDead
+    from simulator.schedule import parse_schedule as parse_schedule
     from simulator.store import Store as Store
     from simulator.topology import Topology as Topology
     from simulator.topology import WorkerGroup as WorkerGroup
@@ -63,6 +64,7 @@ _HOMES = {
     "AtEnd": "simulator.schedule",
     "Never": "simulator.schedule",
     "WhenDeclaredDead": "simulator.schedule",
+    "parse_schedule": "simulator.schedule",
     "Fault": "simulator.faults",
     "Kill": "simulator.faults",
     "Stop": "simulator.faults",

@@ -37,6 +37,10 @@ _STATES = {
 }
 
 
+#: States of a task that has begun and is not over: it may wait for others.
+_RUNNING = ("RUNNING", "RUNNING_IN_RAY_GET", "RUNNING_IN_RAY_WAIT")
+
+
 class RayUnreachable(CannotRun):
     """Ray's HTTP API did not answer, or not with what it should."""
 
@@ -80,6 +84,26 @@ class RunningWork:
 
     def __bool__(self) -> bool:
         return bool(self.tasks or self.actors)
+
+
+@dataclass(frozen=True, slots=True)
+class RayActor:
+    """A living actor; ``name`` is "" where it has none."""
+
+    actor_id: str
+    name: str
+    class_name: str
+    ray_node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTask:
+    """A task that runs, or a call of an actor; ``name`` is the function's unless it was given another."""
+
+    name: str
+    function: str
+    ray_node_id: str
+    of_actor: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,18 +306,55 @@ class RayApi:
         second old, and of more than ten thousand only so many, as Ray gives it.
         """
         tasks: dict[str, list[str]] = {}
-        for row in self._state("tasks", _only("RUNNING"))["result"]:
-            if row.get("type", "NORMAL_TASK") == "NORMAL_TASK" and row.get("node_id"):
-                tasks.setdefault(row["node_id"], []).append(row["name"])
+        for task in self.running_tasks():
+            if not task.of_actor:
+                tasks.setdefault(task.ray_node_id, []).append(task.name)
         actors: dict[str, list[str]] = {}
-        for row in self._state("actors", _only("ALIVE"))["result"]:
-            if row.get("node_id"):
-                name = f"{row['class_name']} {row['name']}" if row["name"] else row["class_name"]
-                actors.setdefault(row["node_id"], []).append(name)
+        for actor in self.living_actors():
+            name = f"{actor.class_name} {actor.name}" if actor.name else actor.class_name
+            actors.setdefault(actor.ray_node_id, []).append(name)
         return {
             node: RunningWork(tuple(tasks.get(node, ())), tuple(actors.get(node, ())))
             for node in sorted({*tasks, *actors})
         }
+
+    def running_tasks(self) -> list[RunningTask]:
+        """The tasks and calls of actors that run now; up to a second old.
+
+        Of more than ten thousand in one state only so many, as Ray gives them.
+        """
+        found: dict[Any, RunningTask] = {}  # one that changes its state meanwhile is given twice
+        for state in _RUNNING:
+            for row in self._state("tasks", _only(state))["result"]:
+                if row.get("node_id"):
+                    found[row["task_id"], row.get("attempt_number")] = RunningTask(
+                        row["name"],
+                        row.get("func_or_class_name") or row["name"],
+                        row["node_id"],
+                        row.get("type", "NORMAL_TASK") != "NORMAL_TASK",
+                    )
+        return list(found.values())
+
+    def living_actors(self) -> list[RayActor]:
+        """The actors that live now; at most ten thousand."""
+        return [
+            RayActor(
+                row.get("actor_id") or "", row["name"] or "", row["class_name"], row["node_id"]
+            )
+            for row in self._state("actors", _only("ALIVE"))["result"]
+            if row.get("node_id")
+        ]
+
+    def objects_held(self) -> dict[str, int]:
+        """How many objects each node's store holds, by Ray node id; up to 15 seconds old."""
+        answer = self._call("GET", "/nodes", params={"view": "summary"})
+        found: dict[str, int] = {}
+        for node in answer["data"]["summary"]:
+            raylet = node["raylet"]
+            held = (raylet.get("storeStats") or {}).get("numLocalObjects")
+            if held is not None and raylet.get("state", "ALIVE") == "ALIVE":
+                found[raylet["nodeId"]] = int(held)
+        return found
 
     def usage(self) -> Usage:
         """Resources in use now, as the autoscaler's report has them (up to a few seconds old)."""

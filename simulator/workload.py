@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from simulator.innode.work import COMPANY_S
 from simulator.jobs import Program
@@ -185,9 +185,7 @@ class Script:
     program: Program
     timeout_s: float = 1800.0
 
-    @property
-    def name(self) -> str:
-        return "program"
+    name: ClassVar[str] = "program"
 
     def entrypoint(self, run_id: str) -> str:  # noqa: ARG002 - it knows nothing of a run
         return self.program.entrypoint

@@ -337,4 +337,6 @@ def test_the_spec_holds_what_it_was_compared_with(lab: Lab) -> None:
         "name": "program", "script": "my_app.py", "arguments": ["--n", "3"], "timeout_s": 300.0,
     }  # fmt: skip
     assert spec["baseline"]["seconds"] == pytest.approx(10.0, abs=0.6)
-    assert spec["claim"] == "my_app.py ends well although kill strikes worker-1."
+    assert (
+        spec["claim"] == "my_app.py ends well although the cluster gets: kill worker-1 @4s for 3s."
+    )

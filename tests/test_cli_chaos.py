@@ -15,7 +15,7 @@ from simulator.backends.base import Completed
 from simulator.backends.fake import FakeBackend
 from simulator.backends.fake.program import FakeProgram
 
-KILL = ("--fault", "kill worker-1 @4s restart +3s")
+KILL = ("--fault", "kill worker-1 @4s for 3s")
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_without_a_fault_it_is_said_that_nothing_is_broken(command: Command) -> 
 
 
 def test_a_fault_on_the_head_is_said_to_hit_the_script_itself(command: Command) -> None:
-    done = command("chaos", "my_app.py", "--fault", "pause head @4s restart +2s", "--json")
+    done = command("chaos", "my_app.py", "--fault", "pause head @4s for 2s", "--json")
     assert "the script's driver runs on the head" in done.err
 
 
@@ -175,6 +175,51 @@ def test_the_command_that_replays_it_is_kept_without_secrets(command: Command) -
     replayed = json.loads(Path("runs/latest/spec.json").read_text())
     same = ("seed", "params", "topology", "schedule", "health", "command", "checks")
     assert {k: replayed[k] for k in same} == {k: spec[k] for k in same}
+
+
+def test_a_run_is_replayed_with_the_same_faults(command: Command) -> None:
+    first = command(
+        "chaos", "my_app.py", "one", "--fault", "kill one(worker) @4s for 3s", "--seed", "3",
+        "--baseline", "--json",
+    ).data  # fmt: skip
+    again = command("replay", "chaos/latest", "--json")
+    assert again.code == 0, again.err
+    assert spec_of(again.data)["schedule"] == spec_of(first)["schedule"]
+    assert again.data["program"]["arguments"] == ["one"]
+    assert again.data["program"]["baseline_s"] == first["program"]["baseline_s"]
+    Path("my_app.py").unlink()
+    gone = command("replay", "chaos/latest")
+    assert gone.code == 2
+    assert "my_app.py: there is no such file" in gone.err
+
+
+def test_a_run_whose_variables_were_not_kept_is_not_replayed(command: Command) -> None:
+    env = '{"env_vars": {"TOKEN": "hush"}}'
+    assert command("chaos", "my_app.py", *KILL, "--runtime-env", env, "--json").code == 0
+    done = command("replay", "latest")
+    assert done.code == 2
+    assert "are not kept" in done.err
+
+
+def test_faults_may_be_drawn_and_stand_in_the_command_as_they_were_drawn(command: Command) -> None:
+    done = command(
+        "chaos", "my_app.py", "--fault", "random", "--rate", "0.5", "--budget", "2", "--seed", "5",
+        "--json",
+    )  # fmt: skip
+    spec = spec_of(done.data)
+    assert len(spec["params"]["faults"]) == 2
+    words = shlex.split(spec["command"])
+    assert [words[i + 1] for i, w in enumerate(words) if w == "--fault"] == spec["params"]["faults"]
+
+
+def test_a_failing_schedule_is_shrunk(command: Command, backend: FakeBackend) -> None:
+    backend.programs["my_app.py"] = FakeProgram(tasks=40, max_retries=0)
+    faults = ("pause worker-2 @2s for 1s", "kill worker-1 @4s for 3s", "pause worker-3 @3s for 1s")
+    asked = [word for fault in faults for word in ("--fault", fault)]
+    assert command("chaos", "my_app.py", *asked, "--json").code == 1
+    done = command("shrink", "latest", "--json")
+    assert done.code == 0, done.err
+    assert [f["step"] for f in done.data["faults"]] == ["kill worker-1 @4s for 3s"]
 
 
 def test_a_cluster_that_is_up_can_be_reused(command: Command, backend: FakeBackend) -> None:

@@ -17,7 +17,7 @@ import pytest
 from simulator.backends.base import Endpoint
 from simulator.backends.fake.ray import FakeRay
 from simulator.errors import BadInput
-from simulator.rayapi import Job, NoSuchJob, RayApi, RayUnreachable
+from simulator.rayapi import Job, NoSuchJob, RayApi, RayUnreachable, RunningTask
 
 
 @dataclass
@@ -132,19 +132,45 @@ def test_nodes_are_listed_with_the_dead_ones(dashboard: Dashboard, ray: RayApi) 
 
 
 def test_what_runs_is_told_by_node(dashboard: Dashboard, ray: RayApi) -> None:
-    task = {"name": "work", "node_id": "a1", "type": "NORMAL_TASK"}
-    call = {**task, "type": "ACTOR_TASK", "name": "Counter.add"}
-    nowhere = {**task, "node_id": None}
+    task = {"task_id": "t1", "name": "work", "node_id": "a1", "type": "NORMAL_TASK"}
+    other = {**task, "task_id": "t2", "name": "named", "func_or_class_name": "work"}
+    call = {**task, "task_id": "t3", "type": "ACTOR_TASK", "name": "Counter.add"}
+    nowhere = {**task, "task_id": "t4", "node_id": None}
     actor = {"class_name": "Counter", "name": "c-1", "node_id": "b2"}
     nameless = {**actor, "name": "", "node_id": "a1"}
-    dashboard.answers["/api/v0/tasks"] = (200, state([task, task, call, nowhere]))
+    dashboard.answers["/api/v0/tasks"] = (200, state([task, other, call, nowhere]))
     dashboard.answers["/api/v0/actors"] = (200, state([actor, nameless]))
     running = ray.running()
     assert list(running) == ["a1", "b2"]
-    assert (running["a1"].tasks, running["a1"].actors) == (("work", "work"), ("Counter",))
+    assert (running["a1"].tasks, running["a1"].actors) == (("work", "named"), ("Counter",))
     assert (running["b2"].tasks, running["b2"].actors) == ((), ("Counter c-1",))
-    asked = {path: query["filter_values"] for _, path, query, _, _ in dashboard.asked}
-    assert asked == {"/api/v0/tasks": ["RUNNING"], "/api/v0/actors": ["ALIVE"]}
+    asked = [(path, *query["filter_values"]) for _, path, query, _, _ in dashboard.asked]
+    assert asked == [
+        ("/api/v0/tasks", "RUNNING"),
+        ("/api/v0/tasks", "RUNNING_IN_RAY_GET"),
+        ("/api/v0/tasks", "RUNNING_IN_RAY_WAIT"),
+        ("/api/v0/actors", "ALIVE"),
+    ]
+    # A task that waits for others in between is one task, whatever state it was met in.
+    assert ray.running_tasks() == [
+        RunningTask("work", "work", "a1"),
+        RunningTask("named", "work", "a1"),
+        RunningTask("Counter.add", "Counter.add", "a1", of_actor=True),
+    ]
+    assert [(a.name, a.class_name) for a in ray.living_actors()] == [
+        ("c-1", "Counter"),
+        ("", "Counter"),
+    ]
+
+
+def test_objects_are_counted_by_the_node_that_holds_them(dashboard: Dashboard, ray: RayApi) -> None:
+    holds = {"nodeId": "a1", "state": "ALIVE", "storeStats": {"numLocalObjects": "7"}}
+    new = {"nodeId": "b2", "state": "ALIVE"}  # nothing is known of its store yet
+    dead = {**holds, "nodeId": "c3", "state": "DEAD"}
+    summary = [{"raylet": raylet} for raylet in (holds, new, dead)]
+    dashboard.answers["/nodes"] = (200, {"result": True, "data": {"summary": summary}})
+    assert ray.objects_held() == {"a1": 7}
+    assert dashboard.asked[-1][2] == {"view": ["summary"]}
 
 
 def test_usage_leaves_out_what_only_names_a_node(dashboard: Dashboard, ray: RayApi) -> None:

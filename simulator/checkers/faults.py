@@ -35,6 +35,8 @@ def check_fault_hit_work(view: RunView) -> Finding:
     if not faults and not schedule:
         return Finding(name, Verdict.VALID, "no fault was asked for")
     known = {f.id.partition(".")[0] for f in faults}  # f2.1 is the first node of f2
+    # Of a fault that comes back, the first time is never left out: it is what must hit.
+    known |= {str(op.data.get("id")) for op in index.all("schedule.left_out")}
     found = [_hit(view, f) for f in faults]
     for step in schedule:
         if str(step.get("id")) not in known:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +20,13 @@ from simulator.cli.options import (
     MOST_SECONDS,
     AsJson,
     BackendToUse,
+    BudgetOption,
+    FaultOption,
     ImageOption,
     JunitOption,
     ParallelismOption,
+    RateOption,
+    ScheduleFileOption,
     SetOption,
     WorkersOption,
     a_number,
@@ -31,6 +35,7 @@ from simulator.cli.runs import exit_code_of, say_kept, show_results
 
 if TYPE_CHECKING:
     from simulator.chaos import Chaos
+    from simulator.cli.place import Place
     from simulator.cli.plan import Problems
     from simulator.jobs import Program
     from simulator.topology import Topology
@@ -69,22 +74,10 @@ def chaos(
             show_default=False,
         ),
     ] = None,
-    faults: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fault",
-            "-f",
-            metavar="FAULT",
-            help='What breaks, and when, such as "kill worker @20s restart +15s"; may be repeated.',
-            show_default=False,
-        ),
-    ] = None,
-    schedule: Annotated[
-        Path | None,
-        typer.Option(
-            "--schedule", metavar="FILE", help="A file of such faults.", show_default=False
-        ),
-    ] = None,
+    faults: FaultOption = None,
+    file: ScheduleFileOption = None,
+    rate: RateOption = None,
+    budget: BudgetOption = None,
     working_dir: Annotated[
         str | None,
         typer.Option(
@@ -199,52 +192,55 @@ def chaos(
     """
     from simulator.chaos import Chaos
     from simulator.cli.place import choose, refuse_contradictions
-    from simulator.cli.plan import Problems, load_nodes
+    from simulator.cli.plan import AskedFaults, Problems, load_nodes
     from simulator.cli.screen import Screen
-    from simulator.experiment import plan_problems
-    from simulator.jobs import Program
     from simulator.runner import Runner, RunRequest
-    from simulator.schedule.language import read_schedule
+    from simulator.schedule import resolve
     from simulator.store import Store
     from simulator.workload import Script
 
     problems = Problems()
     program = _program(problems, script, arguments or (), working_dir, runtime_env)
-    steps = problems.attempt("--fault", lambda: read_schedule(faults or (), schedule))
+    asked = problems.attempt("--fault", lambda: AskedFaults.read(faults or (), file, rate, budget))
     refuse_contradictions(problems, backend, health, name, reuse, image)
     problems.output_file("--junit", junit)
     shaped = topology != "default" or workers is not None or bool(settings)
     nodes = load_nodes(problems, topology, workers, settings or []) if shaped or not reuse else None
-    # What is wrong with the faults shows on any program.
-    ran = Script(program or Program(script), timeout)
-    experiment = Chaos(ran, steps or (), may_lose_tasks=may_lose_tasks)
-    if nodes is not None:
-        problems.found.extend(plan_problems(experiment, experiment.params, nodes))
+    if asked is not None and nodes is not None:
+        shape = nodes
+        problems.attempt("--fault", lambda: resolve(asked.steps, shape, Random(0)))
     problems.raise_any()
+    assert program is not None
+    assert asked is not None
 
     place = choose(problems, backend, health, name, reuse, nodes)
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    experiment = Chaos(
+        Script(program, timeout),
+        asked.all_steps(place.backend, place.nodes, seed),
+        may_lose_tasks=may_lose_tasks,
+        said={"script": script, "working_dir": working_dir, "runtime_env": runtime_env},
+    )
     _say_what_is_broken(experiment, place.nodes)
-    command = _command(
-        script, arguments or (), faults or (), schedule, working_dir, runtime_env, baseline, timeout,
-        may_lose_tasks, place.backend.name, place.health, topology if shaped else None, workers,
-        settings or (), image, reuse,
-    )  # fmt: skip
     request = RunRequest(
         experiment=experiment,
         params=experiment.params,
         topology=place.nodes,
         source=experiment.name,
-        seed=secrets.randbelow(2**31) if seed is None else seed,
+        seed=seed,
         health=place.health,
         name=name,
         reuse=reuse,
         keep=keep,
         image=image,
-        command=command,
+        command=_command(
+            experiment, place, baseline=baseline, topology=topology if shaped else None,
+            workers=workers, settings=settings or (), image=image, reuse=reuse,
+        ),
         start_parallelism=start_parallelism,
-    )
+    )  # fmt: skip
     alone = experiment.undisturbed()
-    title = f"{ran.program.script} on {place.backend.name}"
+    title = f"{program.script} on {place.backend.name}"
     with Screen(title, runs=repeat + baseline).showing() as screen:
         runner = Runner(place.backend, Store(), listener=screen.listener())
         results = runner.repeat(
@@ -284,8 +280,6 @@ def _program(
 
 def _say_what_is_broken(experiment: Chaos, nodes: Topology) -> None:
     """What a user may not have meant: no fault at all, or one that hits the script itself."""
-    from random import Random
-
     from simulator.schedule import resolve
 
     if not experiment.steps:
@@ -313,51 +307,31 @@ def _without_baseline(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def _command(
-    script: str,
-    arguments: Sequence[str],
-    faults: Sequence[str],
-    schedule: Path | None,
-    working_dir: str | None,
-    runtime_env: str | None,
+    experiment: Chaos,
+    place: Place,
+    *,
     baseline: bool,
-    timeout: float,
-    may_lose_tasks: bool,
-    backend: str,
-    health: str,
     topology: str | None,
     workers: int | None,
     settings: Sequence[str],
     image: str | None,
     reuse: str | None,
 ) -> str:
-    """The command line that does it again."""
+    """The command line that does it again; faults that were drawn stand in it as they were drawn."""
     from simulator.cli.plan import replay_command
 
-    what = ["chaos", script]
-    for fault in faults:
-        what += ["--fault", fault]
+    params = experiment.params
+    what = ["chaos", params.script]
     for option, value in (
-        ("--schedule", schedule),
-        ("--working-dir", working_dir),
-        ("--runtime-env", None if runtime_env is None else _without_secrets(runtime_env)),
-        ("--timeout", None if timeout == TIMEOUT_S else f"{timeout:g}"),
+        ("--working-dir", params.working_dir),
+        ("--runtime-env", params.runtime_env),
+        ("--timeout", None if params.timeout_s == TIMEOUT_S else f"{params.timeout_s:g}"),
     ):
         if value is not None:
             what += [option, str(value)]
-    what += ["--baseline"] * baseline + ["--may-lose-tasks"] * may_lose_tasks
+    what += ["--baseline"] * baseline + ["--may-lose-tasks"] * params.may_lose_tasks
     line = replay_command(
-        what, backend, topology=topology, workers=workers, settings=settings, params=(),
-        health=health, image=image, reuse=reuse,
+        what, place.backend.name, topology=topology, workers=workers, settings=settings, params=(),
+        health=place.health, image=image, reuse=reuse, faults=params.faults,
     )  # fmt: skip
-    return f"{line} -- {shlex.join(arguments)}" if arguments else line
-
-
-def _without_secrets(runtime_env: str) -> str:
-    """A runtime_env as it may stand in a report: variables that were given on the command line, by name."""
-    if not runtime_env.lstrip().startswith("{"):
-        return runtime_env
-    env = json.loads(runtime_env)
-    variables = env.get("env_vars")
-    if isinstance(variables, Mapping):
-        env["env_vars"] = dict.fromkeys(variables, "...")
-    return json.dumps(env)
+    return f"{line} -- {shlex.join(params.arguments)}" if params.arguments else line

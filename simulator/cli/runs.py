@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,10 +16,14 @@ from simulator.cli.options import (
     HEALTHS,
     AsJson,
     BackendToUse,
+    BudgetOption,
+    FaultOption,
     ImageOption,
     JunitOption,
     ParallelismOption,
+    RateOption,
     RunArgument,
+    ScheduleFileOption,
     SetOption,
     WorkersOption,
 )
@@ -140,10 +145,17 @@ def run(
     ] = None,
     image: ImageOption = None,
     start_parallelism: ParallelismOption = None,
+    faults: FaultOption = None,
+    file: ScheduleFileOption = None,
+    rate: RateOption = None,
+    budget: BudgetOption = None,
     as_json: AsJson = False,
     junit: JunitOption = None,
 ) -> None:
     """Run an experiment: start a cluster, load it, break it, judge, report, take it down.
+
+    With `--fault` or `--file` other faults than the experiment's own are done; `schedule` shows them without
+    running anything.
 
     Ctrl-C once heals, collects and takes down, then reports what there is; twice stops at once. Exit
     codes: 0 valid, 1 invalid, 3 unknown, 4 could not run.
@@ -154,7 +166,7 @@ def run(
 
     backend_chosen, request = _request(
         experiment, params or [], seed, topology, workers, settings or [], backend, health, keep,
-        reuse, name, image, start_parallelism, junit,
+        reuse, name, image, start_parallelism, junit, (faults or [], file, rate, budget),
     )  # fmt: skip
     title = f"{request.experiment.name} on {backend_chosen.name}"
     with Screen(title, runs=repeat).showing() as screen:
@@ -181,12 +193,14 @@ def _request(
     image: str | None,
     start_parallelism: int | None,
     junit: str | None,
+    faults: tuple[Sequence[str], Path | None, float | None, int | None],
 ) -> tuple[Any, RunRequest]:
     """The backend and what is to be run on it; raises `BadInput` with every problem."""
     from simulator.cli.place import choose, refuse_contradictions
-    from simulator.cli.plan import Problems, load_nodes, replay_command
+    from simulator.cli.plan import AskedFaults, Problems, load_nodes, replay_command
     from simulator.experiment import load_experiment, plan_problems
     from simulator.runner import RunRequest
+    from simulator.schedule import resolve
 
     problems = Problems()
     loaded = problems.attempt(source, lambda: load_experiment(source))
@@ -202,16 +216,27 @@ def _request(
         load_nodes(problems, topology, workers, settings)
     if loaded is not None and parsed is not None and nodes is not None:
         problems.found.extend(plan_problems(loaded, parsed, nodes))
+    # The experiment's file may have registered faults of its own.
+    texts, file, rate, budget = faults
+    asked = problems.attempt("--fault", lambda: AskedFaults.read(texts, file, rate, budget))
+    if asked is not None and nodes is not None:
+        shape = nodes
+        problems.attempt("--fault", lambda: resolve(asked.steps, shape, Random(0)))
     problems.raise_any()
     assert loaded is not None
+    assert asked is not None
 
     place = choose(problems, backend, health, name, reuse, nodes)
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    steps = None
+    if texts or file is not None:
+        steps = asked.all_steps(place.backend, place.nodes, seed)
     return place.backend, RunRequest(
         experiment=loaded,
         params=parsed,
         topology=place.nodes,
         source=source,
-        seed=secrets.randbelow(2**31) if seed is None else seed,
+        seed=seed,
         health=place.health,
         name=name,
         reuse=reuse,
@@ -220,8 +245,10 @@ def _request(
         command=replay_command(
             ["run", source], place.backend.name, topology=topology, workers=workers,
             settings=settings, params=params, health=place.health, image=image, reuse=reuse,
+            faults=[str(step) for step in steps or ()],
         ),
         start_parallelism=start_parallelism,
+        steps=steps,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from simulator.backends.base import Backend, Capability
 from simulator.cluster import Cluster, State, wait_alive
 from simulator.errors import CannotRun, NotFound
+from simulator.faults.parameters import written
 from simulator.waiting import WaitTimeout
 
 Verb = Literal["start", "die", "pause", "unpause", "oom"]
@@ -78,6 +79,8 @@ class Fault(ABC):
         again while the fault lasts is struck again.
     between_nodes
         Whether it lies between its node and others, which its site names.
+    at_random
+        Whether a random schedule may draw it with its usual parameters.
     """
 
     name: ClassVar[str]
@@ -87,6 +90,15 @@ class Fault(ABC):
     undo: ClassVar[str]
     outlives_restart: ClassVar[bool] = False
     between_nodes: ClassVar[bool] = False
+    at_random: ClassVar[bool] = True
+
+    @property
+    def downs_node(self) -> bool:
+        """Whether its node is down while it lasts, so that Ray will declare it dead.
+
+        Such a fault is undone once Ray has, unless its schedule says otherwise; others when the work is done.
+        """
+        return self.shown_by in ("die", "pause")
 
     # -- what it does ------------------------------------------------------------------------------
 
@@ -159,7 +171,7 @@ class Fault(ABC):
 
     def __str__(self) -> str:
         changed = [
-            f"{f.name}={getattr(self, f.name)}"
+            f"{f.name}={written(getattr(self, f.name))}"
             for f in fields(self)
             if getattr(self, f.name) != f.default
         ]

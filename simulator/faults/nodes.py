@@ -49,7 +49,7 @@ class Stop(NodeFault):
     Parameters
     ----------
     grace
-        Seconds until SIGKILL follows.
+        How long until SIGKILL follows.
     """
 
     grace: float = 30.0

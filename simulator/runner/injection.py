@@ -15,7 +15,7 @@ from typing import Any
 from simulator.cluster import START_ATTEMPTS
 from simulator.errors import BadInput, CannotRun, NotFound
 from simulator.faults import Fault, Site
-from simulator.history import History, Op
+from simulator.history import History, Op, Recorder
 from simulator.runner.live import LiveRun
 from simulator.runner.load import Load
 from simulator.schedule import After, AtEnd, Look, Never, PlannedFault, WhenDeclaredDead
@@ -77,6 +77,29 @@ class LiveFault:
         return isinstance(self.planned.step.heal, (Never, AtEnd))
 
 
+class _Seen:
+    """What the history shows of what faults wait for; each operation is looked at once."""
+
+    def __init__(self, planned: Sequence[PlannedFault]) -> None:
+        self.work_over = False
+        self._watches = {p.id: p.step.when.watch() for p in planned if p.step.when is not None}
+        self._count = 0
+
+    def read(self, recorder: Recorder) -> None:
+        """Look at what was recorded since."""
+        news = recorder.since(self._count)
+        self._count += len(news)
+        for op in news:
+            self.work_over |= op.kind == "driver.end"
+            for watch in self._watches.values():
+                watch.see(op)
+
+    def true(self, planned: PlannedFault) -> bool:
+        """Whether what this fault waits for is true; it may wait for nothing."""
+        watch = self._watches.get(planned.id)
+        return watch is None or watch.true
+
+
 @dataclass
 class Injection:
     """All faults of a run.
@@ -119,25 +142,34 @@ class Injection:
     # -- breaking ----------------------------------------------------------------------------------
 
     def inject_all(self) -> None:
-        """Inject each fault at its time, counted from now, or when its condition is true."""
+        """Inject each fault at its time, counted from now, or when its condition is true.
+
+        Of a fault that comes back, what is left when the work is over is left out.
+        """
         began = self.live.clock.mono()
         waiting = list(self.planned)
+        seen = _Seen(waiting)
         while waiting:
             now = self.live.clock.mono() - began
-            history = self.live.look()
-            too_late = self.load.too_late
+            self.live.look()
+            seen.read(self.live.recorder)
+            over, too_late = self.load.over or seen.work_over, self.load.too_late
             for planned in list(waiting):
                 step = planned.step
-                if step.at > now and not too_late:
+                if over and planned.repetition > 1:
+                    waiting.remove(planned)
+                    self._leave_out(planned)
                     continue
-                late = now - step.at > step.patience
+                if planned.at > now and not too_late:
+                    continue
+                late = now - planned.at > step.patience
                 if too_late and step.when is None:
                     waiting.remove(planned)
                     self._skip(planned, Site("", planned.id), too_late)
-                elif not too_late and (step.when is None or step.when.holds(history)):
+                elif not too_late and seen.true(planned):
                     waiting.remove(planned)
                     self._strike(planned)
-                elif late or self.load.idle:
+                elif late or over:
                     waiting.remove(planned)
                     why = f"{step.when} did not come true " + (
                         f"within {step.patience:g} s" if late else "before the work was over"
@@ -147,15 +179,19 @@ class Injection:
             if not waiting:
                 return
             self._ask(waiting, began)
-            due = min(p.step.at for p in waiting) + began - self.live.clock.mono()
+            due = min(p.at for p in waiting) + began - self.live.clock.mono()
             self.live.clock.sleep(max(0.0, min(due, 0.5)) if due > 0 else TICK_S)
 
     def _ask(self, waiting: Sequence[PlannedFault], began: float) -> None:
         """Ask Ray about the work where its answer cannot make a fault late."""
         now = self.live.clock.mono() - began
-        due = min((p.step.at for p in waiting if p.step.at > now), default=inf)
+        due = min((p.at for p in waiting if p.at > now), default=inf)
         if due - now > ASK_ROOM_S and not self.struck("head"):
             self.load.ask(self.struck)
+
+    def _leave_out(self, planned: PlannedFault) -> None:
+        data = {"id": planned.id, "fault": planned.step.fault.name}
+        self.live.recorder.record("schedule.left_out", why="the work was over", data=data)
 
     def _strike(self, planned: PlannedFault) -> None:
         """Inject it on every node that it hits."""

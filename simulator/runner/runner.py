@@ -32,7 +32,7 @@ from simulator.runner.load import Load
 from simulator.runner.own import OwnLoad
 from simulator.runner.program import ProgramLoad
 from simulator.runner.request import Listener, RunRequest, build_spec
-from simulator.schedule import PlannedFault, resolve, without
+from simulator.schedule import PlannedFault, resolve, unable, without
 from simulator.store import EXPERIMENT, SCHEMA, RunDir, Store
 from simulator.waiting import Clock, Deadline, within
 from simulator.workload import Script
@@ -143,12 +143,11 @@ class Runner:
         if problems:
             raise BadInput(problems)
         planned = (
-            resolve(experiment.schedule(request.params, topology), topology, Random(request.seed))
+            resolve(request.schedule, topology, Random(request.seed))
             if request.plan is None
             else list(request.plan)
         )
-        kinds = {p.step.fault.name: p.step.fault for p in planned}.values()
-        refused = [r for fault in kinds if (r := fault.unable(self.backend))]
+        refused = unable(planned, self.backend)
         if refused:
             raise CannotRun("this backend cannot do it", why="; ".join(refused))
         return planned

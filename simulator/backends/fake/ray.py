@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from simulator.backends.fake.placement import FakePlacement
 from simulator.backends.fake.stream import FakeStream
-from simulator.backends.fake.tasks import Tasks, usage
-from simulator.backends.fake.world import World
+from simulator.backends.fake.tasks import FakeActor, Tasks, usage
+from simulator.backends.fake.world import FakeNode, World
 from simulator.rayapi import (
     Actors,
     Attempts,
@@ -21,8 +21,10 @@ from simulator.rayapi import (
     Job,
     JobLog,
     NoSuchJob,
+    RayActor,
     RayNode,
     RayUnreachable,
+    RunningTask,
     RunningWork,
     TaskCounts,
     Usage,
@@ -112,22 +114,46 @@ class FakeRay:
 
     def running(self) -> dict[str, RunningWork]:
         world = self._ask("running")
-        jobs = [j.program.tasks for j in jobs_of(world).values() if j.program is not None]
         found: dict[str, RunningWork] = {}
-        for entry in world.gcs.entries if world.gcs and jobs else []:
-            here = entry.node if entry.alive else None
+        for ray_node_id, node in _alive(world):
             work = RunningWork(
-                tuple(t.fn for job in jobs for t in job.placed if t.node is here),
-                tuple(a.name for job in jobs for a in job.actors if a.alive and a.node is here),
+                tuple(t.fn for job in _programs(world) for t in job.placed if t.node is node),
+                tuple(a.name for job in _programs(world) for a in job.actors if _lives(a, node)),
             )
-            if here is not None and work:
-                found[entry.ray_node_id] = work
+            if work:
+                found[ray_node_id] = work
         return found
+
+    def running_tasks(self) -> list[RunningTask]:
+        world = self._ask("running_tasks")
+        return [
+            RunningTask(task.key, task.fn, ray_node_id)
+            for ray_node_id, node in _alive(world)
+            for job in _programs(world)
+            for task in job.placed
+            if task.node is node
+        ]
+
+    def living_actors(self) -> list[RayActor]:
+        world = self._ask("living_actors")
+        return [
+            RayActor(actor.actor_id, actor.name, "Counter", ray_node_id)
+            for ray_node_id, node in _alive(world)
+            for job in _programs(world)
+            for actor in job.actors
+            if _lives(actor, node)
+        ]
+
+    def objects_held(self) -> dict[str, int]:
+        world = self._ask("objects_held")
+        return {
+            ray_node_id: sum(node in made.holders for job in _programs(world) for made in job.kept)
+            for ray_node_id, node in _alive(world)
+        }
 
     def usage(self) -> Usage:
         world = self._ask("usage")
-        running = [j.program.tasks for j in jobs_of(world).values() if j.program is not None]
-        by_node = usage(world, running)
+        by_node = usage(world, _programs(world))
         total: dict[str, tuple[float, float]] = {}
         for resources in by_node.values():
             for name, (used, amount) in resources.items():
@@ -312,6 +338,21 @@ class _FakeLog:
 
     def close(self) -> None:
         pass
+
+
+def _programs(world: World) -> list[Tasks]:
+    """What the programs that were submitted have running and hold."""
+    return [j.program.tasks for j in jobs_of(world).values() if j.program is not None]
+
+
+def _alive(world: World) -> list[tuple[str, FakeNode]]:
+    """The nodes that the GCS holds alive, by Ray's ids."""
+    entries = world.gcs.entries if world.gcs else []
+    return [(entry.ray_node_id, entry.node) for entry in entries if entry.alive]
+
+
+def _lives(actor: FakeActor, node: FakeNode) -> bool:
+    return actor.alive and actor.node is node
 
 
 def packages_of(world: World) -> dict[str, bytes]:
