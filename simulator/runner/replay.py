@@ -37,7 +37,7 @@ def replay_request(run: RunDir) -> RunRequest:
     spec = run.whole_spec()
     own = run.path / EXPERIMENT
     source = str(own) if own.is_file() else str(spec["source"])
-    of_program = spec["workload"]["name"] == Script.name
+    of_program = spec.get("workload", {}).get("name") == Script.name
     try:
         experiment: Experiment = (
             Chaos.again(Chaos.Params.model_validate(spec["params"]))
