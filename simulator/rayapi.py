@@ -24,6 +24,9 @@ from simulator.errors import BadInput, CannotRun, Problem
 #: Ray's dashboard refuses a request whose body is larger (its DASHBOARD_CLIENT_MAX_SIZE), bytes.
 UPLOAD_LIMIT = 100 * 1024**2
 
+#: The most rows that Ray gives in one answer (its RAY_MAX_LIMIT_FROM_API_SERVER).
+MOST_ROWS = 10_000
+
 #: How long an answer with ten thousand rows may take, seconds.
 LONG_S = 60.0
 
@@ -480,10 +483,10 @@ class RayApi:
             for function in part["summary"].values():
                 for state, count in function["state_counts"].items():
                     counts[_STATES.get(state, "pending")] += count
-        # Unlike a list, a summary says how many it is of, and not how many it could look at.
-        missing = int(answer["num_filtered"]) - sum(counts.values())
-        dropped = int(answer["total"]) - int(answer["num_after_truncation"])
-        return TaskCounts(**counts, dropped=max(0, dropped + missing))
+        counted = sum(counts.values())
+        missing = int(answer["num_filtered"]) - counted
+        dropped = int(answer["total"]) - int(answer["num_after_truncation"]) + missing
+        return TaskCounts(**counts, dropped=max(dropped, int(counted >= MOST_ROWS)))
 
     def attempts(self, ray_job_id: str) -> Attempts:
         """One row for each attempt of a job's tasks that Ray still remembers."""
@@ -665,7 +668,7 @@ def _only(state: str) -> dict[str, str]:
 def _of_job(ray_job_id: str, *, state: str | None = None) -> dict[str, Any]:
     wanted = {"job_id": ray_job_id} if state is None else {"state": state, "job_id": ray_job_id}
     return {
-        "limit": "10000",
+        "limit": str(MOST_ROWS),
         "detail": "1",
         "filter_keys": list(wanted),
         "filter_predicates": ["="] * len(wanted),
@@ -674,10 +677,14 @@ def _of_job(ray_job_id: str, *, state: str | None = None) -> dict[str, Any]:
 
 
 def _dropped(answer: Mapping[str, Any]) -> int:
-    """The GCS forgets above its own limit, and the answer is cut at ours: both together."""
+    """The GCS forgets above its own limit, and the answer is cut at ours: both together.
+
+    How many it left out at our limit, Ray does not always say: a full answer is taken for a part.
+    """
     dropped = int(answer["total"]) - int(answer["num_after_truncation"])
     dropped += int(answer["num_filtered"]) - len(answer["result"])
-    return max(dropped, 1) if answer.get("partial_failure_warning") else dropped
+    cut = len(answer["result"]) >= MOST_ROWS or answer.get("partial_failure_warning")
+    return max(dropped, 1) if cut else dropped
 
 
 def _death(cause: Mapping[str, Any] | None) -> str:

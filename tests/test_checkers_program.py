@@ -321,3 +321,14 @@ def test_the_page_lists_marks_and_its_printed_lines(run: Run) -> None:
     assert '<section class="card" id="program">' in text
     assert "Its marks (1)" in text
     assert "<code>orders.py</code>" in text
+
+
+def test_every_fault_in_the_guide_is_one_that_can_be_asked_for() -> None:
+    from simulator.schedule import parse_schedule
+
+    root = Path(__file__).parent.parent
+    pages = [root / "README.md", root / "docs" / "guides" / "chaos.md"]
+    texts = re.findall(r'--fault "([^"]+)"', "".join(page.read_text() for page in pages))
+    assert len(texts) > 4
+    for text in texts:
+        assert len(parse_schedule(text)) == 1

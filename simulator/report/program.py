@@ -110,6 +110,7 @@ def told(run: Run) -> str:
 
 
 def _figures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    always = ("status", "exit_code", "tasks", "attempts", "retried", "lost")
     words = {
         "status": "how it ended",
         "exit_code": "exit code",
@@ -125,7 +126,8 @@ def _figures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         "marks": "marks",
         "effects": "effects reported",
     }
-    return [(name, str(facts[key])) for key, name in words.items() if facts[key] is not None]
+    shown = [(key, name) for key, name in words.items() if facts[key] or key in always]
+    return [(name, str(facts[key])) for key, name in shown if facts[key] is not None]
 
 
 def _life(data: Mapping[str, Any]) -> str:
