@@ -80,7 +80,14 @@ class ProgramLoad(Load):
             arguments=list(program.arguments),
         )
         asked = live.clock.mono()
-        submitted = jobs.submit(live.cluster.ray, program, job_id=self.job, say=live.listener.say)
+
+        def asking() -> None:
+            nonlocal asked
+            asked = live.clock.mono()  # packed and uploaded; Ray counts from here
+
+        submitted = jobs.submit(
+            live.cluster.ray, program, job_id=self.job, say=live.listener.say, asking=asking
+        )
         self._output = jobs.JobOutput(live.cluster.ray, submitted, self._print)
         said = False
 
@@ -105,11 +112,8 @@ class ProgramLoad(Load):
         job = live.cluster.wait_until(
             begun, name=f"the beginning of {program.script}", timeout=BEGIN_S, interval=0.1
         )
-        self._setup = live.clock.mono() - asked
-        self._began, self._limit = (
-            live.clock.wall(),
-            Deadline(self.script.timeout_s, clock=live.clock.mono),
-        )
+        self._began, self._setup = live.clock.wall(), live.clock.mono() - asked
+        self._limit = Deadline(self.script.timeout_s, clock=live.clock.mono)
         if job.over and job.exit_code is None:
             first, *more = job.message.strip().splitlines() or [""]
             self._ended(job.status, job)
