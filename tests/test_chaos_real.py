@@ -18,9 +18,11 @@ from simulator.backends.select import choose
 from simulator.chaos import Chaos
 from simulator.cluster import HEALTH, Cluster
 from simulator.faults import Kill
+from simulator.history import Op
 from simulator.jobs import plan_program
 from simulator.runner import Runner, RunRequest, exit_code
 from simulator.schedule import After, Named, Step
+from simulator.schedule.conditions import Condition, Watch
 from simulator.store import RunDir, Store
 from simulator.topology import load_topology
 from simulator.workload import Script
@@ -46,10 +48,15 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 
 def run(
-    cluster: Cluster, folder: Path, script: str, *arguments: str, baseline: bool = False
+    cluster: Cluster,
+    folder: Path,
+    script: str,
+    *arguments: str,
+    baseline: bool = False,
+    step: Step = KILL,
 ) -> list[dict[str, Any]]:
     program = plan_program(str(APPS / script), arguments)
-    chaos = Chaos(Script(program, timeout_s=120), [KILL])
+    chaos = Chaos(Script(program, timeout_s=120), [step])
 
     def asked(experiment: Chaos) -> RunRequest:
         return RunRequest(
@@ -122,30 +129,41 @@ def test_a_script_without_retries_is_invalid_and_what_it_lost_is_named(
     assert "worker-1" in summaries(result)["attempts_recovered"]
 
 
-@pytest.mark.parametrize("cluster", [DOCKER], indirect=True)
-def test_what_a_script_reports_comes_from_every_node_and_is_counted(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    (result,) = run(cluster, tmp_path, "orders.py", "--orders", "24", "--seconds", "2")
-    assert result["status"] == "completed", result["error"]
-    assert set(verdicts(result).values()) == {"valid"}, result["findings"]
-    history = RunDir(Path(result["run_dir"])).history()
-    assert {op.node for op in history.of("program.effect")} >= {"worker-2", "worker-3"}
-    marks = {op.data["name"]: op.data for op in history.of("program.mark")}
-    assert marks["effects"]["value"] == marks["booked"]["value"] == 24
-    assert marks["effects"]["task_id"] is None
-    assert marks["booked"]["task_id"]
+class Shipped(Condition):
+    """An order was shipped from worker-1, and its task goes on for seconds."""
+
+    def watch(self) -> Watch:
+        return ShippedWatch()
+
+    def __str__(self) -> str:
+        return "worker-1 has shipped an order"
+
+
+class ShippedWatch:
+    true = False
+
+    def see(self, op: Op) -> None:
+        self.true |= op.kind == "program.effect" and op.node == "worker-1"
 
 
 @pytest.mark.parametrize("cluster", [PROCESS, DOCKER], indirect=True)
-def test_an_effect_that_a_repeated_task_had_twice_is_named(
+def test_what_a_script_reports_comes_from_every_node_and_an_effect_that_came_twice_is_named(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    (result,) = run(
-        cluster, tmp_path, "orders.py", "--orders", "16", "--seconds", "3", "--ship-first"
-    )
+    work = ("--orders", "12", "--seconds", "4", "--ship-first")
+    kill = Step(0, Kill(), Named("worker-1"), After(2), when=Shipped())
+    (result,) = run(cluster, tmp_path, "orders.py", *work, step=kill)
     assert result["status"] == "completed", result["error"]
     wrong = {check for check, verdict in verdicts(result).items() if verdict != "valid"}
     assert wrong == {"effects_exactly_once"}, result["findings"]
     assert "more than once: order-" in summaries(result)["effects_exactly_once"]
     assert exit_code(result) == 1
+    history = RunDir(Path(result["run_dir"])).history()
+    effects = history.of("program.effect")
+    assert len({op.data["key"] for op in effects}) == 12 < len(effects)
+    assert {op.node for op in effects} > {"worker-1"}
+    assert all(op.data["task_id"] for op in effects)
+    marks = {op.data["name"]: op.data for op in history.of("program.mark")}
+    assert marks["effects"]["value"] == marks["booked"]["value"] == 12
+    assert marks["effects"]["task_id"] is None
+    assert marks["booked"]["task_id"]

@@ -130,10 +130,11 @@ def test_what_a_task_raises_by_itself_is_the_programs_own_business(built: RunVie
     "change",
     [
         {"error": "Job finishes (01000000) as driver exits. Marking all non-terminal tasks."},
+        {"error": "Worker running the task died: force exited because its job has finished"},
         {"error": "The actor is dead because it was killed by `ray.kill`."},
         {"ended": 4e9},
     ],
-    ids=["left behind", "killed by the program", "after its end"],
+    ids=["left behind", "its job over", "killed by the program", "after its end"],
 )
 def test_what_the_program_did_not_wait_for_was_not_lost(
     built: RunView, change: dict[str, Any]
@@ -142,6 +143,49 @@ def test_what_the_program_did_not_wait_for_was_not_lost(
     failed = {"state": "FAILED", "error_type": "WORKER_DIED", **change}
     view = with_attempts(built, lambda op: failed if op is task.last else {})
     assert of(view, "attempts_recovered").verdict is Verdict.VALID
+
+
+@pytest.mark.parametrize(
+    ("error_type", "node", "lost"),
+    [
+        ("WORKER_DIED", "worker-2", False),
+        ("WORKER_DIED", "worker-1", True),
+        ("NODE_DIED", "worker-2", True),
+    ],
+)
+def test_of_what_dies_with_a_failing_program_only_what_a_fault_explains_was_lost(
+    built: RunView, error_type: str, node: str, lost: bool
+) -> None:
+    """The driver raised because worker-1 was killed; half a second later it is gone, and its workers too."""
+    task, inject = cut_task(built), built.history.first("fault.inject")
+    assert inject is not None
+    ended = built.history.at(inject) + 0.2
+    ahead = built.history.offsets["ray"].offset
+    ops = []
+    for op in built.history:
+        if op is task.attempts[0]:
+            continue
+        if op is task.last:
+            data = {**op.data, "state": "FAILED", "error_type": error_type, "ended": ended + ahead}
+            op = replace(op, node=node, data=data)
+        if op.kind == "program.end":
+            op = replace(op, wall=ended + 0.5, data={**op.data, "status": "FAILED"})
+        ops.append(op)
+    finding = of(RunView(History(ops), built.spec), "attempts_recovered")
+    assert finding.verdict is (Verdict.INVALID if lost else Verdict.VALID)
+
+
+def test_work_that_its_owner_missed_before_the_effect_was_seen_was_hit(built: RunView) -> None:
+    """Ray's milliseconds and the engine's event need not agree."""
+    effect = built.history.first("fault.effect")
+    assert effect is not None
+    early = built.history.at(effect) - 0.002 + built.history.offsets["ray"].offset
+    task = cut_task(built)
+    view = with_attempts(built, lambda op: {"ended": early} if op is task.attempts[0] else {})
+    ops = [
+        replace(op, wall=op.wall - 0.05) if op.kind == "fault.inject" else op for op in view.history
+    ]
+    assert of(RunView(History(ops), built.spec), "fault_hit_work").verdict is Verdict.VALID
 
 
 def test_a_task_that_still_runs_when_the_program_ends_was_not_lost(built: RunView) -> None:

@@ -66,7 +66,13 @@ def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
         return Verdict.UNKNOWN, why, _indices(fault.inject, effect)
     when = index.at(effect)
     here = list(index.executions_on(fault.node))
-    running = [e for e in here if e.running_at(when)]
+    # Its owner may learn that it was cut off before the effect is seen.
+    struck = index.at(fault.inject) - SLACK
+    running = [
+        e
+        for e in here
+        if e.running_at(when) or (e.cut_off is not None and e.start <= when and e.cut_off >= struck)
+    ]
     end = index.first("driver.end") or index.last("program.end")
     # Its owner lets go of an object when it ends: from then on nobody needs a copy.
     over = end is not None and index.at(end) <= when

@@ -21,8 +21,11 @@ from simulator.history import Op
 #: How many names a summary and how many details a finding lists; its metrics have the counts.
 NAMED, SHOWN = 3, 20
 
-#: What ends so shortly before a program that ends well, seconds, it did not wait for: Ray ended it.
+#: A driver exits no longer than this before its job is seen to end, seconds, and Ray its workers with it.
 LEAVING_S = 1.0
+
+#: Ray's words for work that it ended because its program had ended.
+_JOB_ENDED = ("job has finished", "driver exits")
 
 #: The mark by which a program says which effects there are to be: how many, or their keys.
 PLAN = "effects"
@@ -240,20 +243,40 @@ def _failed(op: Op) -> bool:
 
 def _lost(view: RunView) -> list[ProgramTask]:
     """Tasks whose last attempt was cut off while the program still went on."""
-    end, offsets = view.history.last("program.end"), view.history.offsets
-    until = None if end is None else view.history.at(end) + SLACK
-    if end is not None and end.data["status"] == "SUCCEEDED":
-        until = view.history.at(end) - LEAVING_S
+    return [t for t in tasks_of(view) if _failed(t.last) and not _left_behind(view, t.last)]
 
-    def in_time(op: Op) -> bool:
-        ended = op.data["ended"]
-        if ended is None or until is None:
-            return True
-        ahead = offsets[op.source].offset if op.source in offsets else 0.0
-        # What a program leaves behind when it ends, Ray marks as failed afterwards.
-        return bool(ended - ahead <= until) and "driver exits" not in op.data["error"]
 
-    return [t for t in tasks_of(view) if _failed(t.last) and in_time(t.last)]
+def _left_behind(view: RunView, op: Op) -> bool:
+    """Was it cut off because its program ended, and did not wait for it?
+
+    Ray kills the workers of a driver that exits, and records that like any other death, about when the driver
+    ends: a little before the job is seen to end.
+    """
+    end, ended = view.history.last("program.end"), op.data["ended"]
+    if any(words in op.data["error"] for words in _JOB_ENDED):
+        return True
+    if end is None or ended is None:
+        return False
+    offsets = view.history.offsets
+    when = ended - (offsets[op.source].offset if op.source in offsets else 0.0)
+    over = view.history.at(end)
+    if when <= over - LEAVING_S:
+        return False
+    if when > over + SLACK or end.data["status"] == "SUCCEEDED":
+        return True
+    return op.data["error_type"] in ("WORKER_DIED", "ACTOR_DIED") and not _struck(view, op, when)
+
+
+def _struck(view: RunView, op: Op, when: float) -> bool:
+    """Did a fault hold its node at that time?"""
+    index = index_of(view)
+    return any(
+        f.node == op.node
+        and f.inject is not None
+        and index.at(f.inject) - SLACK <= when
+        and (f.healed is None or when <= index.at(f.healed))
+        for f in index.injected()
+    )
 
 
 def _told(task: ProgramTask) -> str:
