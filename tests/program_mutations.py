@@ -23,7 +23,7 @@ from history_mutations import (
     without,
 )
 
-from simulator.checkers.base import RunView
+from simulator.checkers.base import RunView, Verdict
 from simulator.checkers.index import index_of
 from simulator.checkers.program import ProgramTask, tasks_of
 from simulator.history import History, Op
@@ -45,6 +45,11 @@ def cut_task(view: RunView) -> ProgramTask:
     return found
 
 
+def of_effects(view: RunView) -> dict[str, Verdict]:
+    """Whether none is missing is unknown too, where there are any."""
+    return {"effects_exactly_once": UNKNOWN} if view.history.of("program.effect") else {}
+
+
 def ended(view: RunView, **data: Any) -> RunView:
     return altered(view, of_kind(view, "program.end"), **data)
 
@@ -62,25 +67,25 @@ def it_failed(view: RunView) -> Mutated:
 @mutation
 def it_took_too_long(view: RunView) -> Mutated:
     changed = ended(view, status="STOPPED", exit_code=None, why="it was not over within 9 s")
-    return Mutated(changed, {"program_ended_well": INVALID, "effects_exactly_once": UNKNOWN})
+    return Mutated(changed, {"program_ended_well": INVALID, **of_effects(view)})
 
 
 @mutation
 def somebody_stopped_it(view: RunView) -> Mutated:
     changed = ended(view, status="STOPPED", exit_code=None)
-    return Mutated(changed, {"program_ended_well": UNKNOWN, "effects_exactly_once": UNKNOWN})
+    return Mutated(changed, {"program_ended_well": UNKNOWN, **of_effects(view)})
 
 
 @mutation
 def it_was_lost_from_sight(view: RunView) -> Mutated:
     changed = ended(view, status="LOST", exit_code=None, seconds=None)
-    return Mutated(changed, {"program_ended_well": UNKNOWN, "effects_exactly_once": UNKNOWN})
+    return Mutated(changed, {"program_ended_well": UNKNOWN, **of_effects(view)})
 
 
 @mutation
 def nobody_saw_its_end(view: RunView) -> Mutated:
     changed = without(view, of_kind(view, "program.end"))
-    return Mutated(changed, {"program_ended_well": UNKNOWN, "effects_exactly_once": UNKNOWN})
+    return Mutated(changed, {"program_ended_well": UNKNOWN, **of_effects(view)})
 
 
 # What became of its tasks

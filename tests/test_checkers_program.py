@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from fakes import Lab, fake
-from history_mutations import NotHere
+from history_mutations import NotHere, without
 from program_mutations import MUTATIONS, cut_task, ended, with_attempts
 
 from simulator.backends.fake import Behaviour
@@ -252,8 +252,7 @@ def test_without_a_plan_the_undisturbed_run_is_the_measure(built: RunView) -> No
 
 
 def test_a_program_that_reports_nothing_claims_nothing(built: RunView) -> None:
-    gone = {id(op) for op in built.history.of("program.effect", "program.mark")}
-    view = RunView(History([op for op in built.history if id(op) not in gone]), built.spec)
+    view = without(built, *built.history.of("program.effect", "program.mark"))
     assert of(view, "effects_exactly_once").summary == "the program claims no effect"
 
 

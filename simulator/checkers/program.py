@@ -332,7 +332,8 @@ def check_effects_exactly_once(view: RunView) -> Finding:
     name = "effects_exactly_once"
     ops = view.history.of("program.effect")
     plan, planned_by, cites = _plan(view)
-    if not ops and plan is None:
+    gaps = gaps_of(view).ledger
+    if not ops and plan is None and not gaps:
         return Finding(name, Verdict.VALID, "the program claims no effect")
     by_key: dict[str, list[Op]] = {}
     for op in ops:
@@ -355,7 +356,6 @@ def check_effects_exactly_once(view: RunView) -> Finding:
     wrong = []
     if twice:
         wrong.append(f"{_count(twice, 'effect')} happened more than once: {_named(twice)}")
-    gaps = gaps_of(view).ledger
     end = view.history.last("program.end")
     whole = end is not None and end.data["status"] in ("SUCCEEDED", "FAILED") and not gaps
     if count and whole:
