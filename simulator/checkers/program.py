@@ -21,6 +21,9 @@ from simulator.history import Op
 #: How many names a summary and how many details a finding lists; its metrics have the counts.
 NAMED, SHOWN = 3, 20
 
+#: Of what it printed, so many of the last lines are details of how it ended; the reports show more.
+LAST = 3
+
 #: A driver exits no longer than this before its job is seen to end, seconds, and Ray its workers with it.
 LEAVING_S = 1.0
 
@@ -162,14 +165,14 @@ def check_program_ended_well(view: RunView) -> Finding:
         )
         when = ", before any fault was injected" if early else ""
         said = _telling(lines) or str(data["message"]).strip().partition("\n")[0]
-        return found(Verdict.INVALID, f"{script} {how}{took}{when}: {said[:200]}", lines[-SHOWN:])
+        return found(Verdict.INVALID, f"{script} {how}{took}{when}: {said[:200]}", lines[-LAST:])
     if status == "STOPPED" and str(data["why"]).startswith("it was not over"):
-        return found(Verdict.INVALID, f"{script} was stopped: {data['why']}", lines[-SHOWN:])
+        return found(Verdict.INVALID, f"{script} was stopped: {data['why']}", lines[-LAST:])
     if status == "STOPPED":
         why = data["why"] or "somebody else did that"
-        return found(Verdict.UNKNOWN, f"{script} was stopped{took}: {why}", lines[-SHOWN:])
+        return found(Verdict.UNKNOWN, f"{script} was stopped{took}: {why}", lines[-LAST:])
     why = data["why"] or data["message"] or "its head, which knows of jobs, is gone or another one"
-    return found(Verdict.UNKNOWN, f"Ray lost sight of {script}: {why}", lines[-SHOWN:])
+    return found(Verdict.UNKNOWN, f"Ray lost sight of {script}: {why}", lines[-LAST:])
 
 
 def _telling(lines: Sequence[str]) -> str:
