@@ -488,9 +488,18 @@ class RayApi:
         dropped = int(answer["total"]) - int(answer["num_after_truncation"]) + missing
         return TaskCounts(**counts, dropped=max(dropped, int(counted >= MOST_ROWS)))
 
-    def attempts(self, ray_job_id: str) -> Attempts:
-        """One row for each attempt of a job's tasks that Ray still remembers."""
-        answer = self._state("tasks", _of_job(ray_job_id), timeout=LONG_S)
+    def attempts(
+        self, ray_job_id: str, *, state: str | None = None, task_id: str | None = None
+    ) -> Attempts:
+        """One row for each attempt of a job's tasks that Ray still remembers.
+
+        Parameters
+        ----------
+        state, task_id
+            Only those in this state, or of this task.
+        """
+        wanted = _of_job(ray_job_id, state=state, task_id=task_id)
+        answer = self._state("tasks", wanted, timeout=LONG_S)
         rows = []
         for row in answer["result"]:
             moments = {e["state"]: e["created_ms"] for e in row.get("events") or ()}
@@ -665,8 +674,11 @@ def _only(state: str) -> dict[str, str]:
     }
 
 
-def _of_job(ray_job_id: str, *, state: str | None = None) -> dict[str, Any]:
-    wanted = {"job_id": ray_job_id} if state is None else {"state": state, "job_id": ray_job_id}
+def _of_job(
+    ray_job_id: str, *, state: str | None = None, task_id: str | None = None
+) -> dict[str, Any]:
+    asked = {"state": state, "task_id": task_id, "job_id": ray_job_id}
+    wanted = {key: value for key, value in asked.items() if value is not None}
     return {
         "limit": str(MOST_ROWS),
         "detail": "1",

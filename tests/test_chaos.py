@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Lab, finding, kinds, only
+from fakes import Lab, fake, finding, kinds, only
 
-from simulator.backends.fake import FakeBackend
+from simulator.backends.fake import Behaviour, FakeBackend
 from simulator.backends.fake.program import FakeProgram
 from simulator.backends.fake.ray import jobs_of
 from simulator.chaos import Chaos
@@ -21,6 +21,7 @@ from simulator.faults import Kill
 from simulator.jobs import plan_program
 from simulator.runner import RunRequest, exit_code
 from simulator.schedule import After, Named, Never, Step
+from simulator.store import RunDir
 from simulator.workload import Script
 
 KILL = Step(4, Kill(), Named("worker-1"), After(3))
@@ -271,6 +272,40 @@ def test_records_that_could_not_be_fetched_make_the_run_unknown(lab: Lab) -> Non
     assert result["verdict"] == "unknown"
     assert "were not collected" in finding(result, "attempts_recovered")["summary"]
     assert "were not collected" in finding(result, "fault_hit_work")["summary"]
+
+
+def many(tmp_path: Path, most_rows: int, retries: int = 3) -> Lab:
+    """A script of more tasks than Ray lists at once."""
+    (tmp_path / "my_app.py").write_text("", encoding="utf-8")
+    lab = Lab(tmp_path / "runs", fake(Behaviour(most_rows=most_rows)))
+    lab.backend.programs["my_app.py"] = FakeProgram(tasks=40, max_retries=retries)
+    return lab
+
+
+def test_of_more_attempts_than_ray_lists_those_of_tasks_that_failed_are_asked_for(
+    tmp_path: Path,
+) -> None:
+    result = run(many(tmp_path, 12), KILL)
+    assert result["verdict"] == "valid", result["findings"]
+    history = RunDir(Path(result["run_dir"])).history()
+    complete = only(history, "attempts.complete").data
+    assert complete["dropped"] == 0
+    assert complete["rows"] + complete["left_out"] >= 41
+    assert "none of" in finding(result, "attempts_recovered")["summary"]
+    (failed,) = history.of("attempt.failed")
+    attempts = [
+        op.data["state"]
+        for op in history.of("program.attempt")
+        if op.data["task_id"] == failed.data["task_id"]
+    ]
+    assert attempts == ["FAILED", "FINISHED"]
+
+
+def test_where_not_even_those_are_all_there_the_answer_is_unknown(tmp_path: Path) -> None:
+    result = run(many(tmp_path, 0), KILL)
+    assert result["verdict"] == "unknown"
+    assert "Ray dropped" in finding(result, "attempts_recovered")["summary"]
+    assert finding(result, "evidence")["verdict"] == "unknown"
 
 
 # ---- against an undisturbed run

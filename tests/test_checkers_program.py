@@ -195,7 +195,7 @@ def test_a_task_that_still_runs_when_the_program_ends_was_not_lost(built: RunVie
     )
     finding = of(view, "attempts_recovered")
     assert finding.verdict is Verdict.VALID
-    assert "ended without waiting for 1 more" in finding.summary
+    assert finding.summary.endswith("was lost; the program ended without waiting for 1")
 
 
 def test_the_line_that_says_what_went_wrong_is_the_summary(built: RunView) -> None:

@@ -159,7 +159,7 @@ def check_program_ended_well(view: RunView) -> Finding:
         code = data["exit_code"]
         how = "failed" if code is None else f"failed with exit code {code}"
         faults = index_of(view).injected()
-        early = not any(
+        early = bool(view.spec.get("schedule")) and not any(
             f.inject is not None and view.history.at(f.inject) <= view.history.at(end)
             for f in faults
         )
@@ -222,16 +222,21 @@ def check_attempts_recovered(view: RunView) -> Finding:
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         text = f"{len(lost)} of {_count(tasks, 'task')} failed for good: {names}{more}"
         return found(Verdict.INVALID, text)
+    left_out = complete.data.get("left_out") or 0
+    besides = f" (and none of {left_out} attempts that Ray does not list)" if left_out else ""
     if not cut:
-        return found(Verdict.VALID, f"none of {_count(tasks, 'task')} was cut off")
+        return found(Verdict.VALID, f"none of {_count(tasks, 'task')} was cut off{besides}")
+    open_end = len(cut) - len(again)
+    if not again:
+        text = f"none of {_count(tasks, 'task')} was lost; the program ended without waiting for "
+        return found(Verdict.VALID, f"{text}{open_end}{besides}")
     were = "was" if len(again) == 1 else "were"
     text = f"{len(again)} of {_count(tasks, 'task')} {were} cut off and ran again"
-    open_end = len(cut) - len(again)
     if moved:
         text += f", {len(moved)} on another node"
     if open_end:
         text += f"; the program ended without waiting for {open_end} more"
-    return found(Verdict.VALID, text)
+    return found(Verdict.VALID, text + besides)
 
 
 def _failed(op: Op) -> bool:

@@ -20,6 +20,9 @@ LEDGER_WORKLOAD = "workload.json"
 #: How often Ray is asked about the work, seconds.
 ASK_S = 2.0
 
+#: The same where Ray is slow to answer, at most.
+SLOW_S = 10.0
+
 #: How long a fault waits for its target to be in the middle of a task, seconds.
 BUSY_S = 10.0
 
@@ -137,7 +140,7 @@ class Load(ABC):
             )
         self.look_at_job(struck)
         # Where Ray takes its time to answer, it has better things to do.
-        self._next_ask = began + max(ASK_S, 10 * (clock.mono() - began))
+        self._next_ask = began + max(ASK_S, min(10 * (clock.mono() - began), SLOW_S))
 
     @abstractmethod
     def look(self, struck: Struck) -> None:

@@ -37,6 +37,9 @@ FLUSH_S = 2.0
 #: Of what it printed last, how much goes to the history: lines, and bytes.
 TAIL_LINES, TAIL_BYTES = 30, 8000
 
+#: The most tasks that failed of which Ray is asked one by one.
+MOST_FAILED = 300
+
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 
@@ -299,12 +302,17 @@ class ProgramLoad(Load):
         """One record for each attempt of its tasks and for each of its actors."""
         live = self.live
         live.clock.sleep(max(0.0, self._seen_over + FLUSH_S - live.clock.mono()))
-        rows = dropped = 0
+        rows = dropped = left_out = 0
         for ray_job in self._ray_jobs:
             found = live.cluster.ray.attempts(ray_job)
-            for attempt in found.rows:
+            attempts = {(a.task_id, a.attempt): a for a in found.rows}
+            if found.dropped and self._have_all_failed(ray_job, attempts):
+                left_out += found.dropped
+            else:
+                dropped += found.dropped
+            for attempt in attempts.values():
                 self._record(attempt)
-            rows, dropped = rows + len(found.rows), dropped + found.dropped
+            rows += len(attempts)
             actors = live.cluster.ray.actors(ray_job)
             for actor in actors.rows:
                 live.recorder.record(
@@ -322,7 +330,26 @@ class ProgramLoad(Load):
             if actors.dropped:
                 text = f"Ray keeps {actors.dropped} of the program's actors to itself"
                 live.recorder.record("run.note", text=text)
-        live.recorder.record("attempts.complete", source="ray", rows=rows, dropped=dropped)
+        live.recorder.record(
+            "attempts.complete", source="ray", rows=rows, dropped=dropped, left_out=left_out
+        )
+
+    def _have_all_failed(self, ray_job: str, attempts: dict[tuple[str, int], Attempt]) -> bool:
+        """Add every attempt of the tasks that ever failed; whether Ray had all of them.
+
+        Ray lists so many attempts and no more. Those that matter are few, and can be asked for.
+        """
+        ray = self.live.cluster.ray
+        failed = ray.attempts(ray_job, state="FAILED")
+        tasks = {attempt.task_id for attempt in failed.rows}
+        if failed.dropped or len(tasks) > MOST_FAILED:
+            return False
+        for task in sorted(tasks):
+            found = ray.attempts(ray_job, task_id=task)
+            if found.dropped:
+                return False
+            attempts.update({(a.task_id, a.attempt): a for a in found.rows})
+        return True
 
     def _record(self, attempt: Attempt) -> None:
         key, node = _key(attempt), self.live.ray_nodes.get(attempt.ray_node_id)

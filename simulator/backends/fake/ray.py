@@ -279,9 +279,18 @@ class FakeRay:
         tasks = self._tasks(self._ask("failed_attempts"), ray_job_id)
         return FailedAttempts([] if tasks is None else list(tasks.failed), 0)
 
-    def attempts(self, ray_job_id: str) -> Attempts:
-        tasks = self._tasks(self._ask("attempts"), ray_job_id)
-        return Attempts([] if tasks is None else list(tasks.attempts.values()), 0)
+    def attempts(
+        self, ray_job_id: str, *, state: str | None = None, task_id: str | None = None
+    ) -> Attempts:
+        world = self._ask("attempts")
+        tasks = self._tasks(world, ray_job_id)
+        rows = [
+            a
+            for a in (tasks.attempts.values() if tasks is not None else ())
+            if state in (None, a.state) and task_id in (None, a.task_id)
+        ]
+        most = world.behaviour.most_rows
+        return Attempts(rows[:most], max(0, len(rows) - most))
 
     def actors(self, ray_job_id: str) -> Actors:
         tasks = self._tasks(self._ask("actors"), ray_job_id)
