@@ -54,7 +54,8 @@ document, and of what goes on (`monitor`, `status --watch`) one after the other.
 | `monitor` | one object a line: `kind, source, wall, node, present, data` ([what they hold](../guides/clusters-by-hand.md)) |
 | `run` | `experiment, backend, status, verdict, seed, run_dir, report, topology, ray_version, health, gpu, findings, recovery, params` of the [result](result.md) |
 | `run --repeat N` | `runs`: one such object each; `summary`: verdicts, seeds, and the distribution of each phase |
-| `replay` | as `run` |
+| `chaos` | as `run`, and `program`: `script, arguments, status, exit_code, seconds, baseline_s, slowdown, tasks, attempts, retried, lost, actors, restarted, marks, effects` of the [result](result.md) |
+| `replay` | as `run` or `chaos` |
 | `shrink` | `faults`: the steps that are enough, as in the [spec](result.md); `runs`: how many it took, `complete`, `run_dir` of the smallest failing run |
 | `check` | the [result](result.md), judged again |
 | `clusters` | a list of `cluster, backend, gpu, run_dir, nodes: [..]`; each node: `name, role, group, state, address, hostname, exit_code` |

@@ -64,9 +64,9 @@ class Experiment(ABC):
     """
 
     name: ClassVar[str]
-    claim: ClassVar[str]
+    claim: str
     topology: ClassVar[str] = "default"
-    checks: ClassVar[Sequence[str]] = DEFAULT_CHECKS
+    checks: Sequence[str] = DEFAULT_CHECKS
     rpc_faults: ClassVar[Sequence[str]] = ()
 
     class Params(Params):

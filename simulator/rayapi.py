@@ -24,6 +24,21 @@ from simulator.errors import BadInput, CannotRun, Problem
 #: Ray's dashboard refuses a request whose body is larger (its DASHBOARD_CLIENT_MAX_SIZE), bytes.
 UPLOAD_LIMIT = 100 * 1024**2
 
+#: The most rows that Ray gives in one answer (its RAY_MAX_LIMIT_FROM_API_SERVER).
+MOST_ROWS = 10_000
+
+#: How long an answer with ten thousand rows may take, seconds.
+LONG_S = 60.0
+
+#: What a task's state means, for counting; all others are of one that has not begun.
+_STATES = {
+    "FINISHED": "finished",
+    "FAILED": "failed",
+    "RUNNING": "running",
+    "RUNNING_IN_RAY_GET": "running",
+    "RUNNING_IN_RAY_WAIT": "running",
+}
+
 
 #: States of a task that has begun and is not over: it may wait for others.
 _RUNNING = ("RUNNING", "RUNNING_IN_RAY_GET", "RUNNING_IN_RAY_WAIT")
@@ -141,6 +156,9 @@ class Job:
         Ray's id of the node that it runs on, where its log is; "" before it has one.
     seconds
         From submission to its end; None before that.
+    ray_job_id
+        Ray's own id of what its driver does; "" until it has called ``ray.init``. Of a program that does so
+        several times, the last.
     """
 
     job_id: str
@@ -149,10 +167,89 @@ class Job:
     exit_code: int | None = None
     driver_node: str = ""
     seconds: float | None = None
+    ray_job_id: str = ""
 
     @property
     def over(self) -> bool:
         return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCounts:
+    """How many attempts of a job's tasks are in which state.
+
+    Attributes
+    ----------
+    pending
+        Neither running nor over.
+    dropped
+        How many Ray's own limits kept from being counted.
+    """
+
+    finished: int = 0
+    failed: int = 0
+    running: int = 0
+    pending: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of a task, as Ray remembers it.
+
+    Attributes
+    ----------
+    kind
+        NORMAL_TASK, ACTOR_CREATION_TASK or ACTOR_TASK.
+    state
+        Ray's own word: FINISHED, FAILED, RUNNING, PENDING_NODE_ASSIGNMENT, ...
+    sent, started, ended
+        When it was given to a worker, when it began there, and when its owner learned of its end; wall
+        seconds, None where Ray does not know: what a worker had not told yet is lost with its node.
+    """
+
+    task_id: str
+    attempt: int
+    name: str
+    kind: str
+    state: str
+    ray_node_id: str = ""
+    actor_id: str = ""
+    error_type: str = ""
+    error: str = ""
+    sent: float | None = None
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """Attempts of a job's tasks, and how many of them Ray's own limits kept from us."""
+
+    rows: Sequence[Attempt]
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """An actor, as Ray remembers it; `death` says why it is dead."""
+
+    actor_id: str
+    class_name: str
+    name: str
+    state: str
+    restarts: int
+    ray_node_id: str = ""
+    detached: bool = False
+    death: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Actors:
+    """A job's actors, and how many of them Ray's own limits kept from us."""
+
+    rows: Sequence[Actor]
+    dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +478,7 @@ class RayApi:
             exit_code=None if code is None else int(code),
             driver_node=row.get("driver_node_id") or "",
             seconds=(ended - began) / 1000 if began and ended else None,
+            ray_job_id=row.get("job_id") or "",
         )
 
     def job_logs(self, job_id: str) -> str:
@@ -412,16 +510,7 @@ class RayApi:
 
     def failed_attempts(self, ray_job_id: str) -> FailedAttempts:
         """One row for each failed attempt of a job's tasks that Ray still remembers."""
-        answer = self._state(
-            "tasks",
-            {
-                "limit": "10000",
-                "detail": "1",
-                "filter_keys": ["state", "job_id"],
-                "filter_predicates": ["=", "="],
-                "filter_values": ["FAILED", ray_job_id],
-            },
-        )
+        answer = self._state("tasks", _of_job(ray_job_id, state="FAILED"))
         rows = [
             FailedAttempt(
                 task_id=row["task_id"],
@@ -433,15 +522,77 @@ class RayApi:
             )
             for row in answer["result"]
         ]
-        # The GCS forgets above its own limit, and the answer is cut at `limit`: count both.
-        dropped = int(answer["total"]) - int(answer["num_after_truncation"])
-        dropped += int(answer["num_filtered"]) - len(answer["result"])
-        if answer.get("partial_failure_warning"):
-            dropped = max(dropped, 1)
-        return FailedAttempts(rows, dropped)
+        return FailedAttempts(rows, _dropped(answer))
 
-    def _state(self, what: str, query: Mapping[str, Any]) -> dict[str, Any]:
-        data: dict[str, Any] = self._call("GET", f"/api/v0/{what}", params=query)["data"]["result"]
+    def task_counts(self, ray_job_id: str) -> TaskCounts:
+        """How many attempts of a job's tasks are in which state; up to a second old."""
+        answer = self._state("tasks/summarize", _of_job(ray_job_id))
+        counts = dict.fromkeys(("finished", "failed", "running", "pending"), 0)
+        for part in answer["result"]["node_id_to_summary"].values():
+            for function in part["summary"].values():
+                for state, count in function["state_counts"].items():
+                    counts[_STATES.get(state, "pending")] += count
+        counted = sum(counts.values())
+        missing = int(answer["num_filtered"]) - counted
+        dropped = int(answer["total"]) - int(answer["num_after_truncation"]) + missing
+        return TaskCounts(**counts, dropped=max(dropped, int(counted >= MOST_ROWS)))
+
+    def attempts(
+        self, ray_job_id: str, *, state: str | None = None, task_id: str | None = None
+    ) -> Attempts:
+        """One row for each attempt of a job's tasks that Ray still remembers.
+
+        Parameters
+        ----------
+        state, task_id
+            Only those in this state, or of this task.
+        """
+        wanted = _of_job(ray_job_id, state=state, task_id=task_id)
+        answer = self._state("tasks", wanted, timeout=LONG_S)
+        rows = []
+        for row in answer["result"]:
+            moments = {e["state"]: e["created_ms"] for e in row.get("events") or ()}
+            rows.append(
+                Attempt(
+                    task_id=row["task_id"],
+                    attempt=int(row["attempt_number"]),
+                    name=row["name"] or row.get("func_or_class_name") or "",
+                    kind=row.get("type") or "NORMAL_TASK",
+                    state=row["state"],
+                    ray_node_id=row.get("node_id") or "",
+                    actor_id=row.get("actor_id") or "",
+                    error_type=row.get("error_type") or "",
+                    error=row.get("error_message") or "",
+                    sent=_seconds(moments.get("SUBMITTED_TO_WORKER")),
+                    started=_seconds(row.get("start_time_ms")),
+                    ended=_seconds(row.get("end_time_ms")),
+                )
+            )
+        return Attempts(rows, _dropped(answer))
+
+    def actors_of(self, ray_job_id: str) -> Actors:
+        """A job's actors, the dead included."""
+        answer = self._state("actors", _of_job(ray_job_id), timeout=LONG_S)
+        rows = [
+            Actor(
+                actor_id=row["actor_id"],
+                class_name=row["class_name"],
+                name=row.get("name") or "",
+                state=row["state"],
+                restarts=int(row.get("num_restarts") or 0),
+                ray_node_id=row.get("node_id") or "",
+                detached=bool(row.get("is_detached")),
+                death=_death(row.get("death_cause")),
+            )
+            for row in answer["result"]
+        ]
+        return Actors(rows, _dropped(answer))
+
+    def _state(
+        self, what: str, query: Mapping[str, Any], *, timeout: float | None = None
+    ) -> dict[str, Any]:
+        answer = self._call("GET", f"/api/v0/{what}", params=query, timeout=timeout)
+        data: dict[str, Any] = answer["data"]["result"]
         return data
 
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
@@ -572,7 +723,40 @@ def _only(state: str) -> dict[str, str]:
     }
 
 
-def _seconds(milliseconds: int | None) -> float | None:
+def _of_job(
+    ray_job_id: str, *, state: str | None = None, task_id: str | None = None
+) -> dict[str, Any]:
+    asked = {"state": state, "task_id": task_id, "job_id": ray_job_id}
+    wanted = {key: value for key, value in asked.items() if value is not None}
+    return {
+        "limit": str(MOST_ROWS),
+        "detail": "1",
+        "filter_keys": list(wanted),
+        "filter_predicates": ["="] * len(wanted),
+        "filter_values": list(wanted.values()),
+    }
+
+
+def _dropped(answer: Mapping[str, Any]) -> int:
+    """The GCS forgets above its own limit, and the answer is cut at ours: both together.
+
+    How many it left out at our limit, Ray does not always say: a full answer is taken for a part.
+    """
+    dropped = int(answer["total"]) - int(answer["num_after_truncation"])
+    dropped += int(answer["num_filtered"]) - len(answer["result"])
+    cut = len(answer["result"]) >= MOST_ROWS or answer.get("partial_failure_warning")
+    return max(dropped, 1) if cut else dropped
+
+
+def _death(cause: Mapping[str, Any] | None) -> str:
+    """Ray's own words for the end of an actor; each kind of end has a context of its own."""
+    for context in (cause or {}).values():
+        if isinstance(context, Mapping):
+            return str(context.get("error_message") or context.get("reason") or "")
+    return ""
+
+
+def _seconds(milliseconds: float | None) -> float | None:
     """Ray writes 0 for what has not happened."""
     return milliseconds / 1000 if milliseconds else None
 

@@ -63,8 +63,8 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "up", "down", "stop", "start", "scale", "status", "nodes", "monitor", "submit",
         "dashboard", "heal", "clusters",
         "kill", "restart", "pause", "resume", "logs", "exec", "attach", "cp",
-        "init", "topologies", "faults", "schedule", "experiments", "run", "replay", "shrink",
-        "check", "report", "runs", "doctor",
+        "init", "topologies", "faults", "schedule", "experiments", "run", "chaos", "replay",
+        "shrink", "check", "report", "runs", "doctor",
         "image build",
     ]  # fmt: skip
 

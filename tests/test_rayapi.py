@@ -17,7 +17,17 @@ import pytest
 from simulator.backends.base import Endpoint
 from simulator.backends.fake.ray import FakeRay
 from simulator.errors import BadInput
-from simulator.rayapi import Job, NodePorts, NoSuchJob, RayApi, RayUnreachable, RunningTask
+from simulator.rayapi import (
+    Actor,
+    Attempt,
+    Job,
+    NodePorts,
+    NoSuchJob,
+    RayApi,
+    RayUnreachable,
+    RunningTask,
+    TaskCounts,
+)
 
 
 @dataclass
@@ -313,6 +323,57 @@ def test_failed_attempts_come_with_the_count_of_those_that_ray_kept_back(
     dashboard.answers[path] = (200, cut)
     assert ray.failed_attempts("01000000").dropped == 1
     assert dashboard.asked[0][2]["filter_values"] == ["FAILED", "01000000"]
+
+
+def test_attempts_are_counted_by_what_their_states_mean(dashboard: Dashboard, ray: RayApi) -> None:
+    summary = {
+        "f": {"state_counts": {"FINISHED": 3, "FAILED": 1, "RUNNING_IN_RAY_GET": 1}},
+        "A.g": {"state_counts": {"RUNNING": 2, "PENDING_NODE_ASSIGNMENT": 4, "NIL": 1}},
+    }
+    result = {"node_id_to_summary": {"cluster": {"summary": summary}}}
+    answer = state([])
+    answer["data"]["result"] |= {"result": result, "total": 17, "num_after_truncation": 14}
+    answer["data"]["result"]["num_filtered"] = 13
+    dashboard.answers["/api/v0/tasks/summarize"] = (200, answer)
+    assert ray.task_counts("01") == TaskCounts(3, 1, 3, 5, dropped=3 + 1)
+    query = dashboard.asked[0][2]
+    assert (query["filter_keys"], query["filter_values"]) == (["job_id"], ["01"])
+
+
+def test_each_attempt_is_a_row_with_what_ray_knows_of_it(dashboard: Dashboard, ray: RayApi) -> None:
+    whole = {
+        "task_id": "t1", "attempt_number": 0, "name": "f", "type": "ACTOR_TASK", "state": "FINISHED",
+        "node_id": "a1", "actor_id": "c3", "error_type": None, "error_message": None,
+        "start_time_ms": 1000, "end_time_ms": 3500,
+        "events": [{"state": "SUBMITTED_TO_WORKER", "created_ms": 900.0}],
+    }  # fmt: skip
+    bare = {
+        "task_id": "t2", "attempt_number": 1, "name": "", "func_or_class_name": "g", "type": None,
+        "state": "FAILED", "node_id": None, "error_type": "NODE_DIED", "error_message": "gone",
+        "start_time_ms": None, "end_time_ms": 4000, "events": None,
+    }  # fmt: skip
+    dashboard.answers["/api/v0/tasks"] = (200, state([whole, bare], num_filtered=5))
+    found = ray.attempts("01")
+    assert found.dropped == 3
+    assert found.rows[0] == Attempt(
+        "t1", 0, "f", "ACTOR_TASK", "FINISHED", "a1", "c3", sent=0.9, started=1.0, ended=3.5
+    )
+    assert found.rows[1] == Attempt(
+        "t2", 1, "g", "NORMAL_TASK", "FAILED", error_type="NODE_DIED", error="gone", ended=4.0
+    )
+
+
+def test_actors_come_with_the_reason_of_their_death(dashboard: Dashboard, ray: RayApi) -> None:
+    row = {
+        "actor_id": "c3", "class_name": "A", "name": None, "state": "DEAD", "num_restarts": "2",
+        "node_id": "a1", "is_detached": True,
+        "death_cause": {"actor_died_error_context": {"error_message": "its node died"}},
+    }  # fmt: skip
+    living = {**row, "actor_id": "d4", "state": "ALIVE", "death_cause": None, "is_detached": False}
+    dashboard.answers["/api/v0/actors"] = (200, state([row, living]))
+    dead, alive = ray.actors_of("01").rows
+    assert dead == Actor("c3", "A", "", "DEAD", 2, "a1", True, "its node died")
+    assert (alive.death, alive.detached) == ("", False)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,12 @@ from simulator.checkers.evidence import check_evidence
 from simulator.checkers.executions import check_executions_explained
 from simulator.checkers.faults import check_fault_hit_work, check_healed, check_recovers
 from simulator.checkers.placement import check_placed_right
+from simulator.checkers.program import (
+    check_attempts_recovered,
+    check_effects_exactly_once,
+    check_program_ended_well,
+    check_whole_again,
+)
 from simulator.checkers.results import check_no_task_lost, check_results_right
 
 #: Checks by name, in the order in which they are run and shown.
@@ -22,8 +28,12 @@ CHECKERS: dict[str, Checker] = {
     "results_right": check_results_right,
     "executions_explained": check_executions_explained,
     "placed_right": check_placed_right,
+    "program_ended_well": check_program_ended_well,
+    "attempts_recovered": check_attempts_recovered,
+    "effects_exactly_once": check_effects_exactly_once,
     "fault_hit_work": check_fault_hit_work,
     "recovers": check_recovers,
+    "whole_again": check_whole_again,
     "healed": check_healed,
     "evidence": check_evidence,
 }
@@ -31,9 +41,28 @@ CHECKERS: dict[str, Checker] = {
 #: The names of those that come with the package; `register_check` adds to `CHECKERS` only.
 BUILT_IN = tuple(CHECKERS)
 
-#: Those that judge one kind of workload and have nothing to judge in any other's run: an experiment
-#: that runs it names them.
-OF_ONE_WORKLOAD = frozenset({"placed_right"})
+#: Those that judge the run of a program of the user's.
+OF_PROGRAMS = (
+    "program_ended_well",
+    "attempts_recovered",
+    "effects_exactly_once",
+    "fault_hit_work",
+    "whole_again",
+    "healed",
+    "evidence",
+)
+
+#: Those that judge one kind of workload, tasks whose places are known or programs of the user's, and have
+#: nothing to judge in any other's run: an experiment that runs it names them.
+OF_ONE_WORKLOAD = frozenset(
+    {
+        "placed_right",
+        "program_ended_well",
+        "attempts_recovered",
+        "effects_exactly_once",
+        "whole_again",
+    }
+)
 
 
 def register_check(name: str, checker: Checker) -> None:

@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 from simulator import __version__
 from simulator.cli import (
     catalog,
+    chaos,
     clusters,
     healing,
     jobs,
@@ -131,6 +132,10 @@ _add("run", runs.run, _EXPERIMENTS, "run node_failure",
      "run node_failure --backend docker --repeat 10 --json", "run ./my_experiment.py --workers 5",
      'run node_failure --fault "pause one(worker) @10s until dead"',
      "run node_failure --help", cls=RunCommand)  # fmt: skip
+_add("chaos", chaos.chaos, _EXPERIMENTS, 'chaos my_app.py --fault "kill one(worker) @20s for 15s"',
+     'chaos my_app.py --baseline --seed 7 --fault "kill one(worker) @20s" -- --epochs 3',
+     'chaos src/my_app.py --working-dir . --fault "pause worker-2 @10s for 30s" --repeat 5',
+     "chaos my_app.py --fault random --budget 3", cls=chaos.ChaosCommand)  # fmt: skip
 _add("replay", replays.replay, _EXPERIMENTS, "replay", "replay node_failure/latest --repeat 5")
 _add(
     "shrink",

@@ -172,7 +172,7 @@ def _environment(cluster: Cluster) -> dict[str, str]:
 
 
 def replay_command(
-    source: str,
+    what: Sequence[str],
     backend: str,
     *,
     topology: str | None,
@@ -185,8 +185,14 @@ def replay_command(
     faults: Sequence[str] = (),
     rpc_faults: Sequence[str] = (),
 ) -> str:
-    """The command line that does it again; the runner puts the seed of each run for ``{seed}``."""
-    words = ["python", "-m", "simulator", "run", source, "--backend", backend]
+    """The command line that does it again; the runner puts the seed of each run for ``{seed}``.
+
+    Parameters
+    ----------
+    what
+        The command's name and what it is to do, such as ``["run", "node_failure"]``.
+    """
+    words = ["python", "-m", "simulator", *what, "--backend", backend]
     for option, value in (
         ("--topology", topology),
         ("--workers", workers),

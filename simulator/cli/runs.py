@@ -30,8 +30,6 @@ from simulator.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from simulator.backends.base import ClusterRecord
-    from simulator.cli.plan import Problems
     from simulator.runner import RunRequest
 
 
@@ -202,18 +200,8 @@ def _request(
     rpc_texts: Sequence[str],
 ) -> tuple[Any, RunRequest]:
     """The backend and what is to be run on it; raises `BadInput` with every problem."""
-    from simulator.backends import select
-    from simulator.cli.find import find, refuse_taken
-    from simulator.cli.plan import (
-        AskedFaults,
-        Problems,
-        health_of,
-        load_nodes,
-        replay_command,
-        rpc_faults_of,
-    )
-    from simulator.cluster import HEALTH
-    from simulator.errors import Problem
+    from simulator.cli.place import choose, refuse_contradictions
+    from simulator.cli.plan import AskedFaults, Problems, load_nodes, replay_command
     from simulator.experiment import load_experiment, plan_problems
     from simulator.faults import rpc_faults
     from simulator.runner import RunRequest
@@ -222,18 +210,9 @@ def _request(
     problems = Problems()
     loaded = problems.attempt(source, lambda: load_experiment(source))
     parsed = problems.attempt("--param", lambda: loaded.parse_params(params)) if loaded else None
-    if health is not None:
-        problems.one_of("--health", health, HEALTH)
-    problems.one_of("--backend", backend, select.NAMES)
+    refuse_contradictions(problems, backend, health, name, reuse, image)
     problems.output_file("--junit", junit)
     problems.attempt("--rpc-fault", lambda: rpc_faults(rpc_texts))
-    if name is not None:
-        problems.cluster_name(name)
-    for option, given in (("--name", name), ("--image", image)):
-        if reuse is not None and given is not None:
-            problems.found.append(
-                Problem(option, f"and --reuse {reuse} contradict each other", "use one of them")
-            )
 
     nodes = None
     shaped = topology is not None or workers is not None or bool(settings)
@@ -253,80 +232,35 @@ def _request(
     assert loaded is not None
     assert asked is not None
 
-    if reuse is not None:
-        found = find(reuse, backend)
-        chosen = found.backend
-        output.say(f"Backend: {chosen.name}, where cluster {reuse} is")
-        _refuse_unready(problems, found.record)
-        nodes = nodes or chosen.spec(reuse).topology
-        actual = health_of(found.cluster)
-        if actual is None or (health is not None and health != actual):
-            what = f"was started with {'--health ' + actual if actual else 'settings of its own'}"
-            problems.found.append(
-                Problem(f"--reuse {reuse}", what, "a running cluster's failure detection is fixed")
-            )
-        health = actual
-        has = rpc_faults_of(found.cluster)
-        rpc_asked = [str(fault) for fault in rpc_faults([*loaded.rpc_faults, *rpc_texts])]
-        if rpc_asked and sorted(rpc_asked) != sorted(has):
-            what = f"was started with {'--rpc-fault ' + ', '.join(has) if has else 'no RPC faults'}"
-            problems.found.append(
-                Problem(f"--reuse {reuse}", what, "Ray reads them once, when a node starts")
-            )
-        rpc_texts = has
-    else:
-        choice = select.choose(backend)
-        chosen = choice.backend
-        output.say(f"Backend: {choice.why}")
-        health = health or "fast"
-        if name is not None:
-            refuse_taken(name)
-    problems.raise_any()
-    assert nodes is not None
-    assert health is not None
+    place = choose(
+        problems, backend, health, name, reuse, nodes,
+        rpc_asked=rpc_texts, rpc_own=loaded.rpc_faults,
+    )  # fmt: skip
     seed = secrets.randbelow(2**31) if seed is None else seed
     steps = None
     if texts or file is not None:
-        steps = asked.all_steps(chosen, nodes, seed)
-    return chosen, RunRequest(
+        steps = asked.all_steps(place.backend, place.nodes, seed)
+    return place.backend, RunRequest(
         experiment=loaded,
         params=parsed,
-        topology=nodes,
+        topology=place.nodes,
         source=source,
         seed=seed,
-        health=health,
+        health=place.health,
         name=name,
         reuse=reuse,
         keep=keep,
         image=image,
         command=replay_command(
-            source, chosen.name, topology=topology, workers=workers, settings=settings,
-            params=params, health=health, image=image, reuse=reuse, rpc_faults=rpc_texts,
+            ["run", source], place.backend.name, topology=topology, workers=workers,
+            settings=settings, params=params, health=place.health, image=image, reuse=reuse,
+            rpc_faults=place.rpc_faults,
             faults=[str(step) for step in steps or ()],
         ),
-        rpc_faults=tuple(rpc_texts),
+        rpc_faults=place.rpc_faults,
         start_parallelism=start_parallelism,
         steps=steps,
     )  # fmt: skip
-
-
-def _refuse_unready(problems: Problems, record: ClusterRecord) -> None:
-    """Note what keeps a run from borrowing this cluster; exited workers the run starts itself."""
-    from simulator.errors import Problem
-
-    for node in record.nodes:
-        # The head comes back with its workers, of which it knows nothing otherwise.
-        start = "start" if node.role == "head" else None
-        lacks = {"paused": f"resume {node.name}", "exited": start, "created": start}
-        command = lacks.get(node.state)
-        if command is not None:
-            remedy = f"python -m simulator {command} --name {record.name}"
-            problems.found.append(
-                Problem(
-                    f"--reuse {record.name}", f"{node.name} is {node.state}", f"first: {remedy}"
-                )
-            )
-    problems.raise_any()
 
 
 def show_results(
@@ -370,6 +304,7 @@ def run_data(result: Mapping[str, Any]) -> dict[str, Any]:
         "recovery": dict(result["recovery"]),
         "params": dict(result["params"]),
         "rpc_faults": list(result.get("rpc_faults", ())),
+        **({"program": dict(result["program"])} if "program" in result else {}),
     }
 
 

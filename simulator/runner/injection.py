@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from simulator.cluster import START_ATTEMPTS
@@ -16,21 +17,22 @@ from simulator.errors import BadInput, CannotRun, NotFound
 from simulator.faults import Fault, Missed, Site
 from simulator.history import History, Op, Recorder
 from simulator.runner.live import LiveRun
+from simulator.runner.load import Load
 from simulator.schedule import After, AtEnd, Look, Never, PlannedFault, WhenDeclaredDead
 from simulator.topology import Topology
-from simulator.waiting import Deadline, WaitTimeout
+from simulator.waiting import WaitTimeout
 
 #: How long healing one fault may take, seconds.
 HEAL_S = 150.0
-
-#: How long a fault waits for its target to be in the middle of a task, seconds.
-BUSY_S = 10.0
 
 #: How long after its injection a fault must be seen to hold, and after its healing to be gone, seconds.
 SEEN_S = 15.0
 
 #: How often it is looked whether something is due, seconds.
 TICK_S = 0.1
+
+#: Ray is asked about the work only while no fault is due for so long, seconds.
+ASK_ROOM_S = 1.0
 
 
 @dataclass
@@ -111,6 +113,7 @@ class Injection:
     """
 
     live: LiveRun
+    load: Load
     planned: Sequence[PlannedFault]
     topology: Topology
     faults: list[LiveFault] = field(default_factory=list)
@@ -150,17 +153,20 @@ class Injection:
             now = self.live.clock.mono() - began
             self.live.look()
             seen.read(self.live.recorder)
-            over = self.live.job_over or seen.work_over
+            over, too_late = self.load.over or seen.work_over, self.load.too_late
             for planned in list(waiting):
                 step = planned.step
                 if over and planned.repetition > 1:
                     waiting.remove(planned)
                     self._leave_out(planned)
                     continue
-                if planned.at > now:
+                if planned.at > now and not too_late:
                     continue
                 late = now - planned.at > step.patience
-                if seen.true(planned):
+                if too_late and step.when is None:
+                    waiting.remove(planned)
+                    self._skip(planned, Site("", planned.id), too_late)
+                elif not too_late and seen.true(planned):
                     waiting.remove(planned)
                     self._strike(planned)
                 elif late or over:
@@ -172,8 +178,16 @@ class Injection:
             self.heal_due(self.live.look())
             if not waiting:
                 return
+            self._ask(waiting, began)
             due = min(p.at for p in waiting) + began - self.live.clock.mono()
             self.live.clock.sleep(max(0.0, min(due, 0.5)) if due > 0 else TICK_S)
+
+    def _ask(self, waiting: Sequence[PlannedFault], began: float) -> None:
+        """Ask Ray about the work where its answer cannot make a fault late."""
+        now = self.live.clock.mono() - began
+        due = min((p.at for p in waiting if p.at > now), default=inf)
+        if due - now > ASK_ROOM_S and not self.struck("head"):
+            self.load.ask(self.struck)
 
     def _leave_out(self, planned: PlannedFault) -> None:
         data = {"id": planned.id, "fault": planned.step.fault.name}
@@ -181,14 +195,14 @@ class Injection:
 
     def _strike(self, planned: PlannedFault) -> None:
         """Inject it on every node that it hits."""
-        look = Look(self.live.cluster, self.live.recorder.snapshot, self.live.driver_node)
+        look = Look(self.live.cluster, self.live.recorder.snapshot, self.load.driver_node)
         try:
             planned = planned.resolve(self.topology, look)
         except (NotFound, BadInput, CannotRun) as error:
             self._skip(planned, Site("", planned.id), f"{planned.step.target}: {error}")
             return
         if planned.step.when_busy:
-            self._wait_busy(planned.nodes)
+            self.load.wait_busy(planned.nodes)
         begun = [found for site in planned.sites() if (found := self._inject(planned, site))]
         for fault, before in begun:
             self._verify(fault, before)
@@ -196,33 +210,7 @@ class Injection:
             if fault.fault.shown_by == "die":  # it may have begun another life by itself
                 self._strike_again(fault.node)
         if begun:
-            self.live.go_on()
-
-    def _wait_busy(self, nodes: Sequence[str]) -> None:
-        """Until a task on one of them is known to have begun and to have half of its time to go.
-
-        Gives up after `BUSY_S` seconds, or when the work is over: then the fault hits what it hits,
-        and the checks say so.
-        """
-        clock, recorder = self.live.clock, self.live.recorder
-        deadline = Deadline(BUSY_S, clock=clock.mono)
-        under_way: dict[str, Op] = {}
-        looked = 0
-        while not deadline.passed:
-            news = recorder.since(looked)
-            for op in news:
-                if op.kind == "driver.end":
-                    return
-                if op.kind == "task.start" and op.node in nodes:
-                    under_way[op.data["exec"]] = op
-                elif op.kind == "task.end":
-                    under_way.pop(op.data["exec"], None)
-            looked += len(news)
-            now = clock.wall()
-            for op in under_way.values():
-                if now - recorder.history.at(op) < op.data["nominal_s"] / 2:
-                    return
-            clock.sleep(0.01)
+            self.load.go_on()
 
     def _inject(self, planned: PlannedFault, site: Site) -> tuple[LiveFault, int] | None:
         """Break one node; the fault, and how long the history was before. None if it was skipped."""

@@ -40,6 +40,8 @@ class RunRequest:
         Leave the cluster up at the end.
     command
         The command line that replays it; ``{seed}`` in it stands for the run's own seed.
+    baseline
+        What an undisturbed run of the same gave (`simulator.checkers.program.baseline_of`), to compare with.
     plan
         The faults with all that was drawn for them, instead of a draw from the experiment's schedule.
     rpc_faults
@@ -63,6 +65,7 @@ class RunRequest:
     image: str | None = None
     command: str = ""
     start_parallelism: int | None = None
+    baseline: Mapping[str, Any] | None = None
     plan: Sequence[PlannedFault] | None = None
     rpc_faults: Sequence[str] = ()
     replays: str | None = None
@@ -164,6 +167,7 @@ def build_spec(
         # As they were asked for, where the experiment was given others than its own.
         "steps": None if request.steps is None else [str(step) for step in request.steps],
         "schedule": [p.to_data() for p in planned],
+        **({} if request.baseline is None else {"baseline": dict(request.baseline)}),
         "image": request.image,
         "rpc_faults": [str(fault) for fault in request.all_rpc_faults()],
         "replays": request.replays,

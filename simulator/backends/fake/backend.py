@@ -109,7 +109,8 @@ class FakeBackend:
     calls
         Every call so far, in order.
     programs
-        Simulated jobs by the module that their entrypoint runs; add your own workload's here.
+        Simulated jobs by the module or the script that their entrypoint runs; add your own workload's
+        here, and a script of yours with `simulator.backends.fake.program.FakeProgram`.
     checks
         What `check` answers.
     answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,8 @@ from simulator.backends.fake.stream import FakeStream
 from simulator.backends.fake.tasks import FakeActor, FakeTask, Tasks, usage
 from simulator.backends.fake.world import FakeNode, World
 from simulator.rayapi import (
+    Actors,
+    Attempts,
     FailedAttempts,
     Job,
     JobLog,
@@ -24,6 +27,7 @@ from simulator.rayapi import (
     RayUnreachable,
     RunningTask,
     RunningWork,
+    TaskCounts,
     Usage,
     job_id_taken,
 )
@@ -78,7 +82,7 @@ class FakeRay:
     called
         Told the name of every method before it answers; may raise what was scripted.
     programs
-        Simulated jobs, by the module that their entrypoint runs.
+        Simulated jobs, by the module or the script that their entrypoint runs.
     """
 
     def __init__(
@@ -199,7 +203,7 @@ class FakeRay:
 
     def _begin(self, world: World, job_id: str, submitted: _Submitted) -> None:
         def ended(status: str, message: str) -> None:
-            submitted.end(world, status, message)
+            submitted.end(world, status, message, {"SUCCEEDED": 0, "FAILED": 1}.get(status))
 
         if submitted.ended is not None:
             return
@@ -207,17 +211,23 @@ class FakeRay:
             status, message = world.script.job_ends
             world.script.job_ends = None
             submitted.logs = message
-            ended(status, message)
+            submitted.end(world, status, message)  # with no exit code: no driver began
             return
         argv = shlex.split(submitted.entrypoint)
-        module = argv[argv.index("-m") + 1] if "-m" in argv[:-1] else argv[0]
+        script = next((word for word in argv if word.endswith(".py")), argv[0])
+        module = argv[argv.index("-m") + 1] if "-m" in argv[:-1] else script
         factory = self._programs.get(module)
         if factory is None:
             self._print(world, job_id, submitted, module)
             return
-        run_id = argv[argv.index("--run") + 1] if "--run" in argv[:-1] else ""
+        variables = submitted.runtime_env.get("env_vars") or {}
+        run_id = variables.get("RAY_SIM_RUN", "")
+        if "--run" in argv[:-1]:
+            run_id = argv[argv.index("--run") + 1]
         number = len(jobs_of(world))
         submitted.status, submitted.message = "RUNNING", "Job is currently running."
+        if world.head.entry is not None:
+            submitted.driver_node = world.head.entry.ray_node_id
         submitted.program = factory(world, run_id, f"{number:02x}000000", ended)
         submitted.program.begin()
 
@@ -259,6 +269,7 @@ class FakeRay:
             submitted.exit_code,
             submitted.driver_node,
             None if submitted.ended is None else submitted.ended - submitted.began,
+            submitted.program.ray_job_id if submitted.program is not None else "",
         )
 
     def job_logs(self, job_id: str) -> str:
@@ -280,11 +291,42 @@ class FakeRay:
         return True
 
     def failed_attempts(self, ray_job_id: str) -> FailedAttempts:
-        world = self._ask("failed_attempts")
-        for job in jobs_of(world).values():
-            if job.program is not None and job.program.ray_job_id == ray_job_id:
-                return FailedAttempts(list(job.program.tasks.failed), 0)
-        return FailedAttempts([], 0)
+        tasks = self._tasks(self._ask("failed_attempts"), ray_job_id)
+        return FailedAttempts([] if tasks is None else list(tasks.failed), 0)
+
+    def attempts(
+        self, ray_job_id: str, *, state: str | None = None, task_id: str | None = None
+    ) -> Attempts:
+        world = self._ask("attempts")
+        tasks = self._tasks(world, ray_job_id)
+        rows = [
+            a
+            for a in (tasks.attempts.values() if tasks is not None else ())
+            if state in (None, a.state) and task_id in (None, a.task_id)
+        ]
+        most = world.behaviour.most_rows
+        return Attempts(rows[:most], max(0, len(rows) - most))
+
+    def actors_of(self, ray_job_id: str) -> Actors:
+        tasks = self._tasks(self._ask("actors_of"), ray_job_id)
+        return Actors([] if tasks is None else tasks.remembered_actors(), 0)
+
+    def task_counts(self, ray_job_id: str) -> TaskCounts:
+        tasks = self._tasks(self._ask("task_counts"), ray_job_id)
+        states = (
+            Counter(a.state for a in tasks.attempts.values()) if tasks is not None else Counter()
+        )
+        return TaskCounts(
+            finished=states["FINISHED"],
+            failed=states["FAILED"],
+            running=states["RUNNING"],
+            pending=states["PENDING_NODE_ASSIGNMENT"],
+        )
+
+    @staticmethod
+    def _tasks(world: World, ray_job_id: str) -> Tasks | None:
+        jobs = (job.program for job in jobs_of(world).values())
+        return next((p.tasks for p in jobs if p and p.ray_job_id == ray_job_id), None)
 
     def _ask(self, method: str) -> World:
         world = self._find()

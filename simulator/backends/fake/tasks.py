@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from simulator.backends.fake.world import FakeNode, World
 from simulator.innode.work import expected_value
-from simulator.rayapi import FailedAttempt
+from simulator.rayapi import Actor, Attempt, FailedAttempt
 
 Done = Callable[["Outcome"], None]
 
@@ -86,6 +86,7 @@ class Tasks:
         self.actors: list[FakeActor] = []
         self.failed: list[FailedAttempt] = []
         self.kept: list[FakeTask] = []  # whose outputs the owner still refers to
+        self.attempts: dict[tuple[str, int], Attempt] = {}
         self.over = False
         world.on_nodes.append(self)
 
@@ -110,6 +111,7 @@ class Tasks:
             needs, prefers,
         )  # fmt: skip
         self.queue.append(task)
+        self._note(task, state="PENDING_NODE_ASSIGNMENT")
         self.pump()
         return task
 
@@ -188,6 +190,7 @@ class Tasks:
         made.attempt += 1
         made.task_id = self.world.hex(48)
         self.queue.append(made)
+        self._note(made, state="PENDING_NODE_ASSIGNMENT")
         self.pump()
         return False
 
@@ -196,6 +199,7 @@ class Tasks:
         if attempt in task.cut:
             return
         execution = self.world.hex(16)
+        self._note(task, state="RUNNING", started=self.world.wall(), sent=self.world.wall())
         self._write(
             node,
             "task.start",
@@ -222,6 +226,7 @@ class Tasks:
         if task.node is not node or self.over:
             return
         self.placed.remove(task)
+        self._note(task, state="FINISHED", ended=self.world.wall())
         task.node = None
         value = expected_value(task.fn, task.args)
         if task.keeps_output:
@@ -384,6 +389,35 @@ class Tasks:
                 self._tell(actor, "DEAD")
         if self in self.world.on_nodes:
             self.world.on_nodes.remove(self)
+
+    def _note(self, task: FakeTask, **what: Any) -> None:
+        """What Ray would remember of the attempt that a task is in."""
+        key = (task.task_id, task.attempt)
+        before = self.attempts.get(key)
+        if before is None:
+            before = Attempt(task.task_id, task.attempt, task.key, "NORMAL_TASK", "NIL")
+        entry = task.node.entry if task.node is not None else None
+        where = before.ray_node_id if entry is None else entry.ray_node_id
+        self.attempts[key] = replace(before, ray_node_id=where, **what)
+
+    def remembered_actors(self) -> list[Actor]:
+        """What Ray would remember of its actors."""
+        found = []
+        for actor in self.actors:
+            entry = actor.node.entry if actor.node is not None else None
+            alive = "ALIVE" if actor.alive else "RESTARTING"
+            found.append(
+                Actor(
+                    actor.actor_id,
+                    "Counter",
+                    actor.name,
+                    "DEAD" if self.over else alive,
+                    actor.restarts,
+                    "" if entry is None else entry.ray_node_id,
+                    death="The job has finished." if self.over else "",
+                )
+            )
+        return found
 
     def _write(self, node: FakeNode, kind: str, **data: Any) -> None:
         if self.over:

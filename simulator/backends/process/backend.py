@@ -34,6 +34,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from simulator.assets import importable_path
 from simulator.backends.base import (
     Check,
     ClusterRecord,
@@ -581,7 +582,7 @@ class ProcessBackend:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(home / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": _join(_PACKAGE_ROOT, os.environ.get("PYTHONPATH")),
+            "PYTHONPATH": _join(_PACKAGE_ROOT, importable_path(), os.environ.get("PYTHONPATH")),
             # The job's `python` is the one that has Ray.
             "PATH": _join(Path(sys.executable).parent, os.environ.get("PATH", os.defpath)),
             # No proxy of the machine's stands between nodes.
@@ -703,5 +704,5 @@ def _uninterrupted(yes: bool) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _join(first: Path, rest: str | None) -> str:
-    return os.pathsep.join([str(first), *([rest] if rest else [])])
+def _join(*parts: Path | str | None) -> str:
+    return os.pathsep.join(str(part) for part in parts if part)
