@@ -378,6 +378,13 @@ class RayApi:
 
     def actors(self) -> list[RayActor]:
         """Every actor that the GCS remembers, up to ten thousand."""
+        return self._actors({"limit": str(MOST_ROWS)})
+
+    def living_actors(self) -> list[RayActor]:
+        """Those that live on a node now, up to ten thousand."""
+        return [a for a in self._actors(_only("ALIVE")) if a.alive and a.ray_node_id]
+
+    def _actors(self, wanted: Mapping[str, str]) -> list[RayActor]:
         return [
             RayActor(
                 actor_id=row.get("actor_id") or "",
@@ -385,14 +392,10 @@ class RayApi:
                 class_name=row["class_name"],
                 ray_node_id=row.get("node_id") or "",
                 pid=int(row.get("pid") or 0),
-                alive=row["state"] == "ALIVE",
+                alive=row.get("state") == "ALIVE",
             )
-            for row in self._state("actors", {"limit": "10000"})["result"]
+            for row in self._state("actors", wanted)["result"]
         ]
-
-    def living_actors(self) -> list[RayActor]:
-        """Those that live on a node now."""
-        return [actor for actor in self.actors() if actor.alive and actor.ray_node_id]
 
     def objects_held(self) -> dict[str, int]:
         """How many objects each node's store holds, by Ray node id; up to 15 seconds old."""

@@ -146,7 +146,7 @@ def test_what_runs_is_told_by_node(dashboard: Dashboard, ray: RayApi) -> None:
     other = {**task, "task_id": "t2", "name": "named", "func_or_class_name": "work"}
     call = {**task, "task_id": "t3", "type": "ACTOR_TASK", "name": "Counter.add"}
     nowhere = {**task, "task_id": "t4", "node_id": None}
-    actor = {"class_name": "Counter", "name": "c-1", "node_id": "b2"}
+    actor = {"class_name": "Counter", "name": "c-1", "node_id": "b2", "state": "ALIVE"}
     nameless = {**actor, "name": "", "node_id": "a1"}
     dashboard.answers["/api/v0/tasks"] = (200, state([task, other, call, nowhere]))
     dashboard.answers["/api/v0/actors"] = (200, state([actor, nameless]))
