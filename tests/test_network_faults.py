@@ -277,7 +277,7 @@ def test_where_raylets_listen_is_remembered_while_ray_does_not_answer(cluster: C
 @pytest.mark.parametrize("direction", ["both", "in", "out"])
 @pytest.mark.parametrize("scope", ["all", "gcs"])
 def test_a_node_that_the_gcs_does_not_hear_is_given_up_and_comes_back_as_a_new_one(
-    cluster: Cluster, direction: Any, scope: str
+    cluster: Cluster, direction: Any, scope: Any
 ) -> None:
     before = ray_id(cluster, "worker-1")
     fault = Partition(direction, scope)

@@ -1,6 +1,6 @@
 """Faults of the network on a real engine, each looked at from outside: packets that arrive, or do not.
 
-One cluster of a head and two workers for all tests, whose GCS gives a silent node up after 14 s: longer than
+One cluster of a head and two workers for all tests, whose GCS gives a silent node up after 11 s: longer than
 most faults here are held, so that a node survives them, and short enough to wait for where it must not.
 """
 
@@ -51,7 +51,7 @@ HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_failure_threshold": "4",
     "RAY_ray_syncer_message_refresh_interval_ms": "1000",
 }
 CLOSED = 9  # nobody listens there, so what gets through is refused
@@ -244,7 +244,6 @@ def ray_id(cluster: Cluster, node: str) -> str | None:
 def struck(cluster: Cluster, fault: Fault, site: Site) -> Iterator[Site]:
     """The fault holds; afterwards it is healed, and shown to be gone."""
     site = fault.locate(cluster, site)
-    assert fault.holds(cluster, site) == ""
     fault.inject(cluster, site)
     try:
         assert fault.holds(cluster, site)
@@ -263,12 +262,18 @@ def apart(node: str, *peers: str, name: str = "f1") -> Site:
 
 def test_a_partition_lets_nothing_through_and_leaves_nothing_behind(cluster: Cluster) -> None:
     assert filter_of(cluster, "worker-1") == CLEAN
-    with struck(cluster, Partition(), apart("worker-1", "head", "worker-2")):
+    site = apart("worker-1", "head", "worker-2")
+    assert Partition().holds(cluster, site) == ""
+    before, began = ray_id(cluster, "worker-1"), time.monotonic()
+    with struck(cluster, Partition(), site):
         assert arrived(cluster, "worker-1", "worker-2") == 0
         assert arrived(cluster, "worker-2", "worker-1") == 0
         assert connects(cluster, "head", address(cluster, "worker-1"), CLOSED) == "silence"
         assert connects(cluster, "head", address(cluster, "worker-2"), CLOSED) == "refused"
         assert filter_of(cluster, "head") == CLEAN, "the rules are in the victim's network alone"
+        short = time.monotonic() - began < 8
+    if short:  # on a machine that is as fast as that it cost no node
+        assert ray_id(cluster, "worker-1") == before
     assert filter_of(cluster, "worker-1") == CLEAN
     assert arrived(cluster, "worker-1", "worker-2") == 5
     assert arrived(cluster, "worker-2", "worker-1") == 5
@@ -423,16 +428,16 @@ def test_faults_that_overlap_are_healed_one_by_one(
         fault.inject(cluster, site)  # twice is once
         held[name] = fault.rule(cluster, site)
     assert backend.rules(NAME, "worker-1") == held
-    for name, heard, is_heard in (
-        ("f1", False, True), ("f4", False, True), ("f2.1", True, True), ("f3", True, True),
-    ):  # fmt: skip
+    assert arrived(cluster, "worker-1", "worker-2") == 0
+    for name, heard in (("f1", 0), ("f4", 0), ("f2.1", 5), ("f3", 5)):
         fault, site = sites[name]
         fault.heal(cluster, site, timeout=60)
-        backend.remove_rule(NAME, "worker-1", name)  # and so is this
         del held[name]
         assert backend.rules(NAME, "worker-1") == held
-        assert (arrived(cluster, "worker-2", "worker-1") == 5) is heard
-        assert (arrived(cluster, "worker-1", "worker-2") == 5) is is_heard
+        assert arrived(cluster, "worker-2", "worker-1") == heard
+    assert arrived(cluster, "worker-1", "worker-2") == 5
+    backend.remove_rule(NAME, "worker-1", "f1")  # and so is this
+    assert backend.rules(NAME, "worker-1") == held
     assert disciplines_of(cluster, "worker-1") == ["noqueue"]
     assert backend.clear_rules(NAME, "worker-1") == ["f5"]
     assert backend.clear_rules(NAME, "worker-1") == []
@@ -476,14 +481,6 @@ def test_a_node_that_starts_again_has_a_new_network_and_is_struck_again(cluster:
     assert arrived(cluster, "worker-2", "worker-1") == 0
     assert fault.heal(cluster, site, timeout=60) == "its rule is gone; it was running already"
     assert fault.lingers(cluster, site) == ""
-
-
-def test_a_short_partition_costs_no_node(cluster: Cluster) -> None:
-    before, began = ray_id(cluster, "worker-1"), time.monotonic()
-    with struck(cluster, Partition(), apart("worker-1", "head", "worker-2")):
-        pass
-    if time.monotonic() - began < 10:  # on a machine that is as fast as that
-        assert ray_id(cluster, "worker-1") == before
 
 
 def test_a_node_that_ray_gave_up_works_on_and_comes_back_as_a_new_one(cluster: Cluster) -> None:

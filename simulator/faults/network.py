@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, get_args
 
 from simulator.backends.base import (
     DISCONNECT,
@@ -45,7 +45,8 @@ from simulator.netrules import (
 from simulator.waiting import Deadline
 
 #: Which of a node's links a partition cuts.
-SCOPES = ("all", "gcs", "objects")
+Scope = Literal["all", "gcs", "objects"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 #: Nobody listens there, so whoever gets through is refused at once.
 _DISCARD = 9
@@ -176,7 +177,7 @@ class Partition(BetweenNodes):
     """
 
     direction: Direction = "both"
-    scope: str = "all"
+    scope: Scope = "all"
 
     name: ClassVar[str] = "partition"
     summary: ClassVar[str] = (
@@ -314,15 +315,17 @@ class Loss(BetweenNodes):
     Parameters
     ----------
     percent
-        Of the packets; each way, if `direction` is ``both``.
+        How many get lost.
+    direction
+        ``in``: of what the node receives. ``out``: of what it sends.
     correlation
-        How much the fate of a packet depends on the one before it, percent: losses come in bursts. Needs
-        netem, and then concerns all that the node sends, and nothing that it receives.
+        How much the fate of a packet depends on the one before it: losses come in bursts. Needs netem and
+        ``direction=out``, and then concerns all that the node sends, to whomever.
     """
 
     percent: float = 10.0
     direction: Direction = "both"
-    correlation: float = 0.0
+    correlation: float = field(default=0.0, metadata={"unit": "%"})
 
     name: ClassVar[str] = "loss"
     summary: ClassVar[str] = "loses a share of the packets between a node and others"
@@ -382,8 +385,10 @@ class Delay(NetworkFault):
 
     Parameters
     ----------
-    delay, jitter
-        Seconds, and by how much they vary up or down.
+    delay
+        How long.
+    jitter
+        By how much that varies, up or down.
     """
 
     delay: float = 0.1
@@ -412,9 +417,9 @@ class Reorder(NetworkFault):
     Parameters
     ----------
     percent
-        Of the packets go at once, and the others wait.
+        How many go at once, while the others wait.
     delay
-        For how long, seconds.
+        How long those wait.
     """
 
     percent: float = 25.0
@@ -440,7 +445,7 @@ class Duplicate(NetworkFault):
     Parameters
     ----------
     percent
-        Of the packets.
+        How many are sent twice.
     """
 
     percent: float = 10.0
