@@ -36,8 +36,9 @@ _SIZE = re.compile(r"([0-9]{1,15})([kmg])")
 #: What a node may be given: Docker takes no less than 6 MiB, and more than a PiB is a slip of the pen.
 _LEAST_MEMORY, _MOST_MEMORY = "6m", "1048576g"
 #: Ray's object store takes no less than 75 MiB (`OBJECT_STORE_MINIMUM_MEMORY_BYTES`), and not all of the
-#: shared memory is given to it; a disk to spill to must hold a few objects.
-_LEAST_SHM, _LEAST_SPILL = "80m", "16m"
+#: shared memory is given to it. It spills many objects at once, into one file of up to 100 MB or more
+#: (`min_spilling_size`): a smaller disk would be full after the first time.
+_LEAST_SHM, _LEAST_SPILL = "80m", "128m"
 #: Of one resource on one node, and of nodes in one group: more is a slip of the pen.
 _MOST, _MOST_REPLICAS = 1_000_000, 1000
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
@@ -154,7 +155,7 @@ class _Node(BaseModel):
     @field_validator("spill_size")
     @classmethod
     def _spill_size(cls, value: str | None) -> str | None:
-        return _within(value, _LEAST_SPILL)
+        return _within(value, _LEAST_SPILL, why="Ray spills up to 100 MB at a time")
 
     @model_validator(mode="after")
     def _fits_in_memory(self) -> _Node:

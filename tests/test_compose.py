@@ -365,9 +365,9 @@ def test_small_shared_memory_holds_an_object_store_that_fits(tmp_path: Path) -> 
 
 
 def test_a_disk_to_spill_to_is_one_of_its_own_size() -> None:
-    disks = override(load_topology("default"), ["worker_groups.worker.spill_size=64m"])
+    disks = override(load_topology("default"), ["worker_groups.worker.spill_size=128m"])
     services = expand(spec(disks))["services"]
-    assert services["worker"]["tmpfs"] == [f"{SPILL_TARGET}:size={64 * 1024**2},mode=1777"]
+    assert services["worker"]["tmpfs"] == [f"{SPILL_TARGET}:size={128 * 1024**2},mode=1777"]
     assert f"--object-spilling-directory={SPILL_TARGET}" in services["worker"]["command"]
     assert "tmpfs" not in services["head"]
     assert not [a for a in services["head"]["command"] if "spilling" in a]

@@ -57,7 +57,7 @@ ALL: list[Fault] = [
 
 
 def with_disks() -> Any:
-    return override(topology(), ["worker_groups.worker.spill_size=64m"])
+    return override(topology(), ["worker_groups.worker.spill_size=128m"])
 
 
 @pytest.fixture

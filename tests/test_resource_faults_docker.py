@@ -39,7 +39,7 @@ TOPOLOGY = parse_topology(
                 "resources": {"CPU": 1, "there": 1},
                 "memory": "1g",
                 "shm_size": "80m",
-                "spill_size": "64m",
+                "spill_size": "128m",
             },
             {"group_name": "plain", "resources": {"CPU": 1}},
         ],
@@ -299,8 +299,7 @@ def test_when_memory_runs_out_the_kernel_kills_a_worker_of_rays_and_the_engine_t
 
 def test_a_full_disk_is_the_nodes_own_and_never_the_machines(cluster: Cluster) -> None:
     mount = inside(f"grep ' {SPILL_TARGET} ' /proc/mounts").split()
-    assert (mount[2], "size=65536k" in mount[3]) == ("tmpfs", True)
-    assert inside(f"ls {SPILL_TARGET}").startswith("ray_spilled_objects")
+    assert (mount[2], "size=131072k" in mount[3]) == ("tmpfs", True)
     layer = inspected("SizeRw")
     fault = DiskFull()
     site = struck(cluster, fault)
@@ -312,6 +311,33 @@ def test_a_full_disk_is_the_nodes_own_and_never_the_machines(cluster: Cluster) -
     assert inside(
         f"rm {SPILL_TARGET}/more; echo more > {SPILL_TARGET}/more; cat {SPILL_TARGET}/more"
     )
+
+
+def blocks(cluster: Cluster, name: str) -> dict[str, int]:
+    """What became of twelve blocks of 10 MB, kept on the node, whose store holds seven."""
+    backend = cluster.backend
+    backend.copy_in(NAME, "head", str(Path(__file__).with_name("blocks.py")), "/tmp")
+    cluster.ray.submit("python /tmp/blocks.py 12", name)
+    until(lambda: cluster.ray.job(name).over, f"{name} ends")
+    log = cluster.ray.job_logs(name)
+    (line,) = [one for one in log.splitlines() if one.startswith("outcomes")]
+    outcomes: dict[str, int] = json.loads(line.partition(" ")[2])
+    return outcomes
+
+
+def test_ray_spills_to_that_disk_and_fails_what_does_not_fit_while_it_is_full(
+    cluster: Cluster,
+) -> None:
+    assert blocks(cluster, "whole") == {"read": 12}
+    assert "ray_spilled_objects" in inside(f"ls {SPILL_TARGET}")
+    fault = DiskFull()
+    site = struck(cluster, fault)
+    found = blocks(cluster, "full")
+    assert found["read"] < 12
+    assert sum(found.values()) == 12
+    assert {name for name in found if name != "read"} == {"RayTaskError(OutOfDiskError)"}
+    healed(cluster, fault, site)
+    assert blocks(cluster, "healed") == {"read": 12}
 
 
 def test_a_node_without_such_a_disk_is_not_filled(cluster: Cluster) -> None:

@@ -185,7 +185,10 @@ def test_a_group_that_stands_there_twice_is_refused() -> None:
         ({"memory": "2g\n"}, "use a number and k, m or g"),
         ({"shm_size": "64m"}, "use 80m to 1048576g: Ray's object store lies in it"),
         ({"shm_size": "lots"}, 'is "lots"; use a number and k, m or g'),
-        ({"spill_size": "1m"}, 'is "1m"; use 16m to 1048576g'),
+        (
+            {"spill_size": "64m"},
+            'is "64m"; use 128m to 1048576g: Ray spills up to 100 MB at a time',
+        ),
         (
             {"memory": "512m", "shm_size": "256m", "spill_size": "256m"},
             'shm_size "256m" and spill_size "256m" lie in the memory of the node, which is "512m"',

@@ -637,7 +637,7 @@ class CanLimit(Protocol):
         """Why this machine gives nodes no limit of this kind, or None."""
 
     def limits(self, cluster: str, node: str) -> Limits:
-        """In force now, or once it runs again: the kernel's word for a running node, else the engine's."""
+        """What the engine gives it, now and at its next start; what the kernel makes of it is its `load`."""
 
     def made_limits(self, cluster: str, node: str) -> Limits:
         """What it was made with, whatever was changed since."""
@@ -652,7 +652,13 @@ class CanLimit(Protocol):
         """
 
     def load(self, cluster: str, node: str) -> Load:
-        """Of a running node."""
+        """The kernel's word, of a running node.
+
+        Raises
+        ------
+        CannotRun
+            It does not run, or not any more.
+        """
 
     def ran_out_of_memory(self, cluster: str, node: str) -> bool:
         """Whether the engine saw the kernel kill something of it for want of memory, since its start."""

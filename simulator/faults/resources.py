@@ -8,6 +8,7 @@ judged by what the kernel says: a cgroup's values, a disk's free blocks, the eng
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +28,9 @@ from simulator.innode.burden import ANY
 from simulator.topology import NodeSpec, parse_size
 
 _MIB = 1024**2
-_LEAST_CORES, _LEAST_MEMORY = 0.01, 6 * _MIB  # Docker takes no less
+#: With less, it takes a node many seconds to be looked at; Docker's own least is 0.01.
+_LEAST_CORES = 0.05
+_LEAST_MEMORY = 6 * _MIB  # Docker takes no less
 _MOST_PROCESSES = 256
 
 #: How far below its share a node's memory may be and count as filled: a few pages come and go.
@@ -82,8 +85,20 @@ class _Limit(_OfOneKind):
         if now is None or now > self.asked():  # a tighter one of another fault stays
             backend.set_limits(cluster.name, site.node, _limits(self.resource, self.asked()))
 
+    def in_force(self, cluster: Cluster, site: Site) -> float | None:
+        """By the kernel's word, or for a node that is down by the engine's."""
+        backend = require(self, cluster.backend)
+        if cluster.node(site.node).state == "running":
+            with suppress(
+                CannotRun
+            ):  # it may end while it is looked at, for want of what was taken
+                return _amount(backend.load(cluster.name, site.node).limits, self.resource)
+            if cluster.node(site.node).state == "running":
+                return None
+        return _amount(backend.limits(cluster.name, site.node), self.resource)
+
     def holds(self, cluster: Cluster, site: Site) -> str:
-        now = _amount(require(self, cluster.backend).limits(cluster.name, site.node), self.resource)
+        now = self.in_force(cluster, site)
         # The kernel counts in whole pages and in parts of a period.
         if now is None or now > self.asked() * 1.001:
             return ""
@@ -98,7 +113,7 @@ class _Limit(_OfOneKind):
 
     def lingers(self, cluster: Cluster, site: Site) -> str:
         backend = require(self, cluster.backend)
-        now = _amount(backend.limits(cluster.name, site.node), self.resource)
+        now = self.in_force(cluster, site)
         made = _amount(backend.made_limits(cluster.name, site.node), self.resource)
         if now is None or made is None or now >= made * 0.999:
             return ""
@@ -149,7 +164,7 @@ class CpuLimit(_Limit):
     Parameters
     ----------
     cores
-        That it may still use, at least 0.01.
+        That it may still use, at least 0.05.
     """
 
     cores: float = 0.5

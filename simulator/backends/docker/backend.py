@@ -415,10 +415,7 @@ class DockerBackend:
         return node_limits.why_unlimited(self._info(), resource)
 
     def limits(self, cluster: str, node: str) -> Limits:
-        container = self._node(cluster, node)
-        if container.state == "running":
-            return self.load(cluster, node).limits
-        return node_limits.asked_of_engine(self._api, container.id)
+        return node_limits.asked_of_engine(self._api, self._node(cluster, node).id)
 
     def made_limits(self, cluster: str, node: str) -> Limits:
         group = _group_of(self._node(cluster, node).labels)

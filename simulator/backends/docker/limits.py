@@ -25,7 +25,7 @@ _NANO = 1_000_000_000
 
 
 def asked_of_engine(client: docker.APIClient, container: str) -> Limits:
-    """What the engine will give it at its next start."""
+    """What the engine gives it, also at its next start."""
     with asking("the engine was asked for a node's limits"):
         host = client.inspect_container(container)["HostConfig"]
     quota, period = host.get("CpuQuota") or 0, host.get("CpuPeriod") or 100_000
