@@ -353,6 +353,7 @@ class Tasks:
     def _lost(self, task: FakeTask, why: str, ray_node_id: str, message: str) -> None:
         """An attempt is over without a result: there is another one, or the task has failed."""
         self.placed.remove(task)
+        self._note(task, state="FAILED", ended=self.world.wall(), error_type=why)
         task.node = None
         self.failed.append(
             FailedAttempt(task.task_id, task.attempt, task.key, why, ray_node_id, self.world.wall())
@@ -360,6 +361,7 @@ class Tasks:
         if task.max_retries < 0 or task.attempt < task.max_retries:
             task.attempt += 1
             self.queue.insert(0, task)
+            self._note(task, state="PENDING_NODE_ASSIGNMENT")
         else:
             self._fail(task, "WorkerCrashedError", message)
 
