@@ -147,6 +147,16 @@ def test_a_baseline_that_fails_is_shown_and_nothing_is_broken(
     assert [c for c in backend.calls if c.method == "kill"] == []
 
 
+def test_calls_of_rays_can_be_made_to_fail_too(command: Command) -> None:
+    fault = "NodeManagerService.RequestWorkerLease fails 25%"
+    done = command("chaos", "my_app.py", *KILL, "--rpc-fault", fault, "--json")
+    spec = spec_of(done.data)
+    assert spec["rpc_faults"] == [fault]
+    words = shlex.split(spec["command"])
+    assert words[words.index("--rpc-fault") + 1] == fault
+    assert command("chaos", "my_app.py", "--rpc-fault", "nothing").code == 2
+
+
 def test_repeats_give_runs_and_a_summary(command: Command) -> None:
     done = command("chaos", "my_app.py", *KILL, "--repeat", "2", "--seed", "7", "--json")
     assert [r["seed"] for r in done.data["runs"]] == [7, 8]

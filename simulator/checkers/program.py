@@ -326,7 +326,10 @@ def at_work(view: RunView, node: str, when: float) -> list[tuple[str, Op]]:
         if op.node == node and op.data["error_type"] == "NODE_DIED" and index.at(op) >= when:
             key, number = op.data["key"], f"{op.data['task_id']}:{op.data['attempt']}"
             begun = any(e.exec == number for e in index.executions.get(key, ()))
-            later = any(when + SLACK < d.begin <= index.at(op) for d in index.downs(node))
+            later = any(
+                when + SLACK < down.begin <= index.at(op) and down.ops[0].kind != "ray.node"
+                for down in index.downs(node)
+            )
             if not begun and not later:
                 found.append((key, op))
     return found

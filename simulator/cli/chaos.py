@@ -26,6 +26,7 @@ from simulator.cli.options import (
     JunitOption,
     ParallelismOption,
     RateOption,
+    RpcFaultOption,
     ScheduleFileOption,
     SetOption,
     WorkersOption,
@@ -78,6 +79,7 @@ def chaos(
     file: ScheduleFileOption = None,
     rate: RateOption = None,
     budget: BudgetOption = None,
+    rpc_fault: RpcFaultOption = None,
     working_dir: Annotated[
         str | None,
         typer.Option(
@@ -194,6 +196,7 @@ def chaos(
     from simulator.cli.place import choose, refuse_contradictions
     from simulator.cli.plan import AskedFaults, Problems, load_nodes
     from simulator.cli.screen import Screen
+    from simulator.faults import rpc_faults
     from simulator.runner import Runner, RunRequest
     from simulator.schedule import resolve
     from simulator.store import Store
@@ -202,6 +205,7 @@ def chaos(
     problems = Problems()
     program = _program(problems, script, arguments or (), working_dir, runtime_env)
     asked = problems.attempt("--fault", lambda: AskedFaults.read(faults or (), file, rate, budget))
+    problems.attempt("--rpc-fault", lambda: rpc_faults(rpc_fault or ()))
     refuse_contradictions(problems, backend, health, name, reuse, image)
     problems.output_file("--junit", junit)
     shaped = topology != "default" or workers is not None or bool(settings)
@@ -213,7 +217,7 @@ def chaos(
     assert program is not None
     assert asked is not None
 
-    place = choose(problems, backend, health, name, reuse, nodes)
+    place = choose(problems, backend, health, name, reuse, nodes, rpc_asked=rpc_fault or ())
     seed = secrets.randbelow(2**31) if seed is None else seed
     experiment = Chaos(
         Script(program, timeout),
@@ -237,6 +241,7 @@ def chaos(
             experiment, place, baseline=baseline, topology=topology if shaped else None,
             workers=workers, settings=settings or (), image=image, reuse=reuse,
         ),
+        rpc_faults=place.rpc_faults,
         start_parallelism=start_parallelism,
     )  # fmt: skip
     alone = experiment.undisturbed()
@@ -333,5 +338,6 @@ def _command(
     line = replay_command(
         what, place.backend.name, topology=topology, workers=workers, settings=settings, params=(),
         health=place.health, image=image, reuse=reuse, faults=params.faults,
+        rpc_faults=place.rpc_faults,
     )  # fmt: skip
     return f"{line} -- {shlex.join(params.arguments)}" if params.arguments else line
