@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from simulator.innode.work import COMPANY_S
+from simulator.innode.work import COMPANY_S, HALF_CPU
 from simulator.topology import NodeSpec, Topology
 
 
@@ -168,3 +168,56 @@ class Placement:
         rounds = [math.ceil(k.count / max(1, sum(map(k.fits, nodes)))) for k in self.kinds]
         waits = sum(kind.company > 1 for kind in self.kinds)
         return sum(rounds) * self.task_seconds + waits * COMPANY_S
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """Work of which something is promised, so that it can be seen whether that is kept when a node fails.
+
+    Posts are tasks that each do one deed in the outside world, and are tried again until they came back: each
+    deed is to happen exactly once. On every worker there is one named actor, the teller: only one
+    incarnation of it may live at any moment, and its charges are to happen at most once. A placement group has
+    a bundle on every node, and is to be whole again in the end, when nothing may be left in use either.
+
+    Every node needs a CPU: half of one for a post, and half of one for the bundle.
+
+    Parameters
+    ----------
+    tasks
+        How many posts are planned.
+    task_seconds
+        Nominal length of a post and of a charge, seconds.
+    in_flight_per_slot
+        How many posts are submitted and not back at any moment, for each that can run.
+    roll_call_s
+        Least time between two tasks through the same bundle, seconds.
+    retried
+        The mistake that breaks *at most once*: charges are submitted with retries.
+    repeated
+        The mistake that breaks *exactly once*: posts do their deed without an idempotency key.
+    leaked
+        The mistake that leaves something in use: a detached actor that nobody ends.
+    """
+
+    tasks: int = 80
+    task_seconds: float = 0.5
+    in_flight_per_slot: float = 1.5
+    roll_call_s: float = 1.0
+    retried: bool = False
+    repeated: bool = False
+    leaked: bool = False
+
+    @property
+    def name(self) -> str:
+        return "promises"
+
+    def entrypoint(self, run_id: str) -> str:
+        return f"python -m simulator.innode.promises --run {run_id}"
+
+    def spec(self, hostnames: Mapping[str, str]) -> dict[str, Any]:
+        # What is common to all its tasks; the charges are calls.
+        return {**asdict(self), "max_retries": -1, "workers": dict(hostnames)}
+
+    def nominal_seconds(self, topology: Topology) -> float:
+        slots = sum(int(n.resources.get("CPU", 0.0) / HALF_CPU) - 1 for n in topology.nodes())
+        return self.tasks * self.task_seconds / max(1, slots)

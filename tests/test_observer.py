@@ -19,7 +19,7 @@ from fake_ray import until
 
 from simulator.innode import observer
 from simulator.innode.observer import GcsWatch, LedgerTail, Output
-from simulator.innode.ray_private import ActorInfo, Announcements, NodeInfo
+from simulator.innode.ray_private import ActorInfo, Announcements, GroupInfo, NodeInfo
 
 PACKAGE_ROOT = Path(observer.__file__).parents[2]
 
@@ -118,6 +118,7 @@ class Script:
 
     def __init__(self) -> None:
         self.has_nodes, self.has_actors = [HEAD, WORKER], [ACTOR]
+        self.has_groups: list[GroupInfo] = []
         self.silent = self.deaf = False
         self.looks = self.subscriptions = 0
         self.announced = asyncio.Event()
@@ -132,6 +133,11 @@ class Script:
         if self.silent:
             raise TimeoutError("nobody there")
         return list(self.has_actors)
+
+    async def groups(self, timeout: float) -> list[GroupInfo]:
+        if self.silent:
+            raise TimeoutError("nobody there")
+        return list(self.has_groups)
 
     async def subscribe(self, timeout: float) -> Announcements:
         if self.silent or self.deaf:

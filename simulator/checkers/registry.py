@@ -15,6 +15,13 @@ from simulator.checkers.executions import check_executions_explained
 from simulator.checkers.faults import check_fault_hit_work, check_healed, check_recovers
 from simulator.checkers.placement import check_placed_right
 from simulator.checkers.results import check_no_task_lost, check_results_right
+from simulator.checkers.semantics import (
+    check_at_most_once,
+    check_effects_exactly_once,
+    check_groups_whole,
+    check_one_incarnation,
+    check_resources_free,
+)
 
 #: Checks by name, in the order in which they are run and shown.
 CHECKERS: dict[str, Checker] = {
@@ -22,6 +29,11 @@ CHECKERS: dict[str, Checker] = {
     "results_right": check_results_right,
     "executions_explained": check_executions_explained,
     "placed_right": check_placed_right,
+    "at_most_once": check_at_most_once,
+    "effects_exactly_once": check_effects_exactly_once,
+    "one_incarnation": check_one_incarnation,
+    "groups_whole": check_groups_whole,
+    "resources_free": check_resources_free,
     "fault_hit_work": check_fault_hit_work,
     "recovers": check_recovers,
     "healed": check_healed,
@@ -31,9 +43,11 @@ CHECKERS: dict[str, Checker] = {
 #: The names of those that come with the package; `register_check` adds to `CHECKERS` only.
 BUILT_IN = tuple(CHECKERS)
 
-#: Those that judge one kind of workload and have nothing to judge in any other's run: an experiment
-#: that runs it names them.
-OF_ONE_WORKLOAD = frozenset({"placed_right"})
+#: Those that have nothing to judge in most runs: an experiment whose workload gives them something
+#: names them.
+OF_ONE_WORKLOAD = frozenset(
+    {"placed_right", "at_most_once", "effects_exactly_once", "one_incarnation", "groups_whole"}
+)
 
 
 def register_check(name: str, checker: Checker) -> None:

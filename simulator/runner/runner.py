@@ -350,6 +350,7 @@ class Runner:
                 gone = [f.node for f in injection.injected if f.stays]
                 whole = [n.name for n in without(request.topology, gone)]
                 live.guard("the steady state after", lambda: live.steady(whole, "after", AFTER_S))
+                live.guard("the resources left", live.resources_left)
         live.phase("collect")
         if exists:
             if live.job is not None:

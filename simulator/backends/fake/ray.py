@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from simulator.backends.fake.placement import FakePlacement
+from simulator.backends.fake.promises import FakePromises
 from simulator.backends.fake.stream import FakeStream
 from simulator.backends.fake.tasks import Tasks, usage
 from simulator.backends.fake.world import World
@@ -295,4 +296,5 @@ def jobs_of(world: World) -> dict[str, _Submitted]:
 BUILT_IN: Mapping[str, JobFactory] = {
     "simulator.innode.stream": FakeStream,
     "simulator.innode.placement": FakePlacement,
+    "simulator.innode.promises": FakePromises,
 }
