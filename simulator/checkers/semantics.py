@@ -484,6 +484,8 @@ def check_groups_whole(view: RunView) -> Finding:
     lost = sum(map(len, again.values()))
     case.metrics = {"groups": len(groups), "lost_bundles": lost, "whole_again_s": again}
     case.unless_complete(gaps_of(view).run)
+    if index.last("observer.end") is None:
+        case.unclear.append(("the observer's last look is missing", ()))
     if not groups:
         case.unclear.insert(0, ("the run had no placement group", ()))
     elif not lost:
