@@ -432,6 +432,14 @@ def test_a_node_of_which_nothing_is_reported_is_unknown() -> None:
     )
 
 
+def test_a_resource_is_known_by_the_name_that_the_report_makes_of_it() -> None:
+    story = left({"worker-1": {"CPU": [0.0, 1.0], "myDisk": [0.0, 2.0]}})
+    story.rows[0][-1]["nodes"][1]["resources"]["my_disk"] = 2.0
+    assert judged("resources_free", story).verdict is VALID
+    story.rows[0][-1]["nodes"][1]["resources"]["my_disk"] = 3.0
+    assert judged("resources_free", story).verdict is UNKNOWN
+
+
 def test_a_dead_node_has_nothing_that_could_be_in_use() -> None:
     story = left()
     seen = story.rows[-1][-1]

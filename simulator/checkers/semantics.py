@@ -78,7 +78,7 @@ def check_at_most_once(view: RunView) -> Finding:
                     [asked[key], *(e.start_op for e in of_key)],
                 )
             )
-    tested = {key: why for key in asked if (why := _put_to_the_test(index, key, ran.get(key, [])))}
+    tested = [key for key in asked if _put_to_the_test(index, key, ran.get(key, []))]
     case.metrics = {"promised": len(asked), "executed": len(ran), "interrupted": len(tested)}
     case.unless_complete(gaps.ledger, gaps.driver)
     if not asked:
@@ -201,9 +201,7 @@ def check_one_incarnation(view: RunView) -> Finding:
     case = _Case("one_incarnation")
     lives = lives_of(view)
     replaced = [(a, b) for of_name in lives.values() for a, b in pairwise(of_name)]
-    for of_name in lives.values():
-        for old, new in _overlapping(of_name):
-            case.wrong.append(_both_lived(old, new))
+    case.wrong = [_both_lived(old, new) for old, new in replaced if old.last > new.begin]
     longest = max((old.last - new.begin for old, new in replaced), default=0.0)
     case.metrics = {
         "actors": len(lives),
@@ -229,14 +227,6 @@ def check_one_incarnation(view: RunView) -> Finding:
         f"{len(lives)} actors, {len(replaced)} times replaced; none lived on when the next began",
         [op for old, new in replaced for op in (old.signs[-1][1], new.signs[0][1])],
     )
-
-
-def _overlapping(of_name: Sequence[Life]) -> Iterable[tuple[Life, Life]]:
-    """Each incarnation that lived on, and the first that had begun by then."""
-    for i, old in enumerate(of_name):
-        new = next(iter(of_name[i + 1 :]), None)
-        if new is not None and old.last > new.begin:
-            yield old, new
 
 
 def _both_lived(old: Life, new: Life) -> tuple[str, Sequence[Op]]:
@@ -406,8 +396,9 @@ def check_resources_free(view: RunView) -> Finding:
             looked += 1
             if used > ROUNDING:
                 case.wrong.append((f"{node}: {used:g} of {total:g} {name} still in use", [seen]))
-        for name, amount in offered.get(node, {}).items():
-            total = resources.get(name, (0.0, 0.0))[1]
+        totals = {_plain(name): total for name, (_, total) in resources.items()}
+        for name, amount in offered.get(node, {}).items() if resources else ():
+            total = totals.get(_plain(name), 0.0)
             if abs(total - amount) > ROUNDING:
                 text = f"{node} offers {amount:g} {name}, and Ray's report counts {total:g}"
                 case.unclear.append((text, [seen]))
@@ -421,6 +412,11 @@ def check_resources_free(view: RunView) -> Finding:
         f"all free when the job was gone: {looked} resources of {len(seen.data['nodes'])} nodes",
         [seen],
     )
+
+
+def _plain(resource: str) -> str:
+    """A resource's name as both sides have it: Ray's report writes ``my_disk`` as ``myDisk``."""
+    return resource.replace("_", "").lower()
 
 
 def _offered(index: Index) -> Mapping[str, Mapping[str, float]]:
