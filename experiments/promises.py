@@ -102,8 +102,10 @@ class Promises(Experiment):
         ]
 
     def mandatory_phases(self, params: Params) -> Sequence[str]:
-        phases = ("effect", "first_retry", "actor_alive", "declared_dead")
-        return (*phases, "rejoined") if params.comes_back else phases
+        # A task on a node that does not answer is not retried while its owner's connection lasts.
+        retry = ("first_retry",) if params.fault == "kill" else ()
+        back = ("rejoined",) if params.comes_back else ()
+        return ("effect", *retry, "actor_alive", "declared_dead", *back)
 
     def recovery_timeout(self, params: Params) -> float:
         return params.recovery_timeout
@@ -123,6 +125,6 @@ class Promises(Experiment):
             problems.append(Problem(f"--param victim={params.victim}", str(found)))
         small = [n.name for n in topology.nodes() if n.resources.get("CPU", 0.0) < 1]
         if small:
-            text = f"has nodes with less than a CPU ({', '.join(small)}): half is for a bundle, half for a post"
+            text = f"has nodes with less than a CPU ({', '.join(small)}), which a post and a bundle need"
             problems.append(Problem(where, text, "use a topology whose nodes have a CPU each"))
         return problems

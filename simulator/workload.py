@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from simulator.innode.work import COMPANY_S, HALF_CPU
+from simulator.innode.work import COMPANY_S
 from simulator.topology import NodeSpec, Topology
 
 
@@ -179,7 +179,7 @@ class Promises:
     incarnation of it may live at any moment, and its charges are to happen at most once. A placement group has
     a bundle on every node, and is to be whole again in the end, when nothing may be left in use either.
 
-    Every node needs a CPU: half of one for a post, and half of one for the bundle.
+    Every node needs a CPU, for a post and the bundle together.
 
     Parameters
     ----------
@@ -219,5 +219,4 @@ class Promises:
         return {**asdict(self), "max_retries": -1, "workers": dict(hostnames)}
 
     def nominal_seconds(self, topology: Topology) -> float:
-        slots = sum(int(n.resources.get("CPU", 0.0) / HALF_CPU) - 1 for n in topology.nodes())
-        return self.tasks * self.task_seconds / max(1, slots)
+        return self.tasks * self.task_seconds / max(1.0, topology.total("CPU"))

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from simulator.innode import work
 from simulator.innode.stream import Actor, Stream, main, preferring
-from simulator.innode.work import GROUP, HALF_CPU, LAST_CALL_S
+from simulator.innode.work import BUNDLE_CPU, GROUP, LAST_CALL_S, POST_CPU
 
 #: How many charges each teller has before it at any moment: one that it executes, one that waits.
 IN_HAND = 2
@@ -30,8 +30,8 @@ class Promises(Stream):
 
     def __init__(self, run_id: str, spec: Mapping[str, Any]) -> None:
         super().__init__(run_id, spec)
-        self.post = ray.remote(max_retries=-1, num_cpus=HALF_CPU)(work.post)
-        self.roll_call = ray.remote(max_retries=-1, num_cpus=HALF_CPU)(work.roll_call)
+        self.post = ray.remote(max_retries=-1, num_cpus=POST_CPU)(work.post)
+        self.roll_call = ray.remote(max_retries=-1, num_cpus=BUNDLE_CPU)(work.roll_call)
         self.bundles = 0
         self.group: Any = None
         self.on_the_way: dict[int, Any] = {}  # roll call by bundle
@@ -43,16 +43,11 @@ class Promises(Stream):
         self.place_actors(nodes)
         self.bundles = sum(bool(n["Alive"]) for n in ray.nodes())
         self.group = placement_group(
-            [{"CPU": HALF_CPU}] * self.bundles, strategy="STRICT_SPREAD", name=GROUP
+            [{"CPU": BUNDLE_CPU}] * self.bundles, strategy="STRICT_SPREAD", name=GROUP
         )
 
     def look_at_objects(self) -> None:
         """Nothing is promised of objects."""
-
-    def slots(self) -> int:
-        """How many posts run at once: what the bundles leave."""
-        cpus = [n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]]
-        return sum(int(amount / HALF_CPU) - 1 for amount in cpus)
 
     # -- exactly once ------------------------------------------------------------------------------
 
@@ -151,7 +146,7 @@ class Promises(Stream):
 
     def leave_something_behind(self) -> None:
         """The mistake: a detached actor outlives its program, and keeps what it was given."""
-        holder = ray.remote(lifetime="detached", num_cpus=HALF_CPU / 2)(work.Holder)
+        holder = ray.remote(lifetime="detached", num_cpus=0.25)(work.Holder)
         ray.get(holder.options(name="left-behind").remote().hold.remote(), timeout=60)
 
 

@@ -212,10 +212,6 @@ class Stream:
 
     # Where another kind of stream differs
 
-    def slots(self) -> int:
-        """How many tasks run at once."""
-        return int(ray.cluster_resources().get("CPU", 1))
-
     def in_flight(self) -> int:
         """How many submissions of the stream itself are not back."""
         return len(self.pending)
@@ -229,7 +225,7 @@ class Stream:
 
     def run(self) -> None:
         nodes = _workers(self.spec["workers"])
-        slots = self.slots()
+        slots = int(ray.cluster_resources().get("CPU", 1))
         planned = int(self.spec["tasks"])
         window = max(1, round(slots * float(self.spec["in_flight_per_slot"])))
         self.out.write(

@@ -21,8 +21,9 @@ from simulator.innode.ledger import identity, ledger, root
 
 #: How long a task waits for another of its kind beside it, seconds.
 COMPANY_S = 60.0
-#: What a post asks for, and what a bundle of the group reserves: a node with one CPU has room for both.
-HALF_CPU = 0.5
+#: What a post asks for, and what a bundle of the group reserves: however many posts run on a node, they leave
+#: room for its bundle, so that these wait for a node and never for each other.
+POST_CPU, BUNDLE_CPU = 0.99, 0.01
 #: Name of the placement group, and how long the last roll call of its bundles may take, seconds: one whose
 #: node is gone, and which fits nowhere else, is never placed again.
 GROUP, LAST_CALL_S = "everywhere", 20.0

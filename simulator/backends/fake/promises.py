@@ -11,9 +11,7 @@ from functools import partial
 from simulator.backends.fake.groups import FakeGroup
 from simulator.backends.fake.stream import FakeStream
 from simulator.backends.fake.tasks import FakeActor, FakeTask, Outcome
-from simulator.innode.work import GROUP, HALF_CPU, LAST_CALL_S
-
-ONE_POST = {"CPU": HALF_CPU}
+from simulator.innode.work import BUNDLE_CPU, GROUP, LAST_CALL_S, POST_CPU
 
 
 class FakePromises(FakeStream):
@@ -39,15 +37,10 @@ class FakePromises(FakeStream):
             )
             self.actors.append(actor)
         alive = [n for n in self.world.nodes.values() if n.believed_alive]
-        self.group = self.tasks.group(GROUP, [{"CPU": HALF_CPU}] * len(alive))
+        self.group = self.tasks.group(GROUP, [{"CPU": BUNDLE_CPU}] * len(alive))
 
     def _look_at_objects(self) -> None:
         """Nothing is promised of objects."""
-
-    def slots(self) -> int:
-        """How many posts run at once: what the bundles leave."""
-        alive = [n for n in self.world.nodes.values() if n.believed_alive]
-        return sum(int(n.spec.resources.get("CPU", 0) / HALF_CPU) - 1 for n in alive)
 
     def _submit_next(self, number: int) -> None:
         key, effect = f"post-{number}", f"order-{number}"
@@ -60,7 +53,7 @@ class FakePromises(FakeStream):
             lambda outcome: self._came_back([key], outcome),
             seconds=float(self.spec["task_seconds"]),
             max_retries=-1,
-            demand=ONE_POST,
+            demand={"CPU": POST_CPU},
             effect=(effect, not self.spec["repeated"]),
         )
 
@@ -133,5 +126,5 @@ class FakePromises(FakeStream):
         if self.on_the_way:
             return False
         if self.spec["leaked"]:
-            self.world.left_behind.append((self.world.head, {"CPU": HALF_CPU / 2}))
+            self.world.left_behind.append((self.world.head, {"CPU": 0.25}))
         return True
