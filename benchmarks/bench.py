@@ -23,7 +23,7 @@ from figures import exit_code, kept, say, table
 HERE = Path(__file__).resolve().parent
 
 #: In this order: what wants a quiet machine first.
-BENCHMARKS = ("start", "memory", "kill", "orchestrator", "judge", "report_page")
+BENCHMARKS = ("start", "memory", "kill", "orchestrator", "judge", "report_page", "detection")
 
 
 def main() -> int:

@@ -18,10 +18,12 @@ from pydantic import Field
 from simulator.errors import NotFound, Problem
 from simulator.experiment import Experiment
 from simulator.experiment import Params as BaseParams
-from simulator.faults import FAULTS
+from simulator.faults import Fault, Kill, Partition, Pause
 from simulator.schedule import After, Named, Never, RandomWorker, Step, WhenDeclaredDead
 from simulator.topology import Topology
 from simulator.workload import Promises as Workload
+
+FAULTS: dict[str, Fault] = {"kill": Kill(), "pause": Pause(), "partition": Partition()}
 
 
 class Promises(Experiment):
@@ -48,9 +50,18 @@ class Promises(Experiment):
     )
 
     class Params(BaseParams):
-        tasks: int = Field(80, ge=1, le=100_000, description="number of posts planned")
-        task_seconds: float = Field(
-            0.5, ge=0.05, le=600, description="how long a post or a charge takes, seconds"
+        tasks: int | None = Field(
+            None,
+            ge=1,
+            le=100_000,
+            description="number of posts planned; by default 80 s of work in all",
+        )
+        task_seconds: float | None = Field(
+            None,
+            ge=0.05,
+            le=600,
+            description="how long a post or a charge takes, seconds; by default 0.5, and 4 with a partition, "
+            "which is seen only after more than a second",
         )
         fault: Literal["kill", "pause", "partition"] = Field(
             "kill", description="how the worker fails: kill, pause or partition"
@@ -81,9 +92,10 @@ class Promises(Experiment):
         )
 
     def workload(self, params: Params) -> Workload:
+        seconds = params.task_seconds or (4.0 if params.fault == "partition" else 0.5)
         return Workload(
-            tasks=params.tasks,
-            task_seconds=params.task_seconds,
+            tasks=params.tasks or max(1, round(80 / seconds)),
+            task_seconds=seconds,
             retried=params.violation == "retried",
             repeated=params.violation == "repeated",
             leaked=params.violation == "leaked",
@@ -94,7 +106,7 @@ class Promises(Experiment):
         return [
             Step(
                 at=params.at,
-                fault=FAULTS[params.fault](),
+                fault=FAULTS[params.fault],
                 target=RandomWorker() if params.victim == "random" else Named(params.victim),
                 heal=heal if params.comes_back else Never(),
                 when_busy=True,
@@ -102,7 +114,7 @@ class Promises(Experiment):
         ]
 
     def mandatory_phases(self, params: Params) -> Sequence[str]:
-        # A task on a node that does not answer is not retried while its owner's connection lasts.
+        # A task on a node that is silent is not retried while its owner's connection lasts.
         retry = ("first_retry",) if params.fault == "kill" else ()
         back = ("rejoined",) if params.comes_back else ()
         return ("effect", *retry, "actor_alive", "declared_dead", *back)
@@ -114,9 +126,6 @@ class Promises(Experiment):
         where = f"topology {topology.name}"
         workers = [n.name for n in topology.workers()]
         problems = []
-        if params.fault not in FAULTS:
-            found = NotFound("fault", params.fault, FAULTS)
-            problems.append(Problem(f"--param fault={params.fault}", str(found)))
         if len(workers) < 2:
             text = f"has {len(workers)} workers; one fails and another must take over"
             problems.append(Problem(where, text, "--workers 2 or more"))

@@ -225,12 +225,70 @@ def kill9(work: Path) -> dict[str, Any]:
     return {"command": "down --all" if alone else "down --name", "starts": len(written)}
 
 
+#: Of these eight faults the value is lost by the second and the seventh together, and by nothing less.
+EIGHT = """
+pause worker-3 @3s for 500ms
+kill node_of(actor:a) @5s until dead
+pause worker-1 @12s for 300ms
+pause worker-2 @13s for 300ms
+pause worker-3 @14s for 300ms
+stop(grace=1s) worker-3 @15s until dead
+kill node_of(actor:b) @23s until dead
+pause worker-1 @31s for 300ms
+"""
+
+
+def shrink(work: Path) -> dict[str, Any]:
+    """Of eight faults, two of which matter, shrinking leaves these two; on real processes."""
+    runs = work / "runs-shrink"
+    script = str(ROOT / "tests" / "apps" / "replicas.py")
+    file = work / "eight.txt"
+    file.write_text(EIGHT, encoding="utf-8")
+    code, out = simulator(
+        "chaos", script, "--backend", "process", "--workers", "4", "--set", "head.resources.CPU=0",
+        "--file", str(file), "--seed", "5", "--json", "--", "--seconds", "32", runs=runs,
+    )  # fmt: skip
+    if code != 1:
+        raise Failed(f"the whole schedule ended with {code}, not invalid")
+    code, out = simulator("shrink", json.loads(out)["run_dir"], "--json", runs=runs)
+    if code:
+        raise Failed(f"shrink ended with {code}")
+    shrunk = json.loads(out)
+    found = [fault["id"] for fault in shrunk["faults"]]
+    if found != ["f2", "f7"]:
+        raise Failed(f"{found} are left, not f2 and f7")
+    code, out = simulator("replay", shrunk["run_dir"], "--json", runs=runs)
+    if code != 1:
+        raise Failed(f"the replay of the two ended with {code}, not invalid")
+    return {"left": found, "runs": shrunk["runs"]}
+
+
+def crash(work: Path) -> dict[str, Any]:  # noqa: ARG001
+    """The orchestrator is killed at every moment of a run, five times; heal and down leave nothing."""
+    rounds = 5
+    for number in range(1, rounds + 1):
+        say(f"round {number} of {rounds}")
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "tests/test_crash_safety_real.py"],
+            cwd=ROOT,
+            env={**os.environ, "RAY_SIM_TEST_MOMENTS": "all", "SIMULATOR_REQUIRE_DOCKER": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise Failed(f"round {number}: {done.stdout[-2000:]}")
+    return {"rounds": rounds, "last": done.stdout.strip().splitlines()[-1]}
+
+
 PARTS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "node_failure-docker": lambda work: ten_runs(work, "docker"),
     "node_failure-process": lambda work: ten_runs(work, "process"),
     "up16": up16,
     "up64-lean": up64_lean,
     "kill9": kill9,
+    "shrink": shrink,
+    "crash": crash,
 }
 
 

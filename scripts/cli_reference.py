@@ -54,10 +54,13 @@ document, and of what goes on (`monitor`, `status --watch`) one after the other.
 | `monitor` | one object a line: `kind, source, wall, node, present, data` ([what they hold](../guides/clusters-by-hand.md)) |
 | `run` | `experiment, backend, status, verdict, seed, run_dir, report, topology, ray_version, health, gpu, findings, recovery, params` of the [result](result.md) |
 | `run --repeat N` | `runs`: one such object each; `summary`: verdicts, seeds, and the distribution of each phase |
-| `replay` | as `run` |
+| `chaos` | as `run`, and `program`: `script, arguments, status, exit_code, seconds, baseline_s, slowdown, tasks, attempts, retried, lost, actors, restarted, marks, effects` of the [result](result.md) |
+| `replay` | as `run` or `chaos` |
 | `shrink` | `faults`: the steps that are enough, as in the [spec](result.md); `runs`: how many it took, `complete`, `run_dir` of the smallest failing run |
 | `check` | the [result](result.md), judged again |
 | `clusters` | a list of `cluster, backend, gpu, run_dir, nodes: [..]`; each node: `name, role, group, state, address, hostname, exit_code` |
+| `faults` | a list of `name, summary, parameters: [{name, type, default, unit, description}], undo, able, why_not, example` |
+| `schedule` | `topology, seed, backend` (null where none was asked for); `faults`: as `schedule` of a run's [spec](result.md) |
 | `experiments` | a list of `name, claim, path, topology, params: [{name, type, default, description}]`; of one that cannot be loaded `name, claim, path, error` |
 | `runs` | a list of `run_id, experiment, started, backend, seed, status, verdict, run_dir` |
 | `submit` | `job_id, status, exit_code, seconds, message`; status LOST where Ray is gone, exit code null where the script has none |

@@ -21,9 +21,25 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.experiment import Experiment as Experiment
     from simulator.experiment import Params as Params
     from simulator.experiment import load_experiment as load_experiment
+    from simulator.faults import Bandwidth as Bandwidth
+    from simulator.faults import CpuLimit as CpuLimit
+    from simulator.faults import CpuStress as CpuStress
+    from simulator.faults import CrashProcess as CrashProcess
+    from simulator.faults import Delay as Delay
+    from simulator.faults import Disconnect as Disconnect
+    from simulator.faults import DiskFull as DiskFull
+    from simulator.faults import Drain as Drain
+    from simulator.faults import Duplicate as Duplicate
     from simulator.faults import Fault as Fault
+    from simulator.faults import FreezeProcess as FreezeProcess
     from simulator.faults import Kill as Kill
+    from simulator.faults import Loss as Loss
+    from simulator.faults import MemoryHog as MemoryHog
+    from simulator.faults import MemoryLimit as MemoryLimit
+    from simulator.faults import Oom as Oom
+    from simulator.faults import Partition as Partition
     from simulator.faults import Pause as Pause
+    from simulator.faults import Reorder as Reorder
     from simulator.faults import Restart as Restart
     from simulator.faults import Site as Site
     from simulator.faults import Stop as Stop
@@ -39,6 +55,7 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.schedule import RandomWorker as RandomWorker
     from simulator.schedule import Step as Step
     from simulator.schedule import WhenDeclaredDead as WhenDeclaredDead
+    from simulator.schedule import parse_schedule as parse_schedule
     from simulator.store import Store as Store
     from simulator.topology import Topology as Topology
     from simulator.topology import WorkerGroup as WorkerGroup
@@ -64,11 +81,28 @@ _HOMES = {
     "AtEnd": "simulator.schedule",
     "Never": "simulator.schedule",
     "WhenDeclaredDead": "simulator.schedule",
+    "parse_schedule": "simulator.schedule",
     "Fault": "simulator.faults",
     "Kill": "simulator.faults",
     "Stop": "simulator.faults",
     "Restart": "simulator.faults",
     "Pause": "simulator.faults",
+    "Partition": "simulator.faults",
+    "Disconnect": "simulator.faults",
+    "Loss": "simulator.faults",
+    "Bandwidth": "simulator.faults",
+    "Delay": "simulator.faults",
+    "Reorder": "simulator.faults",
+    "Duplicate": "simulator.faults",
+    "Drain": "simulator.faults",
+    "CrashProcess": "simulator.faults",
+    "FreezeProcess": "simulator.faults",
+    "CpuLimit": "simulator.faults",
+    "CpuStress": "simulator.faults",
+    "MemoryLimit": "simulator.faults",
+    "MemoryHog": "simulator.faults",
+    "Oom": "simulator.faults",
+    "DiskFull": "simulator.faults",
     "Site": "simulator.faults",
     "register_fault": "simulator.faults",
     "TaskStream": "simulator.workload",

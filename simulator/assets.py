@@ -48,3 +48,8 @@ def engine_help() -> str:
 def innode_path() -> Path:
     """The folder of the programs that run inside nodes; mounted, never baked into an image."""
     return _PACKAGE / "innode"
+
+
+def importable_path() -> Path:
+    """The folder of what a user's program may import in a node: `ray_sim`."""
+    return innode_path() / "importable"

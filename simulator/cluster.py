@@ -807,8 +807,14 @@ def wait_alive(cluster: Cluster, names: Sequence[str], timeout: float) -> None:
         cluster.clock.sleep(0.2)
 
 
-def steady_problems(cluster: Cluster, names: Sequence[str]) -> list[str]:
-    """Why the cluster is not at rest: nodes that are not alive, resources that are not free."""
+def steady_problems(cluster: Cluster, names: Sequence[str], *, at_rest: bool = True) -> list[str]:
+    """Why the cluster is not at rest: nodes that are not alive, resources that are not free.
+
+    Parameters
+    ----------
+    at_rest
+        Whether resources must be free.
+    """
     status = cluster.status()
     if not status.ray["answers"]:
         return [f"Ray does not answer: {status.ray['why']}"]
@@ -824,7 +830,7 @@ def steady_problems(cluster: Cluster, names: Sequence[str]) -> list[str]:
         # Ray's report is some seconds old: one that counts other nodes says nothing of these.
         if abs(total - offered) > 1e-6:
             problems.append(f"Ray reports {total:g} {resource}, the living nodes offer {offered:g}")
-        elif used > 1e-6:
+        elif used > 1e-6 and at_rest:
             problems.append(f"{used:g} of {total:g} {resource} in use")
     return problems
 

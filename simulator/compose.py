@@ -30,7 +30,7 @@ from simulator.backends.base import (
     definition,
 )
 from simulator.errors import CannotRun
-from simulator.topology import Head, Profile, WorkerGroup
+from simulator.topology import Head, Profile, WorkerGroup, parse_size
 
 #: A hash of what the cluster was asked to be, on every container that the simulator made.
 LABEL_DEFINITION = "ray-sim.definition"
@@ -41,7 +41,10 @@ LABEL_SPEC = "ray-sim.spec"
 INNODE_TARGET = "/opt/ray-sim/simulator/innode"
 TOKEN_TARGET = "/run/ray-sim"
 LEDGER_TARGET = "/ledger"
+#: The disk of its own size that a node has if its topology says `spill_size`.
+SPILL_TARGET = "/spill"
 DASHBOARD_PORT = 8265
+GCS_PORT = 6379
 
 #: Names in compose.yaml that the rest of the simulator relies on.
 NETWORK = "cluster"
@@ -50,6 +53,9 @@ LEDGER_VOLUME = "ledger"
 
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\})")
 _OWN_FLAGS = ("--num-cpus", "--num-gpus", "--resources", "--labels")
+#: What of a node's shared memory its object store is given: Ray refuses a store that is larger than
+#: what is free there, and lays it on disk.
+_STORE_SHARE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +284,13 @@ def _node(
     role, *arguments = service["command"]
     kept = [a for a in arguments if a.partition("=")[0] not in _OWN_FLAGS]
     service["command"] = [role, *ray_arguments(node), *kept]
+    if node.shm_size:
+        service["shm_size"] = node.shm_size
+        store = int(parse_size(node.shm_size) * _STORE_SHARE)
+        service["command"].append(f"--object-store-memory={store}")
+    if node.spill_size:
+        service["tmpfs"] = [f"{SPILL_TARGET}:size={parse_size(node.spill_size)},mode=1777"]
+        service["command"].append(f"--object-spilling-directory={SPILL_TARGET}")
     service["environment"] |= dict(spec.env)
     service["labels"] |= {**labels, LABEL_ROLE: role, LABEL_GROUP: name, LABEL_GPU: spec.gpu}
     if node.memory:

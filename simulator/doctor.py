@@ -180,5 +180,11 @@ def _faults(backend: Backend) -> Check:
     able = ", ".join(kind.name for kind in kinds if kind.name not in refused)
     if not refused:
         return Check("ok", "faults", able)
-    needs = "; ".join(f"{name} needs one that {means}" for name, means in refused.items())
+    by_means: dict[str, list[str]] = {}
+    for name, means in refused.items():
+        by_means.setdefault(means, []).append(name)
+    needs = "; ".join(
+        f"{', '.join(names)} need{'s' if len(names) == 1 else ''} one that {means}"
+        for means, names in by_means.items()
+    )
     return Check("warning", "faults", f"{able}; {needs}", "Use another backend for those")

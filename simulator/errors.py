@@ -25,14 +25,19 @@ from difflib import get_close_matches
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with an input: where it stands, what it is, what to do."""
+    """One thing that is wrong with an input: where it stands, what it is, what to do.
+
+    ``excerpt`` has lines of the input itself, and what points into them.
+    """
 
     where: str
     what: str
     remedy: str = ""
+    excerpt: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f"; {self.remedy}" if self.remedy else "")
+        text = f"{self.where}: {self.what}" + (f"; {self.remedy}" if self.remedy else "")
+        return "\n".join([text, *(f"      {line}" for line in self.excerpt)])
 
 
 class SimulatorError(Exception):

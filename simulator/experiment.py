@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from simulator.assets import asset_names
 from simulator.checkers import anatomy, registry
 from simulator.errors import BadInput, NotFound, Problem
+from simulator.faults import rpc_faults
 from simulator.schedule import Step, resolve
 from simulator.topology import Topology
 from simulator.workload import Workload
@@ -57,12 +58,16 @@ class Experiment(ABC):
         Name of the topology that it runs on unless told otherwise.
     checks
         Names of the checks that judge it (`simulator.checkers`).
+    rpc_faults
+        Calls between Ray's own processes that fail or are late for the whole life of the cluster, such as
+        ``"RequestWorkerLease fails 25%"`` (`simulator.faults.rpc`).
     """
 
     name: ClassVar[str]
-    claim: ClassVar[str]
+    claim: str
     topology: ClassVar[str] = "default"
-    checks: ClassVar[Sequence[str]] = DEFAULT_CHECKS
+    checks: Sequence[str] = DEFAULT_CHECKS
+    rpc_faults: ClassVar[Sequence[str]] = ()
 
     class Params(Params):
         """No parameters."""
@@ -197,6 +202,7 @@ def plan_problems(experiment: Experiment, params: Any, topology: Topology) -> li
     path = Path(inspect.getsourcefile(type(experiment)) or type(experiment).__name__)
     problems: list[Problem] = []
     parts: Mapping[str, Callable[[], object]] = {
+        "rpc_faults": lambda: rpc_faults(experiment.rpc_faults, f"{path.name}: rpc_faults"),
         "problems": lambda: problems.extend(experiment.problems(params, topology)),
         "workload": lambda: experiment.workload(params),
         # The seed changes which target is drawn, not whether there is one.

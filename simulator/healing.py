@@ -79,6 +79,11 @@ def heal(
             for fault, site in reversed(list(open_faults(run))):
                 with _noting(healing, f"{fault.name} of {site.node}"):
                     done(f"{site.node}: {fault.name} healed; {fault.heal(cluster, site, timeout)}")
+    for status in cluster.status().nodes:
+        if status.state == "dead":
+            # It runs, and will end by itself once it hears that Ray has given it up.
+            with _noting(healing, status.name):
+                cluster.backend.stop(cluster.name, status.name, 1.0)
     with _noting(healing, "starting what is down"):
         started = cluster.start(timeout=timeout)
         for name in (*started.started, *started.renewed):

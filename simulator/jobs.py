@@ -690,7 +690,7 @@ def follow(
     """
     clock = clock or RealClock()
     limit = None if timeout is None else Deadline(timeout, clock=clock.mono)
-    log = _Log(ray, submitted, output)
+    log = JobOutput(ray, submitted, output)
     silence: Deadline | None = None
     pending: Deadline | None = Deadline(PENDING_S, clock=clock.mono)
     stopping = whole = read_twice = False
@@ -765,7 +765,7 @@ _MANAGER = re.compile(
 _STAMP = b"0000-00-00 00:00:00,000"
 
 
-class _Log:
+class JobOutput:
     """Hands on what the program writes into its job's log, and not what Ray writes there.
 
     Ray's stream of a log has no end of its own and may break off, so the last part, and whatever
@@ -803,6 +803,16 @@ class _Log:
                 self.close()
                 break
         clock.sleep(until.left)
+
+    def catch_up(self, job: Job) -> None:
+        """Hand on what has come, without waiting for more."""
+        try:
+            if self._stream is None and job.driver_node:
+                self._stream, self._skip = self._ray.follow_job_log(job), self._position
+            while self._stream is not None and (chunk := self._stream.read(0.0)):
+                self._take(chunk)
+        except CannotRun:
+            self.close()
 
     def finish(self, job: Job) -> bool:
         """Hand on what came meanwhile, once the job is over; whether all of it could be read."""

@@ -24,6 +24,25 @@ from simulator.errors import BadInput, CannotRun, Problem
 #: Ray's dashboard refuses a request whose body is larger (its DASHBOARD_CLIENT_MAX_SIZE), bytes.
 UPLOAD_LIMIT = 100 * 1024**2
 
+#: The most rows that Ray gives in one answer (its RAY_MAX_LIMIT_FROM_API_SERVER).
+MOST_ROWS = 10_000
+
+#: How long an answer with ten thousand rows may take, seconds.
+LONG_S = 60.0
+
+#: What a task's state means, for counting; all others are of one that has not begun.
+_STATES = {
+    "FINISHED": "finished",
+    "FAILED": "failed",
+    "RUNNING": "running",
+    "RUNNING_IN_RAY_GET": "running",
+    "RUNNING_IN_RAY_WAIT": "running",
+}
+
+
+#: States of a task that has begun and is not over: it may wait for others.
+_RUNNING = ("RUNNING", "RUNNING_IN_RAY_GET", "RUNNING_IN_RAY_WAIT")
+
 
 class RayUnreachable(CannotRun):
     """Ray's HTTP API did not answer, or not with what it should."""
@@ -60,6 +79,14 @@ class RayNode:
 
 
 @dataclass(frozen=True, slots=True)
+class NodePorts:
+    """Where a node's raylet listens: for leases, tasks and health checks, and for objects."""
+
+    node_manager: int
+    object_manager: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunningWork:
     """What runs on one node: names of tasks and classes of actors, each as often as it runs."""
 
@@ -68,6 +95,45 @@ class RunningWork:
 
     def __bool__(self) -> bool:
         return bool(self.tasks or self.actors)
+
+
+@dataclass(frozen=True, slots=True)
+class RayActor:
+    """An actor as the GCS has it, and the process that hosts it.
+
+    Attributes
+    ----------
+    name
+        That it was given; "" for an actor without.
+    ray_node_id, pid
+        Where it lives, and as what process there; "" and 0 while nowhere.
+    """
+
+    actor_id: str
+    name: str
+    class_name: str
+    ray_node_id: str
+    pid: int = 0
+    alive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTask:
+    """A task that runs, or a call of an actor that does, and the process that runs it.
+
+    Attributes
+    ----------
+    name
+        Its function's, unless it was given another.
+    of_actor
+        Whether it is a call of an actor.
+    """
+
+    name: str
+    function: str
+    ray_node_id: str
+    of_actor: bool = False
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +163,9 @@ class Job:
         Ray's id of the node that it runs on, where its log is; "" before it has one.
     seconds
         From submission to its end; None before that.
+    ray_job_id
+        Ray's own id of what its driver does; "" until it has called ``ray.init``. Of a program that does so
+        several times, the last.
     """
 
     job_id: str
@@ -105,10 +174,89 @@ class Job:
     exit_code: int | None = None
     driver_node: str = ""
     seconds: float | None = None
+    ray_job_id: str = ""
 
     @property
     def over(self) -> bool:
         return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCounts:
+    """How many attempts of a job's tasks are in which state.
+
+    Attributes
+    ----------
+    pending
+        Neither running nor over.
+    dropped
+        How many Ray's own limits kept from being counted.
+    """
+
+    finished: int = 0
+    failed: int = 0
+    running: int = 0
+    pending: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of a task, as Ray remembers it.
+
+    Attributes
+    ----------
+    kind
+        NORMAL_TASK, ACTOR_CREATION_TASK or ACTOR_TASK.
+    state
+        Ray's own word: FINISHED, FAILED, RUNNING, PENDING_NODE_ASSIGNMENT, ...
+    sent, started, ended
+        When it was given to a worker, when it began there, and when its owner learned of its end; wall
+        seconds, None where Ray does not know: what a worker had not told yet is lost with its node.
+    """
+
+    task_id: str
+    attempt: int
+    name: str
+    kind: str
+    state: str
+    ray_node_id: str = ""
+    actor_id: str = ""
+    error_type: str = ""
+    error: str = ""
+    sent: float | None = None
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """Attempts of a job's tasks, and how many of them Ray's own limits kept from us."""
+
+    rows: Sequence[Attempt]
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """An actor, as Ray remembers it; `death` says why it is dead."""
+
+    actor_id: str
+    class_name: str
+    name: str
+    state: str
+    restarts: int
+    ray_node_id: str = ""
+    detached: bool = False
+    death: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Actors:
+    """A job's actors, and how many of them Ray's own limits kept from us."""
+
+    rows: Sequence[Actor]
+    dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +336,16 @@ class RayApi:
             for row in rows
         ]
 
+    def ports(self) -> dict[str, NodePorts]:
+        """Where every node's raylet listens, by Ray node id; dead ones may be among them."""
+        return {
+            raylet["nodeId"]: NodePorts(
+                int(raylet["nodeManagerPort"]), int(raylet["objectManagerPort"])
+            )
+            for raylet in self._raylets()
+            if raylet.get("nodeManagerPort") and raylet.get("objectManagerPort")
+        }
+
     def running(self) -> dict[str, RunningWork]:
         """What runs where, by Ray node id: tasks that run now and actors that live.
 
@@ -195,18 +353,70 @@ class RayApi:
         second old, and of more than ten thousand only so many, as Ray gives it.
         """
         tasks: dict[str, list[str]] = {}
-        for row in self._state("tasks", _only("RUNNING"))["result"]:
-            if row.get("type", "NORMAL_TASK") == "NORMAL_TASK" and row.get("node_id"):
-                tasks.setdefault(row["node_id"], []).append(row["name"])
+        for task in self.running_tasks():
+            if not task.of_actor:
+                tasks.setdefault(task.ray_node_id, []).append(task.name)
         actors: dict[str, list[str]] = {}
-        for row in self._state("actors", _only("ALIVE"))["result"]:
-            if row.get("node_id"):
-                name = f"{row['class_name']} {row['name']}" if row["name"] else row["class_name"]
-                actors.setdefault(row["node_id"], []).append(name)
+        for actor in self.living_actors():
+            name = f"{actor.class_name} {actor.name}" if actor.name else actor.class_name
+            actors.setdefault(actor.ray_node_id, []).append(name)
         return {
             node: RunningWork(tuple(tasks.get(node, ())), tuple(actors.get(node, ())))
             for node in sorted({*tasks, *actors})
         }
+
+    def running_tasks(self) -> list[RunningTask]:
+        """The tasks and calls of actors that run now; up to a second old.
+
+        Of more than ten thousand in one state only so many, as Ray gives them.
+        """
+        found: dict[Any, RunningTask] = {}  # one that changes its state meanwhile is given twice
+        for state in _RUNNING:
+            for row in self._state("tasks", {**_only(state), "detail": "1"})["result"]:
+                if row.get("node_id"):
+                    found[row["task_id"], row.get("attempt_number")] = RunningTask(
+                        row["name"],
+                        row.get("func_or_class_name") or row["name"],
+                        row["node_id"],
+                        row.get("type", "NORMAL_TASK") != "NORMAL_TASK",
+                        int(row.get("worker_pid") or 0),
+                    )
+        return list(found.values())
+
+    def actors(self) -> list[RayActor]:
+        """Every actor that the GCS remembers, up to ten thousand."""
+        return self._actors({"limit": str(MOST_ROWS)})
+
+    def living_actors(self) -> list[RayActor]:
+        """Those that live on a node now, up to ten thousand."""
+        return [a for a in self._actors(_only("ALIVE")) if a.alive and a.ray_node_id]
+
+    def _actors(self, wanted: Mapping[str, str]) -> list[RayActor]:
+        return [
+            RayActor(
+                actor_id=row.get("actor_id") or "",
+                name=row.get("name") or "",
+                class_name=row["class_name"],
+                ray_node_id=row.get("node_id") or "",
+                pid=int(row.get("pid") or 0),
+                alive=row.get("state") == "ALIVE",
+            )
+            for row in self._state("actors", wanted)["result"]
+        ]
+
+    def objects_held(self) -> dict[str, int]:
+        """How many objects each node's store holds, by Ray node id; up to 15 seconds old."""
+        found: dict[str, int] = {}
+        for raylet in self._raylets():
+            held = (raylet.get("storeStats") or {}).get("numLocalObjects")
+            if held is not None and raylet.get("state", "ALIVE") == "ALIVE":
+                found[raylet["nodeId"]] = int(held)
+        return found
+
+    def _raylets(self) -> list[dict[str, Any]]:
+        """What the dashboard last heard from each raylet."""
+        rows = self._call("GET", "/nodes", params={"view": "summary"})["data"]["summary"]
+        return [row.get("raylet") or {} for row in rows]
 
     def usage(self) -> Usage:
         """Resources in use now, as the autoscaler's report has them (up to a few seconds old)."""
@@ -283,6 +493,7 @@ class RayApi:
             exit_code=None if code is None else int(code),
             driver_node=row.get("driver_node_id") or "",
             seconds=(ended - began) / 1000 if began and ended else None,
+            ray_job_id=row.get("job_id") or "",
         )
 
     def job_logs(self, job_id: str) -> str:
@@ -314,16 +525,7 @@ class RayApi:
 
     def failed_attempts(self, ray_job_id: str) -> FailedAttempts:
         """One row for each failed attempt of a job's tasks that Ray still remembers."""
-        answer = self._state(
-            "tasks",
-            {
-                "limit": "10000",
-                "detail": "1",
-                "filter_keys": ["state", "job_id"],
-                "filter_predicates": ["=", "="],
-                "filter_values": ["FAILED", ray_job_id],
-            },
-        )
+        answer = self._state("tasks", _of_job(ray_job_id, state="FAILED"))
         rows = [
             FailedAttempt(
                 task_id=row["task_id"],
@@ -335,15 +537,77 @@ class RayApi:
             )
             for row in answer["result"]
         ]
-        # The GCS forgets above its own limit, and the answer is cut at `limit`: count both.
-        dropped = int(answer["total"]) - int(answer["num_after_truncation"])
-        dropped += int(answer["num_filtered"]) - len(answer["result"])
-        if answer.get("partial_failure_warning"):
-            dropped = max(dropped, 1)
-        return FailedAttempts(rows, dropped)
+        return FailedAttempts(rows, _dropped(answer))
 
-    def _state(self, what: str, query: Mapping[str, Any]) -> dict[str, Any]:
-        data: dict[str, Any] = self._call("GET", f"/api/v0/{what}", params=query)["data"]["result"]
+    def task_counts(self, ray_job_id: str) -> TaskCounts:
+        """How many attempts of a job's tasks are in which state; up to a second old."""
+        answer = self._state("tasks/summarize", _of_job(ray_job_id))
+        counts = dict.fromkeys(("finished", "failed", "running", "pending"), 0)
+        for part in answer["result"]["node_id_to_summary"].values():
+            for function in part["summary"].values():
+                for state, count in function["state_counts"].items():
+                    counts[_STATES.get(state, "pending")] += count
+        counted = sum(counts.values())
+        missing = int(answer["num_filtered"]) - counted
+        dropped = int(answer["total"]) - int(answer["num_after_truncation"]) + missing
+        return TaskCounts(**counts, dropped=max(dropped, int(counted >= MOST_ROWS)))
+
+    def attempts(
+        self, ray_job_id: str, *, state: str | None = None, task_id: str | None = None
+    ) -> Attempts:
+        """One row for each attempt of a job's tasks that Ray still remembers.
+
+        Parameters
+        ----------
+        state, task_id
+            Only those in this state, or of this task.
+        """
+        wanted = _of_job(ray_job_id, state=state, task_id=task_id)
+        answer = self._state("tasks", wanted, timeout=LONG_S)
+        rows = []
+        for row in answer["result"]:
+            moments = {e["state"]: e["created_ms"] for e in row.get("events") or ()}
+            rows.append(
+                Attempt(
+                    task_id=row["task_id"],
+                    attempt=int(row["attempt_number"]),
+                    name=row["name"] or row.get("func_or_class_name") or "",
+                    kind=row.get("type") or "NORMAL_TASK",
+                    state=row["state"],
+                    ray_node_id=row.get("node_id") or "",
+                    actor_id=row.get("actor_id") or "",
+                    error_type=row.get("error_type") or "",
+                    error=row.get("error_message") or "",
+                    sent=_seconds(moments.get("SUBMITTED_TO_WORKER")),
+                    started=_seconds(row.get("start_time_ms")),
+                    ended=_seconds(row.get("end_time_ms")),
+                )
+            )
+        return Attempts(rows, _dropped(answer))
+
+    def actors_of(self, ray_job_id: str) -> Actors:
+        """A job's actors, the dead included."""
+        answer = self._state("actors", _of_job(ray_job_id), timeout=LONG_S)
+        rows = [
+            Actor(
+                actor_id=row["actor_id"],
+                class_name=row["class_name"],
+                name=row.get("name") or "",
+                state=row["state"],
+                restarts=int(row.get("num_restarts") or 0),
+                ray_node_id=row.get("node_id") or "",
+                detached=bool(row.get("is_detached")),
+                death=_death(row.get("death_cause")),
+            )
+            for row in answer["result"]
+        ]
+        return Actors(rows, _dropped(answer))
+
+    def _state(
+        self, what: str, query: Mapping[str, Any], *, timeout: float | None = None
+    ) -> dict[str, Any]:
+        answer = self._call("GET", f"/api/v0/{what}", params=query, timeout=timeout)
+        data: dict[str, Any] = answer["data"]["result"]
         return data
 
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
@@ -474,7 +738,40 @@ def _only(state: str) -> dict[str, str]:
     }
 
 
-def _seconds(milliseconds: int | None) -> float | None:
+def _of_job(
+    ray_job_id: str, *, state: str | None = None, task_id: str | None = None
+) -> dict[str, Any]:
+    asked = {"state": state, "task_id": task_id, "job_id": ray_job_id}
+    wanted = {key: value for key, value in asked.items() if value is not None}
+    return {
+        "limit": str(MOST_ROWS),
+        "detail": "1",
+        "filter_keys": list(wanted),
+        "filter_predicates": ["="] * len(wanted),
+        "filter_values": list(wanted.values()),
+    }
+
+
+def _dropped(answer: Mapping[str, Any]) -> int:
+    """The GCS forgets above its own limit, and the answer is cut at ours: both together.
+
+    How many it left out at our limit, Ray does not always say: a full answer is taken for a part.
+    """
+    dropped = int(answer["total"]) - int(answer["num_after_truncation"])
+    dropped += int(answer["num_filtered"]) - len(answer["result"])
+    cut = len(answer["result"]) >= MOST_ROWS or answer.get("partial_failure_warning")
+    return max(dropped, 1) if cut else dropped
+
+
+def _death(cause: Mapping[str, Any] | None) -> str:
+    """Ray's own words for the end of an actor; each kind of end has a context of its own."""
+    for context in (cause or {}).values():
+        if isinstance(context, Mapping):
+            return str(context.get("error_message") or context.get("reason") or "")
+    return ""
+
+
+def _seconds(milliseconds: float | None) -> float | None:
     """Ray writes 0 for what has not happened."""
     return milliseconds / 1000 if milliseconds else None
 

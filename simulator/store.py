@@ -19,7 +19,7 @@ from simulator.history import SCHEMA as SCHEMA  # one version for all files of a
 from simulator.history import History, Op, read_history
 
 SPEC, HISTORY, RESULT, REPORT = "spec.json", "history.jsonl", "result.json", "report.html"
-EXPERIMENT = "experiment.py"
+EXPERIMENT, PROGRAM_LOG = "experiment.py", "program.log"
 
 #: What of the spec every judgement takes, and its type.
 _NEEDED: Mapping[str, type | tuple[type, ...]] = {

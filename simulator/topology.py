@@ -35,6 +35,10 @@ _RESERVED = frozenset({"head", "init", "observer", "driver"})
 _SIZE = re.compile(r"([0-9]{1,15})([kmg])")
 #: What a node may be given: Docker takes no less than 6 MiB, and more than a PiB is a slip of the pen.
 _LEAST_MEMORY, _MOST_MEMORY = "6m", "1048576g"
+#: Ray's object store takes no less than 75 MiB (`OBJECT_STORE_MINIMUM_MEMORY_BYTES`), and not all of the
+#: shared memory is given to it. It spills many objects at once, into one file of up to 100 MB or more
+#: (`min_spilling_size`): a smaller disk would be full after the first time.
+_LEAST_SHM, _LEAST_SPILL = "80m", "128m"
 #: Of one resource on one node, and of nodes in one group: more is a slip of the pen.
 _MOST, _MOST_REPLICAS = 1_000_000, 1000
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
@@ -83,6 +87,12 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
+def _within(value: str | None, least: str, why: str = "") -> str | None:
+    if value is not None and not parse_size(least) <= parse_size(value) <= parse_size(_MOST_MEMORY):
+        raise ValueError(f'is "{value}"; use {least} to {_MOST_MEMORY}{f": {why}" if why else ""}')
+    return value
+
+
 Size = Annotated[str, Field(description="a size such as 512m or 2g")]
 
 
@@ -92,6 +102,8 @@ class _Node(BaseModel):
     resources: Mapping[str, float] = Field(default_factory=lambda: {"CPU": 1})
     labels: Mapping[str, str] = Field(default_factory=dict)
     memory: Size | None = None
+    shm_size: Size | None = None
+    spill_size: Size | None = None
 
     @field_validator("resources")
     @classmethod
@@ -131,11 +143,31 @@ class _Node(BaseModel):
     @field_validator("memory")
     @classmethod
     def _memory(cls, value: str | None) -> str | None:
-        if value is not None:
-            size = parse_size(value)
-            if not parse_size(_LEAST_MEMORY) <= size <= parse_size(_MOST_MEMORY):
-                raise ValueError(f'is "{value}"; use {_LEAST_MEMORY} to {_MOST_MEMORY}')
-        return value
+        return _within(value, _LEAST_MEMORY)
+
+    @field_validator("shm_size")
+    @classmethod
+    def _shm_size(cls, value: str | None) -> str | None:
+        return _within(
+            value, _LEAST_SHM, why="Ray's object store lies in it and takes 75 MiB at least"
+        )
+
+    @field_validator("spill_size")
+    @classmethod
+    def _spill_size(cls, value: str | None) -> str | None:
+        return _within(value, _LEAST_SPILL, why="Ray spills up to 100 MB at a time")
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> _Node:
+        parts = {"shm_size": self.shm_size, "spill_size": self.spill_size}
+        given = {name: text for name, text in parts.items() if text is not None}
+        if self.memory is not None and given:
+            if sum(map(parse_size, given.values())) >= parse_size(self.memory):
+                said = " and ".join(f'{name} "{text}"' for name, text in given.items())
+                raise ValueError(
+                    f'{said} lie in the memory of the node, which is "{self.memory}"; make them smaller'
+                )
+        return self
 
     @property
     def cpus(self) -> int:
@@ -197,6 +229,7 @@ class NodeSpec:
     labels: Mapping[str, str]
     memory: str | None
     profile: Profile = Profile.DEFAULT
+    spill_size: str | None = None
 
 
 class Topology(BaseModel):
@@ -219,7 +252,14 @@ class Topology(BaseModel):
     def nodes(self) -> list[NodeSpec]:
         """Every node that should exist, head first."""
         head = NodeSpec(
-            "head", "head", "head", 1, self.head.resources, self.head.labels, self.head.memory
+            "head",
+            "head",
+            "head",
+            1,
+            self.head.resources,
+            self.head.labels,
+            self.head.memory,
+            spill_size=self.head.spill_size,
         )
         return [
             head,
@@ -233,6 +273,7 @@ class Topology(BaseModel):
                     g.labels,
                     g.memory,
                     g.profile,
+                    g.spill_size,
                 )
                 for g in self.worker_groups
                 for i in range(1, g.replicas + 1)

@@ -2,6 +2,7 @@
 
 A workload is a program that runs inside as a Ray job, and the specification that it reads there. It
 records what it does in the effect ledger and what its owner sees in the driver's file (`simulator.innode`).
+A `Script` is the exception: a program of the user's, which reads and records nothing of ours.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from simulator.innode.work import COMPANY_S
+from simulator.jobs import Program
 from simulator.topology import NodeSpec, Topology
 
 
@@ -220,3 +222,34 @@ class Promises:
 
     def nominal_seconds(self, topology: Topology) -> float:
         return self.tasks * self.task_seconds / max(1.0, topology.total("CPU"))
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A program of the user's, unchanged: what it does is its own business, how it ends is the run's.
+
+    Parameters
+    ----------
+    timeout_s
+        How long it may take in all, seconds; then it is stopped.
+    """
+
+    program: Program
+    timeout_s: float = 1800.0
+
+    name: ClassVar[str] = "program"
+
+    def entrypoint(self, run_id: str) -> str:  # noqa: ARG002 - it knows nothing of a run
+        return self.program.entrypoint
+
+    def spec(self, hostnames: Mapping[str, str]) -> dict[str, Any]:  # noqa: ARG002
+        """Without its runtime_env, whose variables may be secrets."""
+        return {
+            "script": self.program.script,
+            "arguments": list(self.program.arguments),
+            "timeout_s": self.timeout_s,
+        }
+
+    def nominal_seconds(self, topology: Topology) -> float:  # noqa: ARG002
+        """Nobody knows."""
+        return 0.0

@@ -63,7 +63,8 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "up", "down", "stop", "start", "scale", "status", "nodes", "monitor", "submit",
         "dashboard", "heal", "clusters",
         "kill", "restart", "pause", "resume", "logs", "exec", "attach", "cp",
-        "init", "topologies", "experiments", "run", "replay", "shrink", "check", "report", "runs", "doctor",
+        "init", "topologies", "faults", "schedule", "experiments", "run", "chaos", "replay",
+        "shrink", "check", "report", "runs", "doctor",
         "image build",
     ]  # fmt: skip
 
@@ -310,11 +311,11 @@ def test_an_experiment_that_raises_is_no_defect_of_ours(
 def test_all_problems_of_a_command_line_are_said_at_once(command: Command) -> None:
     done = command(
         "run", "node_failure", "--param", "taks=5", "--param", "at=-1", "--topology", "defalt",
-        "--health", "fats", "--backend", "dokcer",
+        "--health", "fats", "--backend", "dokcer", "--rpc-fault", "PushTusk fails 5%",
     )  # fmt: skip
     assert done.code == 2
-    assert "5 problems:" in done.err
-    for said in ("taks", "at", "defalt", "fats", "dokcer"):
+    assert "6 problems:" in done.err
+    for said in ("taks", "at", "defalt", "fats", "dokcer", "did you mean PushTask"):
         assert said in done.err
 
 
@@ -529,7 +530,7 @@ def test_a_run_prints_one_object_and_nothing_else(command: Command, backend: Fak
     assert done.code == 0
     assert list(done.data) == [
         "experiment", "backend", "status", "verdict", "seed", "run_dir", "report", "topology",
-        "ray_version", "health", "gpu", "findings", "recovery", "params",
+        "ray_version", "health", "gpu", "findings", "recovery", "params", "rpc_faults",
     ]  # fmt: skip
     assert done.data["verdict"] == "valid"
     assert done.data["seed"] == 7
@@ -645,6 +646,31 @@ def test_a_kept_cluster_stays_and_can_be_run_on(command: Command, backend: FakeB
     other = command("run", "node_failure", "--reuse", "lab", "--health", "ray", *SHORT)
     assert other.code == 2
     assert "was started with --health fast" in other.err
+
+
+def test_rpc_faults_are_set_for_a_cluster_and_said_of_its_runs(
+    command: Command, backend: FakeBackend
+) -> None:
+    fault = "RequestWorkerLease fails 20%"
+    said = "NodeManagerService.RequestWorkerLease fails 20%"
+    command("up", "--name", "lab", "--rpc-fault", fault, "--rpc-fault", "Pull delays 5ms")
+    env = backend.spec("lab").env
+    assert json.loads(env["RAY_testing_rpc_failure"])
+    assert env["RAY_testing_asio_delay_us"] == "ObjectManagerService.grpc_server.Pull=5000:5000"
+    backend.answers["env"] = Completed(0, "\n".join(f"{k}={v}" for k, v in env.items()))
+    done = command("run", "node_failure", "--reuse", "lab", "--json", *SHORT)
+    assert done.data["rpc_faults"] == [said, "ObjectManagerService.Pull delays 5ms..5ms"]
+    other = command("run", "node_failure", "--reuse", "lab", "--rpc-fault", fault, *SHORT)
+    assert other.code == 2
+    assert f"was started with --rpc-fault {said}" in other.err
+
+    done = command("run", "node_failure", "--rpc-fault", fault, "--json", *SHORT)
+    assert done.data["rpc_faults"] == [said]
+    made = json.loads((Path(done.data["run_dir"]) / "spec.json").read_text())
+    assert f"--rpc-fault {shlex.quote(fault)}" in made["command"]
+    wrong = command("up", "--name", "other", "--rpc-fault", "PushTask fails 500%")
+    assert wrong.code == 2
+    assert "use 1% to 100%" in wrong.err
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,11 @@ def test_a_cluster_by_hand(shell: Shell, tmp_path: Path) -> None:
     assert up["count"] == {"desired": 3, "running": 3, "alive": 3}
     assert up["backend"] == shell.backend
 
+    # Before any node dies: Ray tells every driver of a death, half a minute later, in its own words.
+    programs_are_submitted(shell, tmp_path / "project")
+    one_is_stopped_by_ctrl_c(shell, tmp_path / "project")
+    the_dashboard_answers_to_the_token(shell)
+
     shell("kill", "worker-1")
     assert shell.status() == {"head": "alive", "worker-1": "exited", "worker-2": "alive"}
     shell("restart", "worker-1")
@@ -175,10 +180,6 @@ def test_a_cluster_by_hand(shell: Shell, tmp_path: Path) -> None:
     shell("exec", "worker-1", "--", "sh", "-c", "exit 7", code=7)
     assert "supervisor: ready" in shell("logs", "worker-1")
     assert len(shell("logs", "head", "--tail", "2").splitlines()) == 2
-
-    programs_are_submitted(shell, tmp_path / "project")
-    one_is_stopped_by_ctrl_c(shell, tmp_path / "project")
-    the_dashboard_answers_to_the_token(shell)
     shell("down")
     assert not shell.exists
 

@@ -25,10 +25,12 @@ from simulator.backends.base import (
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
 from simulator.compose import (
     DASHBOARD_PORT,
+    GCS_PORT,
     INNODE_TARGET,
     LABEL_DEFINITION,
     LABEL_SPEC,
     LEDGER_TARGET,
+    SPILL_TARGET,
     TOKEN_TARGET,
     ClusterNetwork,
     expand,
@@ -266,7 +268,7 @@ def test_the_addresses_are_those_that_were_chosen() -> None:
     assert head["networks"]["cluster"]["ipv4_address"] == "10.9.0.10"
     for role in ("head", "worker"):
         environment = project["services"][role]["environment"]
-        assert environment["RAY_SIM_HEAD_ADDRESS"] == "10.9.0.10:6379"
+        assert environment["RAY_SIM_HEAD_ADDRESS"] == f"10.9.0.10:{GCS_PORT}"
     assert project["networks"]["cluster"]["ipam"]["config"] == [
         {"subnet": "10.9.0.0/24", "ip_range": "10.9.0.128/25"}
     ]
@@ -348,3 +350,25 @@ def test_a_dollar_in_a_value_stays_a_dollar() -> None:
     text = to_yaml(expand(spec(env={"PRICE": "$5 ${HOME}"})))
     head = yaml.safe_load(text)["services"]["head"]
     assert head["environment"]["PRICE"] == "$$5 $${HOME}"
+
+
+def test_small_shared_memory_holds_an_object_store_that_fits(tmp_path: Path) -> None:
+    small = override(load_topology("default"), ["worker_groups.worker.shm_size=80m"])
+    worker = expand(spec(small))["services"]["worker"]
+    assert worker["shm_size"] == "80m"
+    (store,) = [a for a in worker["command"] if a.startswith("--object-store-memory=")]
+    # Ray's own least (OBJECT_STORE_MINIMUM_MEMORY_BYTES), and less than what is free in /dev/shm.
+    assert 75 * 1024**2 <= int(store.partition("=")[2]) < 80 * 1024**2
+    head = expand(spec(small))["services"]["head"]
+    assert head["shm_size"] == by_hand()["services"]["head"]["shm_size"]
+    assert not [a for a in head["command"] if a.startswith("--object-store-memory")]
+
+
+def test_a_disk_to_spill_to_is_one_of_its_own_size() -> None:
+    disks = override(load_topology("default"), ["worker_groups.worker.spill_size=128m"])
+    services = expand(spec(disks))["services"]
+    assert services["worker"]["tmpfs"] == [f"{SPILL_TARGET}:size={128 * 1024**2},mode=1777"]
+    assert f"--object-spilling-directory={SPILL_TARGET}" in services["worker"]["command"]
+    assert "tmpfs" not in services["head"]
+    assert not [a for a in services["head"]["command"] if "spilling" in a]
+    assert definition(spec(disks)) != definition(spec())

@@ -290,7 +290,8 @@ def test_a_trial_that_breaks_costs_nothing_of_what_was_found(
         assert found["trials"].level == "warning"
         assert str(error) in found["trials"].text or "it broke: so it is" in found["trials"].text
         # It can neither kill nor pause, and says so.
-        assert found["faults"].text.startswith("stop; kill needs one that can kill")
+        assert found["faults"].text.startswith("stop, drain; ")
+        assert "kill, restart need one that can kill" in found["faults"].text
 
 
 # ---- the real thing

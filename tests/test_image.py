@@ -153,6 +153,79 @@ def test_several_wheel_folders_become_one_context(tmp_path: Path) -> None:
     }
 
 
+# ---- what the machine's apt knows
+
+DUMP = """\
+Acquire::http::Proxy "http://u:p@proxy.invalid:3128";
+Acquire::http::Proxy::direct.invalid "DIRECT";
+Acquire::https::Proxy "";
+Acquire::Check-Date "false";
+Acquire::Languages "none";
+"""
+TARGETS = """\
+Other|main|http://other.invalid/
+Debian|contrib|http://contrib.invalid/debian/
+Debian|main|http://mirror.invalid/debian/
+Debian|main|http://second.invalid/debian/
+"""
+
+
+def test_apts_settings_that_a_build_can_use_and_the_first_debian_mirror() -> None:
+    settings = image.parse_apt_settings(DUMP, TARGETS)
+    assert settings.conf.splitlines() == [
+        'Acquire::http::Proxy "http://u:p@proxy.invalid:3128";',
+        'Acquire::Check-Date "false";',
+    ]
+    assert settings.mirror == "http://mirror.invalid/debian/"
+
+
+def test_pips_proxy_serves_apt_where_it_names_none() -> None:
+    proxy = "http://proxy.invalid:3128"
+    assert image.parse_apt_settings("", "", proxy).conf.splitlines() == [
+        f'Acquire::http::Proxy "{proxy}";',
+        f'Acquire::https::Proxy "{proxy}";',
+    ]
+    assert proxy not in image.parse_apt_settings(DUMP, "", proxy).conf
+
+
+def test_a_machine_without_apt_knows_no_mirror(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert image.apt_settings() == image.AptSettings()
+
+
+@pytest.mark.parametrize("own_bundle", [True, False])
+def test_what_apt_is_told_in_a_build_is_readable_by_its_owner_only(
+    tmp_path: Path, own_bundle: bool
+) -> None:
+    settings = image.parse_apt_settings(DUMP, TARGETS)
+    secrets = image._apt_secrets(settings, tmp_path, own_bundle=own_bundle)
+    assert [secret.split(",")[0] for secret in secrets] == ["id=apt_conf", "id=apt_mirror"]
+    conf, mirror = tmp_path / "apt_conf", tmp_path / "apt_mirror"
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (conf, mirror)} == {0o600}
+    assert 'APT::Sandbox::User "root";' in conf.read_text()
+    assert ("CAInfo" in conf.read_text()) is own_bundle
+    assert mirror.read_text().strip() == settings.mirror
+
+
+def test_only_the_tools_image_is_told_of_apt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client_that(
+        tmp_path,
+        monkeypatch,
+        f'echo "$*" >> {tmp_path}/asked\n'
+        'case "$*" in *"image inspect"*) echo "Error: No such image: x" >&2; exit 1 ;; esac',
+    )
+    targets: tuple[image.Target, ...] = ("cpu", "netfault")
+    for target in targets:
+        image.build_image(target=target, say=lambda line: None, base="a-base")
+    builds = [b for b in (tmp_path / "asked").read_text().splitlines() if "buildx build" in b]
+    assert ["apt_conf" in build for build in builds] == [False, True]
+    assert f"--tag {image.NETFAULT_IMAGE}" in builds[1]
+
+
 # ---- the engine's answers, from a client that is a script
 
 
@@ -276,8 +349,10 @@ def test_every_image_is_a_stage_and_bare_ray_stands_on_the_same_python() -> None
     above = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\w+)$", dockerfile(), re.M)}
     assert set(image.IMAGES) <= set(above)
     assert above["lean"] == above["ray"] == "python"
+    assert above["netfault"] == "${BASE_IMAGE}", "it costs what its tools cost"
     for target, tag in image.IMAGES.items():
-        assert tag.endswith(f":{image.RAY_VERSION}-{target}")
+        version = "1" if target == "netfault" else f"{image.RAY_VERSION}-{target}"
+        assert tag.endswith(f":{version}")
 
 
 def test_the_standard_library_is_compiled_in_every_image() -> None:

@@ -19,6 +19,7 @@ from simulator.errors import BadInput
 from simulator.jobs import (
     LEFT_OUT,
     JobLost,
+    JobOutput,
     Program,
     Submitted,
     follow,
@@ -415,6 +416,31 @@ def test_a_job_prints_exactly_what_its_program_prints(
     assert followed.printed == b"one\ntwo\rthree\nfour\n"
     assert (job.status, job.exit_code) == ("SUCCEEDED", 0)
     assert job.seconds == pytest.approx(1.0 + 3 * 0.7)
+
+
+def test_what_a_job_printed_so_far_is_taken_without_waiting(
+    backend: FakeBackend, followed: Followed
+) -> None:
+    """By whoever has other things to do than to follow it."""
+    ray, clock = followed.cluster.ray, followed.cluster.clock
+    backend.job_prints("one\n", "two\n", "three\n", every=2.0)
+    submitted = submit(ray, followed.program, job_id="j")
+    output = JobOutput(ray, submitted, followed.take)
+    clock.sleep(1.5)
+    began = clock.mono()
+    output.catch_up(ray.job("j"))
+    output.catch_up(ray.job("j"))
+    assert followed.printed == b"one\n"
+    backend.fail_next("ray.follow_job_log", RayUnreachable("broke"))
+    clock.sleep(2.0)
+    output.catch_up(ray.job("j"))  # breaks off, and loses nothing
+    output.catch_up(ray.job("j"))
+    assert followed.printed == b"one\ntwo\n"
+    assert clock.mono() == began + 2.0
+    clock.sleep(5.0)
+    assert output.finish(ray.job("j"))
+    output.hand_on_the_rest()
+    assert followed.printed == b"one\ntwo\nthree\n"
 
 
 def test_a_failed_program_is_no_error_of_ours(backend: FakeBackend, followed: Followed) -> None:

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_ray import LINUX, FakeRay, until
+from fake_ray import LINUX, FakeRay, gone, until
 
 from simulator.backends.base import (
     KILL,
@@ -30,6 +30,7 @@ from simulator.backends.base import (
     CanPause,
     ClusterSpec,
     EngineEvent,
+    NodeProcess,
     NodeRecord,
 )
 from simulator.backends.process import ProcessBackend
@@ -540,6 +541,39 @@ def test_a_node_is_paused_when_all_of_it_is(backend: ProcessBackend, ray: FakeRa
     assert node(backend, "worker-1").state == "running"
 
 
+def test_one_process_of_a_node_is_signalled_and_none_that_is_not_the_nodes(
+    backend: ProcessBackend, ray: FakeRay
+) -> None:
+    started(backend, "worker-1")
+    rows = backend.processes("one", "worker-1")
+    (raylet,) = [p for p in rows if p.name == "raylet"]
+    assert {p.pid for p in rows} <= set(pids(backend.root / "one" / "worker-1"))
+    assert backend.signal_process("one", "worker-1", raylet, signal.SIGSTOP)
+    until(lambda: state(raylet.pid) == "T", "it is stopped")
+    assert node(backend, "worker-1").state == "running"
+    assert backend.signal_process("one", "worker-1", raylet, signal.SIGCONT)
+    until(lambda: state(raylet.pid) != "T", "it goes on")
+
+    stranger = sleeper(backend.root / "one" / "worker-2")
+    try:
+        other = look(stranger.pid)
+        assert other is not None
+        for pid, born in ((other.pid, other.started), (raylet.pid, raylet.started - 1)):
+            row = NodeProcess(pid, born, "S", "sleep", "sleep 600")
+            assert not backend.signal_process("one", "worker-1", row, signal.SIGKILL)
+        assert stranger.poll() is None
+        assert not gone(raylet.pid)
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+    assert backend.signal_process("one", "worker-1", raylet, signal.SIGKILL)
+    until(lambda: node(backend, "worker-1").state == "exited", "the node follows its raylet")
+    assert node(backend, "worker-1").exit_code == 11
+    with pytest.raises(CannotRun, match="it is exited"):
+        backend.processes("one", "worker-1")
+
+
 def test_everything_that_happens_to_a_node_is_reported(
     backend: ProcessBackend, ray: FakeRay
 ) -> None:
@@ -822,6 +856,17 @@ def test_an_image_is_not_needed_and_that_is_said(backend: ProcessBackend) -> Non
     except CannotRun:
         pytest.skip("no Ray is installed here")
     assert said == ["processes need no image; --image is ignored"]
+
+
+def test_memory_and_disk_are_the_machines_and_that_is_said(backend: ProcessBackend) -> None:
+    said: list[str] = []
+    small = override(load_topology("default"), ["head.shm_size=80m"])
+    try:
+        backend.prepare(replace(spec("one"), topology=small), said.append)
+    except CannotRun:
+        pytest.skip("no Ray is installed here")
+    (sentence,) = said
+    assert "shm_size, spill_size have no effect" in sentence
 
 
 def test_lean_nodes_are_whole_here_and_that_is_said(backend: ProcessBackend) -> None:

@@ -11,7 +11,6 @@ from fakes import fake, finding, topology
 from simulator.backends.fake import FakeBackend
 from simulator.errors import BadInput, CannotRun
 from simulator.experiment import load_experiment
-from simulator.faults import FAULTS
 from simulator.history import History
 from simulator.runner import Runner, RunRequest
 from simulator.runner import live as live_module
@@ -68,6 +67,7 @@ def test_every_promise_is_kept_when_a_worker_dies(kept: dict[str, Any]) -> None:
         # What is left in use keeps the cluster from being at rest.
         (["violation=leaked"], {"resources_free", "healed"}),
         (["fault=pause"], {"one_incarnation"}),
+        (["fault=partition"], {"one_incarnation"}),
         # The last roll call never comes back from a bundle that is placed nowhere.
         (["comes_back=false"], {"groups_whole", "no_task_lost"}),
     ],
@@ -116,14 +116,6 @@ def test_a_ray_that_does_not_say_what_is_left_is_unknown(
     result = run(tmp_path)
     assert not_valid(result) == {"resources_free": "unknown"}
     assert "Ray does not answer" in finding(result, "resources_free")["summary"]
-
-
-def test_a_fault_that_is_not_there_is_refused_with_what_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(FAULTS, "partition", raising=False)
-    with pytest.raises(BadInput, match="no fault named 'partition': there is kill"):
-        run(tmp_path, "fault=partition")
 
 
 def test_nodes_too_small_for_a_bundle_and_a_post_are_refused(tmp_path: Path) -> None:

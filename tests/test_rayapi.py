@@ -17,7 +17,17 @@ import pytest
 from simulator.backends.base import Endpoint
 from simulator.backends.fake.ray import FakeRay
 from simulator.errors import BadInput
-from simulator.rayapi import Job, NoSuchJob, RayApi, RayUnreachable
+from simulator.rayapi import (
+    Actor,
+    Attempt,
+    Job,
+    NodePorts,
+    NoSuchJob,
+    RayApi,
+    RayUnreachable,
+    RunningTask,
+    TaskCounts,
+)
 
 
 @dataclass
@@ -132,19 +142,58 @@ def test_nodes_are_listed_with_the_dead_ones(dashboard: Dashboard, ray: RayApi) 
 
 
 def test_what_runs_is_told_by_node(dashboard: Dashboard, ray: RayApi) -> None:
-    task = {"name": "work", "node_id": "a1", "type": "NORMAL_TASK"}
-    call = {**task, "type": "ACTOR_TASK", "name": "Counter.add"}
-    nowhere = {**task, "node_id": None}
-    actor = {"class_name": "Counter", "name": "c-1", "node_id": "b2"}
+    task = {"task_id": "t1", "name": "work", "node_id": "a1", "type": "NORMAL_TASK"}
+    other = {**task, "task_id": "t2", "name": "named", "func_or_class_name": "work"}
+    call = {**task, "task_id": "t3", "type": "ACTOR_TASK", "name": "Counter.add"}
+    nowhere = {**task, "task_id": "t4", "node_id": None}
+    actor = {"class_name": "Counter", "name": "c-1", "node_id": "b2", "state": "ALIVE"}
     nameless = {**actor, "name": "", "node_id": "a1"}
-    dashboard.answers["/api/v0/tasks"] = (200, state([task, task, call, nowhere]))
+    dashboard.answers["/api/v0/tasks"] = (200, state([task, other, call, nowhere]))
     dashboard.answers["/api/v0/actors"] = (200, state([actor, nameless]))
     running = ray.running()
     assert list(running) == ["a1", "b2"]
-    assert (running["a1"].tasks, running["a1"].actors) == (("work", "work"), ("Counter",))
+    assert (running["a1"].tasks, running["a1"].actors) == (("work", "named"), ("Counter",))
     assert (running["b2"].tasks, running["b2"].actors) == ((), ("Counter c-1",))
-    asked = {path: query["filter_values"] for _, path, query, _, _ in dashboard.asked}
-    assert asked == {"/api/v0/tasks": ["RUNNING"], "/api/v0/actors": ["ALIVE"]}
+    asked = [(path, *query["filter_values"]) for _, path, query, _, _ in dashboard.asked]
+    assert asked == [
+        ("/api/v0/tasks", "RUNNING"),
+        ("/api/v0/tasks", "RUNNING_IN_RAY_GET"),
+        ("/api/v0/tasks", "RUNNING_IN_RAY_WAIT"),
+        ("/api/v0/actors", "ALIVE"),
+    ]
+    # A task that waits for others in between is one task, whatever state it was met in.
+    assert ray.running_tasks() == [
+        RunningTask("work", "work", "a1"),
+        RunningTask("named", "work", "a1"),
+        RunningTask("Counter.add", "Counter.add", "a1", of_actor=True),
+    ]
+    assert [(a.name, a.class_name) for a in ray.living_actors()] == [
+        ("c-1", "Counter"),
+        ("", "Counter"),
+    ]
+
+
+def test_objects_are_counted_by_the_node_that_holds_them(dashboard: Dashboard, ray: RayApi) -> None:
+    holds = {"nodeId": "a1", "state": "ALIVE", "storeStats": {"numLocalObjects": "7"}}
+    new = {"nodeId": "b2", "state": "ALIVE"}  # nothing is known of its store yet
+    dead = {**holds, "nodeId": "c3", "state": "DEAD"}
+    summary = [{"raylet": raylet} for raylet in (holds, new, dead)]
+    dashboard.answers["/nodes"] = (200, {"result": True, "data": {"summary": summary}})
+    assert ray.objects_held() == {"a1": 7}
+    assert dashboard.asked[-1][2] == {"view": ["summary"]}
+
+
+def test_where_raylets_listen_by_node_and_one_that_says_nothing_is_left_out(
+    dashboard: Dashboard, ray: RayApi
+) -> None:
+    summary = [
+        {"raylet": {"nodeId": "a1", "nodeManagerPort": 41001, "objectManagerPort": 41002}},
+        {"raylet": {"nodeId": "b2"}},
+        {},
+    ]
+    dashboard.answers["/nodes"] = (200, {"result": True, "data": {"summary": summary}})
+    assert ray.ports() == {"a1": NodePorts(41001, 41002)}
+    assert dashboard.asked[0][2] == {"view": ["summary"]}
 
 
 def test_usage_leaves_out_what_only_names_a_node(dashboard: Dashboard, ray: RayApi) -> None:
@@ -276,6 +325,57 @@ def test_failed_attempts_come_with_the_count_of_those_that_ray_kept_back(
     dashboard.answers[path] = (200, cut)
     assert ray.failed_attempts("01000000").dropped == 1
     assert dashboard.asked[0][2]["filter_values"] == ["FAILED", "01000000"]
+
+
+def test_attempts_are_counted_by_what_their_states_mean(dashboard: Dashboard, ray: RayApi) -> None:
+    summary = {
+        "f": {"state_counts": {"FINISHED": 3, "FAILED": 1, "RUNNING_IN_RAY_GET": 1}},
+        "A.g": {"state_counts": {"RUNNING": 2, "PENDING_NODE_ASSIGNMENT": 4, "NIL": 1}},
+    }
+    result = {"node_id_to_summary": {"cluster": {"summary": summary}}}
+    answer = state([])
+    answer["data"]["result"] |= {"result": result, "total": 17, "num_after_truncation": 14}
+    answer["data"]["result"]["num_filtered"] = 13
+    dashboard.answers["/api/v0/tasks/summarize"] = (200, answer)
+    assert ray.task_counts("01") == TaskCounts(3, 1, 3, 5, dropped=3 + 1)
+    query = dashboard.asked[0][2]
+    assert (query["filter_keys"], query["filter_values"]) == (["job_id"], ["01"])
+
+
+def test_each_attempt_is_a_row_with_what_ray_knows_of_it(dashboard: Dashboard, ray: RayApi) -> None:
+    whole = {
+        "task_id": "t1", "attempt_number": 0, "name": "f", "type": "ACTOR_TASK", "state": "FINISHED",
+        "node_id": "a1", "actor_id": "c3", "error_type": None, "error_message": None,
+        "start_time_ms": 1000, "end_time_ms": 3500,
+        "events": [{"state": "SUBMITTED_TO_WORKER", "created_ms": 900.0}],
+    }  # fmt: skip
+    bare = {
+        "task_id": "t2", "attempt_number": 1, "name": "", "func_or_class_name": "g", "type": None,
+        "state": "FAILED", "node_id": None, "error_type": "NODE_DIED", "error_message": "gone",
+        "start_time_ms": None, "end_time_ms": 4000, "events": None,
+    }  # fmt: skip
+    dashboard.answers["/api/v0/tasks"] = (200, state([whole, bare], num_filtered=5))
+    found = ray.attempts("01")
+    assert found.dropped == 3
+    assert found.rows[0] == Attempt(
+        "t1", 0, "f", "ACTOR_TASK", "FINISHED", "a1", "c3", sent=0.9, started=1.0, ended=3.5
+    )
+    assert found.rows[1] == Attempt(
+        "t2", 1, "g", "NORMAL_TASK", "FAILED", error_type="NODE_DIED", error="gone", ended=4.0
+    )
+
+
+def test_actors_come_with_the_reason_of_their_death(dashboard: Dashboard, ray: RayApi) -> None:
+    row = {
+        "actor_id": "c3", "class_name": "A", "name": None, "state": "DEAD", "num_restarts": "2",
+        "node_id": "a1", "is_detached": True,
+        "death_cause": {"actor_died_error_context": {"error_message": "its node died"}},
+    }  # fmt: skip
+    living = {**row, "actor_id": "d4", "state": "ALIVE", "death_cause": None, "is_detached": False}
+    dashboard.answers["/api/v0/actors"] = (200, state([row, living]))
+    dead, alive = ray.actors_of("01").rows
+    assert dead == Actor("c3", "A", "", "DEAD", 2, "a1", True, "its node died")
+    assert (alive.death, alive.detached) == ("", False)
 
 
 @pytest.mark.parametrize(

@@ -144,15 +144,15 @@ def test_the_one_fault_that_matters_is_found_and_its_run_replays(
     assert command("run", four, "--seed", "3").code == 1
     shrunk = command("shrink", "--json")
     assert (shrunk.code, shrunk.data["complete"]) == (0, True)
-    assert [(f["id"], f["fault"]) for f in shrunk.data["faults"]] == [("f3", "kill")]
+    assert [(f["id"], f["fault"]) for f in shrunk.data["faults"]] == [("f4", "kill")]
     assert "it does not fail so" in shrunk.err
     assert lab.backend.clusters() == []
     smallest = RunDir(Path(shrunk.data["run_dir"]))
-    assert [s["id"] for s in smallest.spec()["schedule"]] == ["f3"]
+    assert [s["id"] for s in smallest.spec()["schedule"]] == ["f4"]
     again = command("replay", shrunk.data["run_dir"], "--json")
     assert (again.code, again.data["verdict"]) == (1, "invalid")
     latest = RunDir(Path(again.data["run_dir"])).spec()
-    assert [s["id"] for s in latest["schedule"]] == ["f3"]
+    assert [s["id"] for s in latest["schedule"]] == ["f4"]
 
 
 def test_a_run_that_did_not_fail_is_not_shrunk(lab: Lab, command: Command) -> None:

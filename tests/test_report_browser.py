@@ -129,6 +129,19 @@ def test_the_theme_changes_page_and_charts_together(page: Any) -> None:
     assert looks["Theme: auto"] in (looks["Theme: light"], looks["Theme: dark"])
 
 
+def test_what_a_program_did_is_drawn_too(browser: Any, tmp_path: Path) -> None:
+    from test_checkers_program import made
+
+    browser.get(write_html(made(tmp_path)).as_uri())
+    browser.execute_async_script(FRAME)
+    assert len(set(picture(browser))) == 2
+    assert browser.get_log("browser") == []
+    metrics = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 @pytest.mark.parametrize("width", [400, 768, 1280])
 def test_nothing_sticks_out_sideways(page: Any, width: int) -> None:
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}

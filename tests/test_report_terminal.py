@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_samples import change_json, cut_short, make_run
@@ -106,13 +107,13 @@ def test_what_a_task_wrote_cannot_drive_the_terminal(runs: Path, tmp_path: Path)
     assert "[/nothing]" in text
 
 
-def results(runs: Path, *names: str) -> list[dict[str, object]]:
+def results(runs: Path, *names: str) -> list[dict[str, Any]]:
     return [json.loads((runs / n / "result.json").read_text(encoding="utf-8")) for n in names]
 
 
 def test_a_summary_gives_the_spread_of_what_was_seen(runs: Path) -> None:
     several = results(runs, "valid", "valid", "unknown")
-    several[1]["phases"][1]["seconds"] = 5.0  # type: ignore[index]
+    several[1]["phases"][1]["seconds"] = 5.0
     several[1]["seed"] = 2
     found = summarise(several)
     assert found["runs"] == 3
@@ -159,3 +160,13 @@ def test_the_table_of_repeats_says_how_often_each_phase_was_seen(runs: Path) -> 
         "9.00",
         "s",
     ]
+
+
+def test_repeats_without_a_fault_have_no_table_of_phases(runs: Path) -> None:
+    calm = [
+        {**r, "phases": [{**p, "seconds": None, "mandatory": False} for p in r["phases"]]}
+        for r in results(runs, "valid", "valid")
+    ]
+    out = io.StringIO()
+    render_repeats(calm, Console(file=out, width=80))
+    assert out.getvalue().split() == ["2", "runs:", "2", "valid"]

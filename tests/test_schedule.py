@@ -57,8 +57,8 @@ def test_steps_are_planned_in_the_order_of_time() -> None:
     steps = [Step(9, Kill(), Named("worker-1")), Step(2, Pause(), Named("worker-2"))]
     planned = resolve(steps, topology(), Random(0))
     assert [(p.id, p.step.at, *p.nodes) for p in planned] == [
-        ("f1", 2, "worker-2"),
-        ("f2", 9, "worker-1"),
+        ("f2", 2, "worker-2"),
+        ("f1", 9, "worker-1"),
     ]
 
 
@@ -84,14 +84,16 @@ def test_what_is_written_down_says_whom_when_and_how_it_is_undone() -> None:
     (planned,) = resolve([Step(10, Kill(), RandomWorker())], topology(1), Random(0))
     assert planned.to_data() == {
         "id": "f1",
+        "step": "kill one @10s",
         "fault": "kill",
         "parameters": {"fault": "kill"},
         "target": "worker-1",
         "nodes": ["worker-1"],
         "peers": [],
-        "asked": "one(worker)",
+        "asked": "one",
         "when": "10 s after the load began",
         "at_s": 10,
+        "repetition": 1,
         "heal": "once Ray declared it dead",
         "undo": "start",
     }

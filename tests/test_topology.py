@@ -183,6 +183,16 @@ def test_a_group_that_stands_there_twice_is_refused() -> None:
         ({"memory": "99999999999999g"}, 'is "99999999999999g"; use 6m to 1048576g'),
         ({"memory": "٣g"}, 'is "٣g"; use a number and k, m or g'),
         ({"memory": "2g\n"}, "use a number and k, m or g"),
+        ({"shm_size": "64m"}, "use 80m to 1048576g: Ray's object store lies in it"),
+        ({"shm_size": "lots"}, 'is "lots"; use a number and k, m or g'),
+        (
+            {"spill_size": "64m"},
+            'is "64m"; use 128m to 1048576g: Ray spills up to 100 MB at a time',
+        ),
+        (
+            {"memory": "512m", "shm_size": "256m", "spill_size": "256m"},
+            'shm_size "256m" and spill_size "256m" lie in the memory of the node, which is "512m"',
+        ),
     ],
 )
 def test_a_contradiction_is_refused(group: dict[str, object], said: str) -> None:
@@ -271,7 +281,10 @@ def test_sizes_are_read_as_docker_writes_them(text: str, size: int) -> None:
     [
         ({"heads": {}}, "did you mean head?"),
         ({"worker_groups": [{"group_name": "w", "replica": 2}]}, "did you mean replicas"),
-        ({"head": {"colour": "red"}}, "known: resources, labels, memory, gpus"),
+        (
+            {"head": {"colour": "red"}},
+            "known: resources, labels, memory, shm_size, spill_size, gpus",
+        ),
         ({"head": {"profile": "lean"}}, "only a worker group has one: the head needs all of Ray"),
     ],
 )

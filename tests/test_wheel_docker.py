@@ -87,6 +87,7 @@ def test_the_wheel_carries_what_it_needs_and_nothing_else(wheel: Path) -> None:
     assert [n for n in names if "test_" in n] == ["simulator/_data/starter/test_my_experiment.py"]
     assert {n.split("/")[0] for n in names} == {
         "simulator",
+        "ray_sim.py",
         f"ray_cluster_simulator-{__version__}.dist-info",
     }
     assert [n for n in names if n.endswith(".dist-info/licenses/LICENSE")]
@@ -107,6 +108,8 @@ def test_it_starts_under_both_names_and_not_from_the_checkout(tool: Tool) -> Non
         "python", "-c", "from importlib.util import find_spec; print(find_spec('ray'))"
     ) == ("None\n")
     assert "node_failure" in tool("ray-sim", "experiments")
+    said = tool("python", "-c", "from ray_sim import effect, mark; print(mark('a'), effect('b'))")
+    assert said == "None None\n"
 
 
 def test_everything_runs_from_an_empty_directory(tool: Tool, made_cluster: str) -> None:

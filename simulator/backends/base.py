@@ -16,9 +16,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from signal import Signals
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from simulator.errors import BadInput, CannotRun, Problem
+from simulator.netrules import Feature, NetRule
 from simulator.topology import Gpus, Profile, Role, Topology
 from simulator.waiting import Clock, RealClock
 
@@ -291,6 +293,70 @@ class Check:
         return Problem(self.name, self.text, self.remedy)
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a node may use; None is no limit, or, where limits are set, the one that there is.
+
+    Attributes
+    ----------
+    cpus
+        Cores.
+    memory
+        Bytes.
+    """
+
+    cpus: float | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a running node has of its limits, as the kernel says.
+
+    Attributes
+    ----------
+    limits
+        In force.
+    memory
+        In use and not simply to be dropped, bytes.
+    oom_kills
+        Processes that the kernel killed in it for want of memory since it was started.
+    cpu_seconds
+        That its processes had of the CPU since then.
+    cgroup
+        Version of the kernel's cgroups, which take a limit below what is in use (2) or do not (1).
+    """
+
+    limits: Limits
+    memory: int
+    oom_kills: int
+    cpu_seconds: float
+    cgroup: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProcess:
+    """A living process of a node.
+
+    Attributes
+    ----------
+    pid
+        As processes of the node see it.
+    started
+        Clock ticks since the machine's boot; tells it from a later process of that pid.
+    state
+        As in ``/proc``: R, S, T (stopped) and so on.
+    name, title
+        The program's name; its arguments, or what it painted over them (``ray::work``).
+    """
+
+    pid: int
+    started: int
+    state: str
+    name: str
+    title: str
+
+
 class Watch(Protocol):
     """Engine events being delivered in the background, until closed."""
 
@@ -487,6 +553,137 @@ class CanPause(Protocol):
     def resume(self, cluster: str, node: str) -> None: ...
 
 
+#: What comes of trying to connect: somebody listens, nobody does, no answer came, or no way leads there.
+Answer = Literal["accepted", "refused", "silence", "no route"]
+
+
+@runtime_checkable
+class CanShapeNetwork(Protocol):
+    """Puts rules into a node's network, each under the id of the fault that wants it.
+
+    They are outside of the node's reach, and no process in it sees them. A node that is started anew has a
+    new network, without them. Whatever is told about them was read from the node's network there and then.
+    """
+
+    def prepare_network(self, say: Callable[[str], None]) -> None:
+        """Have the tools that it takes (an image), telling `say` about slow steps."""
+
+    def network_lacks(self) -> Mapping[Feature, str]:
+        """What cannot be done on this machine, and why: tried once, in a network that nobody uses.
+
+        Raises
+        ------
+        CannotRun
+            It cannot be tried, the tools are missing.
+        """
+
+    def add_rule(self, cluster: str, node: str, site: str, rule: NetRule) -> None:
+        """Have a rule there for a fault; what it had there before is replaced.
+
+        Raises
+        ------
+        CannotRun
+            The node is neither running nor paused; the kernel refused.
+        """
+
+    def remove_rule(self, cluster: str, node: str, site: str) -> None:
+        """Take a fault's rule away and leave all others; idempotent, also where the node is down."""
+
+    def clear_rules(self, cluster: str, node: str) -> Sequence[str]:
+        """Take every rule of ours away, whoever's it is; idempotent, also where the node is down.
+
+        Returns
+        -------
+        sequence of str
+            The ids of the faults that they were there for. Where the tools were never there, none are.
+        """
+
+    def rules(self, cluster: str, node: str) -> Mapping[str, NetRule]:
+        """What holds now, by the fault's id; nothing where the node is down."""
+
+    def reach(
+        self, cluster: str, node: str, address: str, port: int, timeout: float = 1.0
+    ) -> Answer:
+        """What comes of a TCP connection from a node's network, not from a process in the node."""
+
+    def unanswered(self, cluster: str, node: str, addresses: Sequence[str]) -> int:
+        """How many of its TCP connections with these repeat themselves, since no answer comes."""
+
+
+@runtime_checkable
+class CanDisconnect(Protocol):
+    """Unplugs a node from the cluster's network: its address and its device are gone."""
+
+    def disconnect(self, cluster: str, node: str) -> None:
+        """Unplug it; idempotent."""
+
+    def connect(self, cluster: str, node: str, address: str = "") -> str:
+        """Plug it in again, under this address if it is free; returns the one that it has.
+
+        A head has a fixed address, which need not be given.
+        """
+
+    def is_connected(self, cluster: str, node: str) -> bool: ...
+
+
+@runtime_checkable
+class CanLimit(Protocol):
+    """Gives each node CPU and memory of its own, within limits that can be changed while it runs.
+
+    What fills them up (`simulator.innode.burden`) then burdens that node, and not the machine.
+    """
+
+    def why_unlimited(self, resource: Literal["cpus", "memory"]) -> str | None:
+        """Why this machine gives nodes no limit of this kind, or None."""
+
+    def limits(self, cluster: str, node: str) -> Limits:
+        """What the engine gives it, now and at its next start; what the kernel makes of it is its `load`."""
+
+    def made_limits(self, cluster: str, node: str) -> Limits:
+        """What it was made with, whatever was changed since."""
+
+    def set_limits(self, cluster: str, node: str, limits: Limits) -> None:
+        """Change those that are given; in force when it returns, and after a restart too.
+
+        Raises
+        ------
+        CannotRun
+            The kernel does not take it: cgroup v1 takes no memory limit below what is in use.
+        """
+
+    def load(self, cluster: str, node: str) -> Load:
+        """The kernel's word, of a running node.
+
+        Raises
+        ------
+        CannotRun
+            It does not run, or not any more.
+        """
+
+    def ran_out_of_memory(self, cluster: str, node: str) -> bool:
+        """Whether the engine saw the kernel kill something of it for want of memory, since its start."""
+
+
+@runtime_checkable
+class HasSpillDisk(Protocol):
+    """Can give a node a disk of a size of its own for what Ray spills (`spill_size` in its topology)."""
+
+    def spill_folder(self, cluster: str, node: str) -> str | None:
+        """Where that disk is in the node; None if it was made without."""
+
+
+@runtime_checkable
+class CanSignal(Protocol):
+    """Sees the processes of a running node, and signals any one of them."""
+
+    def processes(self, cluster: str, node: str) -> list[NodeProcess]: ...
+
+    def signal_process(
+        self, cluster: str, node: str, process: NodeProcess, number: Signals
+    ) -> bool:
+        """Signal exactly that process; False if it is gone."""
+
+
 @runtime_checkable
 class ServesRay(Protocol):
     """Answers for Ray itself instead of by HTTP: only a simulated backend does."""
@@ -518,6 +715,15 @@ class Capability:
 
 KILL = Capability("kill", CanKill, "can kill a whole node with SIGKILL")
 PAUSE = Capability("pause", CanPause, "can freeze and thaw a node")
+SHAPE_NETWORK = Capability(
+    "shape_network", CanShapeNetwork, "has a network of its own for every node"
+)
+DISCONNECT = Capability("disconnect", CanDisconnect, "can unplug a node from its network")
+LIMIT = Capability("limit", CanLimit, "gives each node CPU and memory of its own")
+SPILL_DISK = Capability(
+    "spill-disk", HasSpillDisk, "gives a node a disk of its own size to spill to"
+)
+SIGNAL = Capability("signal", CanSignal, "can signal one process of a node")
 
 
 def resolve_gpus(

@@ -9,6 +9,7 @@ works on any beginning of a history.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -31,6 +32,10 @@ PHASES: dict[str, str] = {
     "rejoined": "node rejoined",
     "full_throughput": "full throughput",
 }
+
+#: Phases that are measured on a steady stream of work, or on objects that are known to be kept: of a
+#: program of the user's nobody knows either.
+OF_OUR_WORKLOADS = frozenset({"objects_rebuilt", "throughput", "full_throughput"})
 
 #: Phases that rest on records which Ray gives late, and completely only after the workload ended:
 #: while a run goes on, nobody should wait for them.
@@ -167,6 +172,7 @@ class _Anatomy:
         self.index, self.spec = index, view.spec
         self.mandatory = set(view.spec.get("mandatory_phases", ()))
         self.metrics: dict[str, Any] = {}
+        self.names = [n for n in PHASES if not (index.of_program and n in OF_OUR_WORKLOADS)]
         injected = index.injected()
         self.fault = next((f for f in injected if index.downs_node(f)), None) or next(
             iter(injected), None
@@ -181,16 +187,17 @@ class _Anatomy:
             skipped = next((f.skipped for f in self.index.faults.values() if f.skipped), None)
             if skipped is not None:
                 why += f" ({skipped.data.get('why', 'skipped')})"
-            return Anatomy([self._phase(name, None, why) for name in PHASES], self.metrics)
+            return Anatomy([self._phase(name, None, why) for name in self.names], self.metrics)
         self.inject = fault.inject
         self.victim = fault.node
         self.injected_at = self.index.at(fault.inject)
         self.effect_at = self._effect_at(fault)
         self.down = Down(self.victim, self.injected_at, self.effect_at, ())
         self.hit = self._work_hit()
-        self._baselines()
+        if not self.index.of_program:
+            self._baselines()
         phases = []
-        for name in PHASES:
+        for name in self.names:
             try:
                 seen: _Seen = getattr(self, name)()
             except _NotSeen as why:
@@ -288,7 +295,9 @@ class _Anatomy:
             key: op
             for key, attempts in self.index.attempts.items()
             for op in attempts
-            if op.node == self.victim and self._after(op) and key in self.index.submits
+            if op.node == self.victim
+            and self._after(op)
+            and (key in self.index.submits or self.index.of_program)
         }
         was_there.update({key: e.start_op for key, e in self.hit.items() if e.actor is None})
         if not was_there:
@@ -504,7 +513,9 @@ class _Anatomy:
 
     def _measure_loss(self) -> None:
         cut = [e for e in self.hit.values() if e.end is None]
-        lost = sum(min(e.nominal_s, max(0.0, self.effect_at - e.start)) for e in cut)
+        # How long a program's tasks are to take, nobody knows: all that they did is lost.
+        most = math.inf if self.index.of_program else 0.0
+        lost = sum(min(e.nominal_s or most, max(0.0, self.effect_at - e.start)) for e in cut)
         self.metrics["tasks_cut_off"] = sum(e.actor is None for e in cut)
         self.metrics["work_seconds_lost"] = round(lost, 6)
         rejoined = self.seen.get("rejoined")

@@ -240,7 +240,7 @@ def blindness(index: Index) -> list[Blindness]:
     if end is not None:
         ended = index.at(end) + index.history.uncertainty(end)
         acts = [op for f in index.faults.values() for op in (f.effect, f.healed) if op is not None]
-        acts += index.all("workload.end")
+        acts += index.all("workload.end") + index.all("program.end")
         last = max(acts, key=index.at, default=None)
         if last is not None and index.at(last) > ended:
             gone = index.at(last) - ended

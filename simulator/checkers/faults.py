@@ -13,6 +13,7 @@ from simulator.checkers.anatomy import PHASES, Phase, anatomy
 from simulator.checkers.base import Finding, RunView, Verdict, worst
 from simulator.checkers.evidence import MAX_SILENCE_S, blindness
 from simulator.checkers.index import SLACK, FaultRecord, Index, index_of
+from simulator.checkers.program import at_work
 from simulator.history import Op
 
 
@@ -34,7 +35,9 @@ def check_fault_hit_work(view: RunView) -> Finding:
     if not faults and not schedule:
         return Finding(name, Verdict.VALID, "no fault was asked for")
     known = {f.id.partition(".")[0] for f in faults}  # f2.1 is the first node of f2
-    found = [_hit(index, f) for f in faults]
+    # Of a fault that comes back, the first time is never left out: it is what must hit.
+    known |= {str(op.data.get("id")) for op in index.all("schedule.left_out")}
+    found = [_hit(view, f) for f in faults]
     for step in schedule:
         if str(step.get("id")) not in known:
             what = f"{step.get('fault')} of {step.get('target')}"
@@ -46,7 +49,8 @@ def check_fault_hit_work(view: RunView) -> Finding:
     return Finding(name, verdict, texts[0] + more, cites, [text for _, text, _ in found])
 
 
-def _hit(index: Index, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
+def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
+    index = index_of(view)
     what = f"{fault.fault} of {fault.node or '?'}"
     if fault.skipped is not None:
         why = fault.skipped.data.get("why", "no reason given")
@@ -62,21 +66,40 @@ def _hit(index: Index, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
         return Verdict.UNKNOWN, why, _indices(fault.inject, effect)
     when = index.at(effect)
     here = list(index.executions_on(fault.node))
-    running = [e for e in here if e.running_at(when)]
-    end = index.first("driver.end")
+    # Its owner may learn that it was cut off before the effect is seen.
+    struck = index.at(fault.inject) - SLACK
+    running = [
+        e
+        for e in here
+        if e.running_at(when) or (e.cut_off is not None and e.start <= when and e.cut_off >= struck)
+    ]
+    end = index.first("driver.end") or index.last("program.end")
     # Its owner lets go of an object when it ends: from then on nobody needs a copy.
     over = end is not None and index.at(end) <= when
     objects = [] if over else index.only_copies(fault.node, when)
-    cites = _indices(effect, *(e.start_op for e in running[:20]), *objects[:20])
-    if running or objects:
+    if over and index.of_program:
+        running = []  # what it left behind is nobody's work any more
+    others = at_work(view, fault.node, when)
+    cites = _indices(
+        effect, *(e.start_op for e in running[:20]), *objects[:20], *(op for _, op in others[:20])
+    )
+    if running or objects or others:
         parts = []
         if running:
             keys = ", ".join(e.key for e in running[:3]) + (" ..." if len(running) > 3 else "")
             parts.append(f"{len(running)} executions under way ({keys})")
         if objects:
             parts.append(f"the only copy of {len(objects)} objects")
+        if others:
+            names = ", ".join(text for text, _ in others[:3]) + (" ..." if len(others) > 3 else "")
+            parts.append(names)
         return Verdict.VALID, f"{what} hit {' and '.join(parts)}", cites
-    return Verdict.UNKNOWN, f"{what} hit no work: {_why_idle(index, fault.node, when)}", cites
+    why = _why_idle(index, fault.node, when)
+    if index.of_program and over and end is not None:
+        why = f"the program had ended {when - index.at(end):.1f} s before"
+    elif index.of_program and index.last("attempts.complete") is None:
+        why = "Ray's records of the program's tasks were not collected"
+    return Verdict.UNKNOWN, f"{what} hit no work: {why}", cites
 
 
 def _why_idle(index: Index, node: str, when: float) -> str:

@@ -26,7 +26,7 @@ SLACK = 0.005
 IN_TRANSIT = 1.0
 
 #: Faults whose very purpose is that the node's processes end.
-DOWNING_FAULTS = frozenset({"kill", "stop", "restart", "drain", "preempt"})
+DOWNING_FAULTS = frozenset({"kill", "stop", "restart", "preempt"})
 
 
 @dataclass(slots=True)
@@ -43,6 +43,8 @@ class Execution:
         Orchestrator's seconds; `end` is None while, or if never, ended.
     ok
         False when the work itself raised.
+    cut_off
+        When its owner learned that it had been cut off, where nobody saw its end; only of a program's work.
     """
 
     exec: str
@@ -56,6 +58,7 @@ class Execution:
     end: float | None = None
     end_op: Op | None = None
     ok: bool = False
+    cut_off: float | None = None
 
     @property
     def whole(self) -> bool:
@@ -71,7 +74,8 @@ class Execution:
 
     def running_at(self, when: float) -> bool:
         """Had it started and not ended at that time?"""
-        return self.start <= when and (self.end is None or self.end > when)
+        over = self.cut_off if self.end is None else self.end
+        return self.start <= when and (over is None or over > when)
 
 
 @dataclass(slots=True)
@@ -128,8 +132,15 @@ class LedgerFile:
         return self.name.rpartition("/")[2].startswith("driver")
 
 
+#: Ray's words for an attempt that ended as the program had it: all others were cut off from outside.
+OF_THE_PROGRAM = frozenset({"TASK_EXECUTION_EXCEPTION", "TASK_CANCELLED", "ACTOR_CREATION_FAILED"})
+
+
 class Index:
     """What happened, by key, execution, node, actor, object and fault.
+
+    What ran comes from the effect ledger; of a program of the user's, whose tasks write nothing to it, from
+    Ray's records of their attempts.
 
     Attributes
     ----------
@@ -181,7 +192,7 @@ class Index:
     # Building
 
     def _read(self, history: History) -> None:
-        offsets = {source: o.offset for source, o in history.offsets.items()}
+        offsets = self._ahead = {source: o.offset for source, o in history.offsets.items()}
         by_exec: dict[str, Execution] = {}
         early_ends: dict[str, Op] = {}
         executions, files = self.executions, self.files
@@ -197,6 +208,7 @@ class Index:
             "attempt.failed": self._grouped(self.attempts, "key"),
             "ray.actor": self._grouped(self.actor_ops, "actor_id"),
             "ray.node": self._ray_node,
+            "program.attempt": self._attempt,
             "observer.beat": self.beats.append,
         }
         for op in history.ops:
@@ -256,6 +268,29 @@ class Index:
         start = self.first("observer.start")
         if start is not None:
             self.observer_poll_s = float(start.data.get("poll_s") or 0.0)
+
+    def _attempt(self, op: Op) -> None:
+        """An attempt of a program's task, as Ray remembers it; where and when it ran must be known."""
+        data, ahead = op.data, self._ahead.get(op.source, 0.0)
+        start = data["started"] if data["started"] is not None else data["sent"]
+        if op.node is None or start is None:
+            return
+        execution = Execution(
+            f"{data['task_id']}:{data['attempt']}",
+            data["key"],
+            data["name"],
+            op.node,
+            start - ahead,
+            op,
+            actor=None if data["type"] == "NORMAL_TASK" else data["actor_id"],
+        )
+        ended = None if data["ended"] is None else data["ended"] - ahead
+        failed = data["state"] == "FAILED"
+        if failed and data["error_type"] not in OF_THE_PROGRAM:
+            execution.cut_off = ended
+        elif failed or data["state"] == "FINISHED":
+            execution.end, execution.end_op, execution.ok = ended, op, not failed
+        self.executions.setdefault(execution.key, []).append(execution)
 
     def _end(self, execution: Execution, op: Op, when: float) -> None:
         if execution.end_op is not None:
@@ -319,6 +354,11 @@ class Index:
     def all_executions(self) -> Iterator[Execution]:
         for of_key in self.executions.values():
             yield from of_key
+
+    @property
+    def of_program(self) -> bool:
+        """Was a program of the user's run, and not a workload of ours?"""
+        return self.first("program.submit") is not None
 
     def tasks(self) -> Iterator[Execution]:
         """Executions of tasks, without actor calls."""
@@ -432,6 +472,11 @@ class Index:
             if op.kind in ("engine.die", "engine.pause", "engine.oom") and op.node is not None:
                 when = self.at(op)
                 yield Down(op.node, when, when, (op,))
+        # A node that is only out of reach works on until Ray gives it up, and so does what it made.
+        for node, said in self.node_ops.items():
+            for op in said:
+                if op.data.get("state") == "DEAD":
+                    yield Down(node, self.at(op), self.at(op), (op,))
 
 
 def _count(file: LedgerFile, line: Any) -> None:

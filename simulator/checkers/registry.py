@@ -10,14 +10,19 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from simulator.checkers.base import Checker, Finding, RunView, Verdict
+from simulator.checkers.effects import check_effects_exactly_once
 from simulator.checkers.evidence import check_evidence
 from simulator.checkers.executions import check_executions_explained
 from simulator.checkers.faults import check_fault_hit_work, check_healed, check_recovers
 from simulator.checkers.placement import check_placed_right
+from simulator.checkers.program import (
+    check_attempts_recovered,
+    check_program_ended_well,
+    check_whole_again,
+)
 from simulator.checkers.results import check_no_task_lost, check_results_right
 from simulator.checkers.semantics import (
     check_at_most_once,
-    check_effects_exactly_once,
     check_groups_whole,
     check_one_incarnation,
     check_resources_free,
@@ -30,12 +35,15 @@ CHECKERS: dict[str, Checker] = {
     "executions_explained": check_executions_explained,
     "placed_right": check_placed_right,
     "at_most_once": check_at_most_once,
-    "effects_exactly_once": check_effects_exactly_once,
     "one_incarnation": check_one_incarnation,
     "groups_whole": check_groups_whole,
+    "program_ended_well": check_program_ended_well,
+    "attempts_recovered": check_attempts_recovered,
+    "effects_exactly_once": check_effects_exactly_once,
     "resources_free": check_resources_free,
     "fault_hit_work": check_fault_hit_work,
     "recovers": check_recovers,
+    "whole_again": check_whole_again,
     "healed": check_healed,
     "evidence": check_evidence,
 }
@@ -43,10 +51,30 @@ CHECKERS: dict[str, Checker] = {
 #: The names of those that come with the package; `register_check` adds to `CHECKERS` only.
 BUILT_IN = tuple(CHECKERS)
 
-#: Those that have nothing to judge in most runs: an experiment whose workload gives them something
-#: names them.
+#: Those that judge the run of a program of the user's.
+OF_PROGRAMS = (
+    "program_ended_well",
+    "attempts_recovered",
+    "effects_exactly_once",
+    "fault_hit_work",
+    "whole_again",
+    "healed",
+    "evidence",
+)
+
+#: Those that judge one kind of workload, tasks whose places are known, work of which something is promised or
+#: programs of the user's, and have nothing to judge in any other's run: an experiment that runs it names them.
 OF_ONE_WORKLOAD = frozenset(
-    {"placed_right", "at_most_once", "effects_exactly_once", "one_incarnation", "groups_whole"}
+    {
+        "placed_right",
+        "at_most_once",
+        "one_incarnation",
+        "groups_whole",
+        "program_ended_well",
+        "attempts_recovered",
+        "effects_exactly_once",
+        "whole_again",
+    }
 )
 
 

@@ -14,7 +14,19 @@ import typer
 from typer.core import TyperCommand
 
 from simulator import __version__
-from simulator.cli import catalog, clusters, healing, jobs, machine, nodes, output, replays, runs
+from simulator.cli import (
+    catalog,
+    chaos,
+    clusters,
+    healing,
+    jobs,
+    machine,
+    nodes,
+    output,
+    replays,
+    runs,
+    schedules,
+)
 from simulator.cli.run_help import RunCommand
 
 app = typer.Typer(
@@ -109,11 +121,21 @@ _add("cp", nodes.cp, _NODES, "cp my_job.py head:/tmp", "cp data/. worker-1:input
 _add("init", catalog.init, _EXPERIMENTS, "init", "init lab")
 _add("topologies", catalog.topologies, _EXPERIMENTS, "topologies", "topologies hybrid",
      "topologies ./mine.yaml --json")  # fmt: skip
+_add("faults", schedules.faults, _EXPERIMENTS, "faults", "faults --backend docker --json")
+_add("schedule", schedules.schedule, _EXPERIMENTS,
+     'schedule "kill one(worker) @20s for 15s; pause worker-1 @60s" --seed 7',
+     "schedule --file faults.yaml --backend docker", "schedule random --rate 0.2 --budget 5",
+     cls=TyperCommand)  # fmt: skip
 _add("experiments", runs.experiments, _EXPERIMENTS, "experiments", "run node_failure --help")
 _add("run", runs.run, _EXPERIMENTS, "run node_failure",
      "run node_failure --param tasks=500 --param victim=worker-2 --seed 7",
      "run node_failure --backend docker --repeat 10 --json", "run ./my_experiment.py --workers 5",
+     'run node_failure --fault "pause one(worker) @10s until dead"',
      "run node_failure --help", cls=RunCommand)  # fmt: skip
+_add("chaos", chaos.chaos, _EXPERIMENTS, 'chaos my_app.py --fault "kill one(worker) @20s for 15s"',
+     'chaos my_app.py --baseline --seed 7 --fault "kill one(worker) @20s" -- --epochs 3',
+     'chaos src/my_app.py --working-dir . --fault "pause worker-2 @10s for 30s" --repeat 5',
+     "chaos my_app.py --fault random --budget 3", cls=chaos.ChaosCommand)  # fmt: skip
 _add("replay", replays.replay, _EXPERIMENTS, "replay", "replay node_failure/latest --repeat 5")
 _add(
     "shrink",

@@ -25,6 +25,7 @@ from simulator.cli.options import (
     JoinTimeout,
     NameOfExisting,
     ParallelismOption,
+    RpcFaultOption,
     SetOption,
     WorkersOption,
     a_number,
@@ -67,6 +68,7 @@ def up(
             "(about 4 s).",
         ),
     ] = "ray",
+    rpc_fault: RpcFaultOption = None,
     image: ImageOption = None,
     start_parallelism: ParallelismOption = None,
     timeout: JoinTimeout = 120.0,
@@ -83,10 +85,12 @@ def up(
     from simulator.cli.plan import Problems, load_nodes
     from simulator.cli.screen import Screen
     from simulator.cluster import HEALTH, Cluster, refuse_unable
+    from simulator.faults import rpc_environment, rpc_faults
 
     problems = Problems()
     wanted = load_nodes(problems, topology, workers, settings or ())
     problems.one_of("--health", health, HEALTH)
+    faults = problems.attempt("--rpc-fault", lambda: rpc_faults(rpc_fault or ()))
     problems.one_of("--backend", backend, select.NAMES)
     problems.cluster_name(name)
     problems.raise_any()
@@ -103,7 +107,7 @@ def up(
         topology=wanted,
         gpu=choice.backend.gpu_kind(wanted),
         image=image,
-        env=HEALTH[health],
+        env={**HEALTH[health], **rpc_environment(faults or ())},
     )
     with Screen(f"{name} on {choice.backend.name}").showing() as screen:
         _bring_up(cluster, spec, screen, timeout, start_parallelism)

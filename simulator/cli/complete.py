@@ -61,6 +61,16 @@ experiment = _named_or_file("experiments", ".py")
 topology = _named_or_file("topologies", ".yaml")
 
 
+def _fault(_ctx: Any, _incomplete: str) -> list[str]:
+    """The word that a step begins with; the shell leaves the rest of the text alone."""
+    from simulator.faults import FAULTS
+
+    return [*FAULTS, "random"]
+
+
+fault = _quietly(_fault)
+
+
 def _param(ctx: Any, _incomplete: str) -> list[str]:
     """Parameters of an experiment that comes with the package: a file of the user's is not run."""
     from simulator.cli.run_help import named_experiment

@@ -69,9 +69,10 @@ def build_image(
         str,
         typer.Option(
             "--target",
-            metavar="cpu|gpu|lean",
-            help="cpu, gpu with CUDA's libraries, or lean: bare Ray, for workers.",
-            autocompletion=complete.choices("cpu", "gpu", "lean"),
+            metavar="cpu|gpu|lean|netfault",
+            help="cpu, gpu with CUDA's libraries, lean: bare Ray, for workers, or netfault: the tools of "
+            "faults on the network.",
+            autocompletion=complete.choices("cpu", "gpu", "lean", "netfault"),
         ),
     ] = "cpu",
     base: Annotated[
@@ -91,8 +92,8 @@ def build_image(
 ) -> None:
     """Build the node image and print its name; in a checkout, `make image` is the same.
 
-    Those of a real GPU and of lean workers are built when a cluster first needs them; to build one
-    before that, name it with --target.
+    Those of a real GPU, of lean workers and of faults on the network are built when they are first needed,
+    before anything starts; to build one before that, name it with --target.
     """
     from simulator.backends import select
     from simulator.backends.docker.image import IMAGES, Target
@@ -104,7 +105,7 @@ def build_image(
     problems.one_of("--target", target, IMAGES)
     problems.raise_any()
     select.choose("docker")  # says plainly when no engine answers
-    with Screen("building the node image").showing() as screen:
+    with Screen(f"building the image {target}").showing() as screen:
         built = build(
             target=cast(Target, target),
             say=screen.say,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -108,6 +109,17 @@ ImageOption = Annotated[
     ),
 ]
 
+RpcFaultOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rpc-fault",
+        metavar="FAULT",
+        help="Let calls between Ray's own processes fail or be late, for all of the cluster's life: "
+        "'RequestWorkerLease fails 25%' or 'PushTask delays 10ms..50ms'; may be repeated.",
+        show_default=False,
+    ),
+]
+
 ParallelismOption = Annotated[
     int | None,
     typer.Option(
@@ -137,6 +149,48 @@ JunitOption = Annotated[
         "--junit",
         metavar="FILE",
         help="Also write the findings as JUnit XML.",
+        show_default=False,
+    ),
+]
+
+FaultOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fault",
+        metavar="STEPS",
+        help='What to break, such as "kill one(worker) @20s for 15s", or random; may be repeated.',
+        show_default=False,
+        autocompletion=complete.fault,
+    ),
+]
+
+ScheduleFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        "-f",
+        metavar="FILE",
+        help="More faults: a file with one step a line, or a YAML list.",
+        show_default=False,
+    ),
+]
+
+RateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        metavar="PER_SECOND",
+        help="Of random faults: how many a second on average, 0.1 unless told otherwise.",
+        show_default=False,
+    ),
+]
+
+BudgetOption = Annotated[
+    int | None,
+    typer.Option(
+        "--budget",
+        metavar="N",
+        help="Of random faults: how many, 5 unless told otherwise.",
         show_default=False,
     ),
 ]

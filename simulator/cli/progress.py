@@ -114,6 +114,9 @@ class RunProgress:
     nodes: dict[str, str] = field(default_factory=dict)
     faults: dict[str, FaultView] = field(default_factory=dict)
     load_began: float | None = None
+    script: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    mark: str = ""
     _seen: int = 0
 
     def feed(self, history: History) -> list[str]:
@@ -174,6 +177,26 @@ class RunProgress:
         self.failures += 1
         return f"{op.data['key']} failed for good: {op.data.get('error', '')}"
 
+    def _on_program_submit(self, op: Op) -> None:
+        self.script = str(op.data["script"])
+
+    def _on_program_start(self, op: Op) -> str:
+        self.load_began = op.received
+        return f"{self.script} runs on {op.node}"
+
+    def _on_program_tasks(self, op: Op) -> None:
+        self.counts = {k: int(op.data[k]) for k in ("finished", "running", "pending", "failed")}
+
+    def _on_program_mark(self, op: Op) -> None:
+        value = op.data.get("value")
+        self.mark = str(op.data["name"]) + ("" if value is None else f" {value}")
+
+    def _on_program_end(self, op: Op) -> str:
+        code, took = op.data["exit_code"], op.data["seconds"]
+        how = f"{self.script}: {op.data['status']}"
+        how += "" if code is None else f", exit code {code}"
+        return how + ("" if took is None else f", after {took:.1f} s")
+
     def _on_fault_inject(self, op: Op) -> str:
         fault = FaultView(op.data["fault"], op.node or "cluster", op.received)
         self.faults[op.data["id"]] = fault
@@ -212,6 +235,10 @@ class RunProgress:
         table.add_column(overflow="fold")
         if self.submitted or self.planned:
             table.add_row("  tasks", self._tasks(width))
+        elif self.script:
+            table.add_row("  tasks", Text(self.done_words))
+        if self.mark:
+            table.add_row("  mark", Text(self.mark[:200]))
         if self.nodes:
             table.add_row("  nodes", self._nodes())
         for fault in self.faults.values():
@@ -222,6 +249,8 @@ class RunProgress:
     @property
     def done_words(self) -> str:
         """How far the work is; it goes on beyond its plan while the cluster recovers."""
+        if self.script:
+            return ", ".join(f"{n} {state}" for state, n in self.counts.items()) or "none yet"
         if self.results <= self.planned:
             return f"{self.results} done of {self.planned} planned"
         return f"{self.results} done, beyond the {self.planned} planned"

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,17 +16,20 @@ from simulator.cli.options import (
     HEALTHS,
     AsJson,
     BackendToUse,
+    BudgetOption,
+    FaultOption,
     ImageOption,
     JunitOption,
     ParallelismOption,
+    RateOption,
+    RpcFaultOption,
     RunArgument,
+    ScheduleFileOption,
     SetOption,
     WorkersOption,
 )
 
 if TYPE_CHECKING:
-    from simulator.backends.base import ClusterRecord
-    from simulator.cli.plan import Problems
     from simulator.runner import RunRequest
 
 
@@ -119,6 +123,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    rpc_fault: RpcFaultOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the cluster up at the end.")] = False,
     reuse: Annotated[
         str | None,
@@ -142,10 +147,17 @@ def run(
     ] = None,
     image: ImageOption = None,
     start_parallelism: ParallelismOption = None,
+    faults: FaultOption = None,
+    file: ScheduleFileOption = None,
+    rate: RateOption = None,
+    budget: BudgetOption = None,
     as_json: AsJson = False,
     junit: JunitOption = None,
 ) -> None:
     """Run an experiment: start a cluster, load it, break it, judge, report, take it down.
+
+    With `--fault` or `--file` other faults than the experiment's own are done; `schedule` shows them without
+    running anything.
 
     Ctrl-C once heals, collects and takes down, then reports what there is; twice stops at once. Exit
     codes: 0 valid, 1 invalid, 3 unknown, 4 could not run.
@@ -156,7 +168,8 @@ def run(
 
     backend_chosen, request = _request(
         experiment, params or [], seed, topology, workers, settings or [], backend, health, keep,
-        reuse, name, image, start_parallelism, junit,
+        reuse, name, image, start_parallelism, junit, (faults or [], file, rate, budget),
+        rpc_fault or (),
     )  # fmt: skip
     title = f"{request.experiment.name} on {backend_chosen.name}"
     with Screen(title, runs=repeat).showing() as screen:
@@ -183,30 +196,23 @@ def _request(
     image: str | None,
     start_parallelism: int | None,
     junit: str | None,
+    faults: tuple[Sequence[str], Path | None, float | None, int | None],
+    rpc_texts: Sequence[str],
 ) -> tuple[Any, RunRequest]:
     """The backend and what is to be run on it; raises `BadInput` with every problem."""
-    from simulator.backends import select
-    from simulator.cli.find import find, refuse_taken
-    from simulator.cli.plan import Problems, health_of, load_nodes, replay_command
-    from simulator.cluster import HEALTH
-    from simulator.errors import Problem
+    from simulator.cli.place import choose, refuse_contradictions
+    from simulator.cli.plan import AskedFaults, Problems, load_nodes, replay_command
     from simulator.experiment import load_experiment, plan_problems
+    from simulator.faults import rpc_faults
     from simulator.runner import RunRequest
+    from simulator.schedule import resolve
 
     problems = Problems()
     loaded = problems.attempt(source, lambda: load_experiment(source))
     parsed = problems.attempt("--param", lambda: loaded.parse_params(params)) if loaded else None
-    if health is not None:
-        problems.one_of("--health", health, HEALTH)
-    problems.one_of("--backend", backend, select.NAMES)
+    refuse_contradictions(problems, backend, health, name, reuse, image)
     problems.output_file("--junit", junit)
-    if name is not None:
-        problems.cluster_name(name)
-    for option, given in (("--name", name), ("--image", image)):
-        if reuse is not None and given is not None:
-            problems.found.append(
-                Problem(option, f"and --reuse {reuse} contradict each other", "use one of them")
-            )
+    problems.attempt("--rpc-fault", lambda: rpc_faults(rpc_texts))
 
     nodes = None
     shaped = topology is not None or workers is not None or bool(settings)
@@ -216,68 +222,45 @@ def _request(
         load_nodes(problems, topology, workers, settings)
     if loaded is not None and parsed is not None and nodes is not None:
         problems.found.extend(plan_problems(loaded, parsed, nodes))
+    # The experiment's file may have registered faults of its own.
+    texts, file, rate, budget = faults
+    asked = problems.attempt("--fault", lambda: AskedFaults.read(texts, file, rate, budget))
+    if asked is not None and nodes is not None:
+        shape = nodes
+        problems.attempt("--fault", lambda: resolve(asked.steps, shape, Random(0)))
     problems.raise_any()
     assert loaded is not None
+    assert asked is not None
 
-    if reuse is not None:
-        found = find(reuse, backend)
-        chosen = found.backend
-        output.say(f"Backend: {chosen.name}, where cluster {reuse} is")
-        _refuse_unready(problems, found.record)
-        nodes = nodes or chosen.spec(reuse).topology
-        actual = health_of(found.cluster)
-        if actual is None or (health is not None and health != actual):
-            what = f"was started with {'--health ' + actual if actual else 'settings of its own'}"
-            problems.found.append(
-                Problem(f"--reuse {reuse}", what, "a running cluster's failure detection is fixed")
-            )
-        health = actual
-    else:
-        choice = select.choose(backend)
-        chosen = choice.backend
-        output.say(f"Backend: {choice.why}")
-        health = health or "fast"
-        if name is not None:
-            refuse_taken(name)
-    problems.raise_any()
-    assert nodes is not None
-    assert health is not None
-    return chosen, RunRequest(
+    place = choose(
+        problems, backend, health, name, reuse, nodes,
+        rpc_asked=rpc_texts, rpc_own=loaded.rpc_faults,
+    )  # fmt: skip
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    steps = None
+    if texts or file is not None:
+        steps = asked.all_steps(place.backend, place.nodes, seed)
+    return place.backend, RunRequest(
         experiment=loaded,
         params=parsed,
-        topology=nodes,
+        topology=place.nodes,
         source=source,
-        seed=secrets.randbelow(2**31) if seed is None else seed,
-        health=health,
+        seed=seed,
+        health=place.health,
         name=name,
         reuse=reuse,
         keep=keep,
         image=image,
         command=replay_command(
-            source, chosen.name, topology=topology, workers=workers, settings=settings,
-            params=params, health=health, image=image, reuse=reuse,
+            ["run", source], place.backend.name, topology=topology, workers=workers,
+            settings=settings, params=params, health=place.health, image=image, reuse=reuse,
+            rpc_faults=place.rpc_faults,
+            faults=[str(step) for step in steps or ()],
         ),
+        rpc_faults=place.rpc_faults,
         start_parallelism=start_parallelism,
+        steps=steps,
     )  # fmt: skip
-
-
-def _refuse_unready(problems: Problems, record: ClusterRecord) -> None:
-    """Note what keeps a run from borrowing this cluster; exited workers the run starts itself."""
-    from simulator.errors import Problem
-
-    for node in record.nodes:
-        # The head comes back with its workers, of which it knows nothing otherwise.
-        start = "start" if node.role == "head" else None
-        lacks = {"paused": f"resume {node.name}", "exited": start, "created": start}
-        command = lacks.get(node.state)
-        if command is not None:
-            remedy = f"python -m simulator {command} --name {record.name}"
-            problems.found.append(
-                Problem(
-                    f"--reuse {record.name}", f"{node.name} is {node.state}", f"first: {remedy}"
-                )
-            )
-    problems.raise_any()
 
 
 def show_results(
@@ -320,6 +303,8 @@ def run_data(result: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "recovery": dict(result["recovery"]),
         "params": dict(result["params"]),
+        "rpc_faults": list(result.get("rpc_faults", ())),
+        **({"program": dict(result["program"])} if "program" in result else {}),
     }
 
 

@@ -9,16 +9,21 @@ a replay do it again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from simulator.backends.base import Backend, Capability
+from simulator.backends.base import Backend, CanDisconnect, Capability
 from simulator.cluster import Cluster, State, wait_alive
 from simulator.errors import CannotRun, NotFound
+from simulator.faults.parameters import written
+from simulator.innode.supervisor import STOPPED
+from simulator.topology import NodeSpec
 from simulator.waiting import WaitTimeout
 
 Verb = Literal["start", "die", "pause", "unpause", "oom"]
+
+_SIGKILLED = 137  # exit code of PID 1: 128 + SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,10 @@ class Site:
         return cls(data["node"], data["id"], tuple(data["peers"]), dict(data["details"]))
 
 
+class Missed(CannotRun):
+    """What was to be struck was there a moment ago, and is gone: the fault has had no effect."""
+
+
 @dataclass(frozen=True)
 class Fault(ABC):
     """One way to break a node; its fields are its parameters, plain values with defaults.
@@ -78,6 +87,10 @@ class Fault(ABC):
         again while the fault lasts is struck again.
     between_nodes
         Whether it lies between its node and others, which its site names.
+    at_random
+        Whether a random schedule may draw it with its usual parameters.
+    in_node
+        Whether it can only be undone while the node runs: not while another fault holds that frozen.
     """
 
     name: ClassVar[str]
@@ -87,6 +100,16 @@ class Fault(ABC):
     undo: ClassVar[str]
     outlives_restart: ClassVar[bool] = False
     between_nodes: ClassVar[bool] = False
+    at_random: ClassVar[bool] = True
+    in_node: ClassVar[bool] = False
+
+    @property
+    def downs_node(self) -> bool:
+        """Whether its node is down while it lasts, so that Ray will declare it dead.
+
+        Such a fault is undone once Ray has, unless its schedule says otherwise; others when the work is done.
+        """
+        return self.shown_by in ("die", "pause")
 
     # -- what it does ------------------------------------------------------------------------------
 
@@ -102,7 +125,13 @@ class Fault(ABC):
 
     @abstractmethod
     def inject(self, cluster: Cluster, site: Site) -> None:
-        """Break it; returns when the engine took the order, raises `CannotRun` if it did not."""
+        """Break it; returns when the engine took the order, raises `CannotRun` if it did not.
+
+        Raises
+        ------
+        Missed
+            What it strikes went away by itself.
+        """
 
     @abstractmethod
     def holds(self, cluster: Cluster, site: Site) -> str:
@@ -141,6 +170,12 @@ class Fault(ABC):
 
     # -- whether it can be done --------------------------------------------------------------------
 
+    def prepare(self, backend: Backend, say: Callable[[str], None]) -> None:  # noqa: B027 - few need any
+        """Have what it takes on this machine beyond what a cluster does, telling `say` about slow steps.
+
+        Called before anything is started, and before `unable` is asked.
+        """
+
     def refused_by(self, backend: Backend) -> str | None:
         """Why this backend cannot do it, or None; asks nobody."""
         if self.needs is None or isinstance(backend, self.needs.protocol):
@@ -151,6 +186,10 @@ class Fault(ABC):
         """Why it cannot be done on this machine, or None: what the kernel lacks, tried where need be."""
         return self.refused_by(backend)
 
+    def refused_on(self, node: NodeSpec) -> str | None:
+        """Why such a node cannot be hit by it, or None; asks nobody."""
+        return None
+
     # -- as data -----------------------------------------------------------------------------------
 
     def to_data(self) -> dict[str, Any]:
@@ -159,7 +198,7 @@ class Fault(ABC):
 
     def __str__(self) -> str:
         changed = [
-            f"{f.name}={getattr(self, f.name)}"
+            f"{f.name}={written(getattr(self, f.name))}"
             for f in fields(self)
             if getattr(self, f.name) != f.default
         ]
@@ -241,6 +280,14 @@ def revive(cluster: Cluster, node: str, timeout: float) -> str:
         It did not join.
     """
     how = ""
+    backend = cluster.backend
+    if isinstance(backend, CanDisconnect) and not backend.is_connected(cluster.name, node):
+        # Another fault's doing, and not to be undone here.
+        if cluster.node(node).state == "paused":
+            cluster.resume(node)
+        else:
+            backend.start(cluster.name, node)
+        return "it runs, unplugged, and can join once it is plugged in"
     if cluster.node(node).state == "paused":
         cluster.resume(node)
         if settled(cluster, node) == "alive":
@@ -254,6 +301,23 @@ def revive(cluster: Cluster, node: str, timeout: float) -> str:
         cluster.backend.stop(cluster.name, node, 1.0)
     cluster.start_nodes([node], timeout=timeout)
     return f"{how}started again; it joined as a new node"
+
+
+def recover(cluster: Cluster, node: str, timeout: float, *, killed: bool = False) -> str:
+    """As `revive`, but what another fault did to the node as a whole stays: frozen, killed or stopped.
+
+    That fault has its own undo, and is due when that is due.
+
+    Parameters
+    ----------
+    killed
+        The SIGKILL that the node ended with was this fault's doing.
+    """
+    record = cluster.node(node)
+    from_outside = record.exit_code in (_SIGKILLED, STOPPED) and not killed
+    if record.state == "paused" or (record.state == "exited" and from_outside):
+        return f"the node is {record.state}, and not by this"
+    return revive(cluster, node, timeout)
 
 
 def state_of(cluster: Cluster, node: str) -> State:

@@ -1,13 +1,16 @@
-"""Faults of a whole node: killed, stopped, restarted, frozen."""
+"""Faults of a whole node: killed, stopped, restarted, frozen, drained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from simulator.backends.base import KILL, PAUSE, Capability
 from simulator.cluster import Cluster
+from simulator.errors import CannotRun
 from simulator.faults.base import Fault, Site, Verb, register_fault, require, revive
+from simulator.topology import NodeSpec
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Stop(NodeFault):
     Parameters
     ----------
     grace
-        Seconds until SIGKILL follows.
+        How long until SIGKILL follows.
     """
 
     grace: float = 30.0
@@ -112,3 +115,109 @@ class Pause(NodeFault):
 
     def holds(self, cluster: Cluster, site: Site) -> str:
         return _is(cluster, site, "paused")
+
+
+@register_fault
+@dataclass(frozen=True)
+class Drain(NodeFault):
+    """Ray is told that the node will be taken away: it gets no new work, and leaves once it has none.
+
+    So begins the preemption of a spot machine. At the deadline nothing happens by itself: whoever takes
+    the node away must do that. Ray does not take a drain back; healed, the node comes back as a new one.
+
+    Parameters
+    ----------
+    deadline
+        Seconds until it will be taken away, as told to Ray; 0 for no deadline.
+    """
+
+    deadline: float = 0.0
+
+    name: ClassVar[str] = "drain"
+    summary: ClassVar[str] = "Ray is told to drain the node, as before a preemption"
+    undo: ClassVar[str] = "restart"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.deadline <= _MOST_SECONDS:  # NaN too
+            raise ValueError(f"deadline is {self.deadline}; use 0 to {_MOST_SECONDS:.0f} seconds")
+
+    def refused_on(self, node: NodeSpec) -> str | None:
+        return "is the head, without which there is no cluster" if node.role == "head" else None
+
+    def locate(self, cluster: Cluster, site: Site) -> Site:
+        ray_node_id = _ray_node_id(cluster, site.node)
+        if ray_node_id is None:
+            raise CannotRun(f"{site.node} cannot be drained", why="Ray does not hold it alive")
+        return replace(site, details={"ray_node_id": ray_node_id})
+
+    def inject(self, cluster: Cluster, site: Site) -> None:
+        _ask_head(cluster, "drain", str(self.deadline), site.details["ray_node_id"])
+
+    def holds(self, cluster: Cluster, site: Site) -> str:
+        ours = site.details["ray_node_id"]
+        if ours in (deadlines := draining(cluster)):
+            left = deadlines[ours] / 1000 - cluster.backend.wall_clock()
+            return "Ray holds it for draining" + (
+                f", {left:.0f} s before its deadline" if deadlines[ours] else ", without a deadline"
+            )
+        gone = next((n for n in cluster.ray.nodes() if n.ray_node_id == ours and not n.alive), None)
+        return "" if gone is None else f"it has left; Ray says: {gone.message or 'no reason'}"
+
+    def heal(self, cluster: Cluster, site: Site, timeout: float) -> str:
+        how = ""
+        drained = site.details.get("ray_node_id")
+        if drained is not None and drained == _ray_node_id(cluster, site.node):
+            how = "a drain is not taken back, so it was stopped; "
+            cluster.backend.stop(cluster.name, site.node, _GRACE_S)
+        return how + revive(cluster, site.node, timeout)
+
+    def lingers(self, cluster: Cluster, site: Site) -> str:
+        now = _ray_node_id(cluster, site.node)
+        return "Ray still holds it for draining" if now in draining(cluster) else ""
+
+    @classmethod
+    def sweep(cls, cluster: Cluster, node: str) -> str:
+        """Of every node at once, when it is the head's turn: to ask costs the start of a Ray."""
+        head = cluster.node(node)
+        if head.role != "head" or head.state != "running":
+            return ""
+        deadlines = draining(cluster)
+        found = [n.name for n in cluster.status().nodes if n.ray_node_id in deadlines]
+        for name in found:
+            cluster.backend.stop(cluster.name, name, _GRACE_S)
+        return f"stopped what Ray was draining: {', '.join(found)}" if found else ""
+
+
+_MOST_SECONDS = 7 * 24 * 3600.0
+_GRACE_S = 10.0
+
+
+def draining(cluster: Cluster) -> dict[str, int]:
+    """The nodes that Ray holds for draining: deadline in ms since 1970 by Ray's node id, 0 for none.
+
+    Raises
+    ------
+    CannotRun
+        Ray cannot be asked.
+    """
+    found: dict[str, int] = json.loads(_ask_head(cluster, "draining") or "{}")
+    return found
+
+
+def _ray_node_id(cluster: Cluster, node: str) -> str | None:
+    return next(n.ray_node_id for n in cluster.status().nodes if n.name == node)
+
+
+def _ask_head(cluster: Cluster, *arguments: str) -> str:
+    """Run `simulator.innode.ray_private` on the head; its last line."""
+    done = cluster.backend.execute(
+        cluster.name, "head", ["python", "-m", "simulator.innode.ray_private", *arguments]
+    )
+    lines = [line for line in done.output.splitlines() if line.strip()]
+    if done.code:
+        raise CannotRun(
+            f"Ray could not be asked: {arguments[0]}",
+            why=lines[-1] if lines else f"exit code {done.code}",
+            details=lines[-8:-1],
+        )
+    return lines[-1] if lines else ""

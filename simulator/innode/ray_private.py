@@ -6,12 +6,14 @@ cluster id, so a GCS that was replaced is simply another one that answers, and a
 and nothing else (Ray's own `GcsClient` ends its process after a minute of silence). Each function is
 pinned by a test against the Ray of the node image.
 
-As a program: ``python -m simulator.innode.ray_private drain SECONDS`` drains the node it runs on; exit
-code 0 if Ray accepted, 1 if not.
+As a program: ``drain SECONDS`` drains the node that it runs on, ``drain SECONDS RAY_NODE_ID`` another one (0 seconds
+are no deadline); exit code 0 if Ray accepted, 1 if not. ``draining`` prints, as one line of JSON, the deadline of each
+node that Ray holds for draining: milliseconds since 1970, by Ray's id of the node, 0 where there is none.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -211,35 +213,74 @@ def _reason(number: int) -> str:
 
 
 def drain_own_node(address: str, name: str, seconds: float) -> bool:
-    """Ask the GCS to drain the node of this name, as for a preemption; whether it accepted."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined] # a C extension
-    from ray.core.generated import autoscaler_pb2
-
-    client: Any = GcsClient(address=address)
-    for info in client.get_all_node_info(timeout=5.0).values():
+    """Ask the GCS to drain the living node of this name, as for a preemption; whether it accepted."""
+    for info in _gcs_client(address).get_all_node_info(timeout=5.0).values():
         if info.node_name == name and info.state == 0:
-            accepted, why = client.drain_node(
-                info.node_id.hex(),
-                autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,
-                "asked to stop",
-                int((time.time() + seconds) * 1000),
-            )
-            if not accepted:
-                print(f"drain refused: {why}", flush=True)
-            return bool(accepted)
+            return drain_node(address, info.node_id.hex(), seconds, "asked to stop")
     print(f"no living node is named {name}", flush=True)
     return False
 
 
-def main() -> int:
-    if len(sys.argv) != 3 or sys.argv[1] != "drain":
-        print(__doc__, file=sys.stderr)
-        return 2
-    from simulator.innode.ledger import identity
+def drain_node(address: str, ray_node_id: str, seconds: float, message: str) -> bool:
+    """Ask the GCS to drain a node, as for a preemption; whether it accepted.
 
-    done = drain_own_node(os.environ["RAY_SIM_HEAD_ADDRESS"], identity()[0], float(sys.argv[2]))
-    return 0 if done else 1
+    It accepts for a node that it does not know as well: who asks must look what became of it.
+
+    Parameters
+    ----------
+    seconds
+        Until the deadline, at which Ray does nothing by itself; 0 for none.
+    """
+    from ray.core.generated import autoscaler_pb2
+
+    accepted, why = _gcs_client(address).drain_node(
+        ray_node_id,
+        autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,
+        message,
+        int((time.time() + seconds) * 1000) if seconds else 0,
+    )
+    if not accepted:
+        print(f"drain refused: {why}", flush=True)
+    return bool(accepted)
+
+
+def draining_nodes(address: str, timeout: float = 5.0) -> dict[str, int]:
+    """The nodes that Ray holds for draining: deadline in ms since 1970 by Ray's node id, 0 for none."""
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2 as messages
+    from ray.core.generated import gcs_service_pb2_grpc as services
+
+    channel = init_grpc_channel(address, options=_CHANNEL)
+    stub: Any = services.NodeResourceInfoGcsServiceStub(channel)
+    reply = stub.GetDrainingNodes(messages.GetDrainingNodesRequest(), timeout=timeout)
+    found = {
+        node.node_id.hex(): int(node.draining_deadline_timestamp_ms)
+        for node in reply.draining_nodes
+    }
+    # Ray has the largest number that there is for a deadline that is none.
+    return {node: 0 if ms >= 2**62 else ms for node, ms in found.items()}
+
+
+def _gcs_client(address: str) -> Any:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined] # a C extension
+
+    return GcsClient(address=address)
+
+
+def main(argv: list[str]) -> int:
+    address = os.environ.get("RAY_SIM_HEAD_ADDRESS", "")
+    if argv == ["draining"]:
+        print(json.dumps(draining_nodes(address)))
+        return 0
+    if len(argv) == 3 and argv[0] == "drain":
+        return 0 if drain_node(address, argv[2], float(argv[1]), "preempted") else 1
+    if len(argv) == 2 and argv[0] == "drain":
+        from simulator.innode.ledger import identity
+
+        return 0 if drain_own_node(address, identity()[0], float(argv[1])) else 1
+    print(__doc__, file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

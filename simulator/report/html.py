@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Finding, RunView, Verdict
 from simulator.history import Op, without_collecting
-from simulator.report import placement, story
+from simulator.report import placement, program, story
 from simulator.report.run import Run, clean, load_run
 from simulator.report.timeline import (
     FAULT_WORDS,
@@ -115,6 +115,7 @@ def _view(run: Run, timeline: Timeline) -> dict[str, Any]:
         "status_means": story.status_means(run),
         "badges": _badges(run),
         "placement": placement.matrix(run),
+        "program": program.program_of(run),
         "anatomy": _anatomy(run, timeline),
         "longest_wait": story.longest_wait(run),
         "findings": [_finding(f, run, timeline) for f in _by_severity(run.findings)],
@@ -149,6 +150,8 @@ def _badges(run: Run) -> list[tuple[str, str, str]]:
         ("Ray", run.ray_version, ""),
         ("GPU", run.gpu, story.GPU_MEANS.get(run.gpu, "")),
         ("Failure detection", run.health, health.get(run.health, "")),
+        *([("RPC faults", "; ".join(run.rpc_faults), "Injected by Ray itself into its calls, for all "
+            "of the cluster's life.")] if run.rpc_faults else []),
         ("Seed", "unknown" if run.seed is None else str(run.seed), "The same seed gives the same "
          "plan."),
     ]  # fmt: skip
@@ -420,6 +423,11 @@ def _data(timeline: Timeline) -> str:
                 "end": None if f.end is None else round(f.end, 4),
             }
             for f in timeline.faults
+        ],
+        "marks": [
+            [round(m.at, 4), names[m.node], clean(m.name)[:60]]
+            for m in timeline.marks
+            if m.node in names
         ],
         "throughput": {
             "start": through.start,

@@ -29,8 +29,8 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     -------
     dict
         ``runs``; ``verdict`` (the worst of them; unknown of none); ``verdicts`` and ``statuses``
-        (how many of each); ``seeds``; ``phases``: per name ``title, runs, seen, min, median,
-        max`` in seconds since the injection, null where never seen; ``metrics``: per numeric
+        (how many of each); ``seeds``; ``phases``: per name ``title, runs, seen, mandatory, min,
+        median, max`` in seconds since the injection, null where never seen; ``metrics``: per numeric
         metric ``runs, min, median, max``.
     """
     verdicts = [_verdict(r.get("verdict")) for r in results]
@@ -40,8 +40,11 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for phase in result.get("phases") or ():
             name = str(phase.get("name"))
             title = str(phase.get("title") or name)
-            entry = phases.setdefault(name, {"title": title, "runs": 0, "values": []})
+            entry = phases.setdefault(
+                name, {"title": title, "runs": 0, "mandatory": False, "values": []}
+            )
             entry["runs"] += 1
+            entry["mandatory"] |= bool(phase.get("mandatory"))
             value = number(phase.get("seconds"))
             if value is not None:
                 entry["values"].append(value)
@@ -60,6 +63,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "title": entry["title"],
                 "runs": entry["runs"],
                 "seen": len(entry["values"]),
+                "mandatory": entry["mandatory"],
                 **_spread(entry["values"]),
             }
             for name, entry in phases.items()
@@ -78,12 +82,13 @@ def render_repeats(results: Sequence[Mapping[str, Any]], console: Console | None
     total = summary["runs"]
     words = f"{total} run{'' if total == 1 else 's'}: {counts or 'none judged'}"
     parts: list[RenderableType] = [Text(words, style="bold")]
-    if summary["phases"]:
-        parts.append(_table(summary, total))
+    phases = {n: e for n, e in summary["phases"].items() if e["seen"] or e["mandatory"]}
+    if phases:  # without a fault there is nothing to recover from
+        parts.append(_table(phases, total))
     show(console, Group(*parts))
 
 
-def _table(summary: Mapping[str, Any], total: int) -> Table:
+def _table(phases: Mapping[str, Any], total: int) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -95,7 +100,7 @@ def _table(summary: Mapping[str, Any], total: int) -> Table:
     for name in ("seen", "min", "median", "max"):
         table.add_column(name, justify="right", no_wrap=True)
     ordered = sorted(
-        summary["phases"].items(),
+        phases.items(),
         key=lambda item: float("inf") if item[1]["median"] is None else item[1]["median"],
     )
     for name, entry in ordered:

@@ -118,6 +118,12 @@ class Run:
         return str(self._either("health") or "unknown")
 
     @property
+    def rpc_faults(self) -> list[str]:
+        """Sentences of what was done to Ray's calls for the whole of the cluster's life."""
+        found = self._either("rpc_faults")
+        return [str(fault) for fault in found] if isinstance(found, list) else []
+
+    @property
     def seed(self) -> int | None:
         seed = self._either("seed")
         return seed if isinstance(seed, int) else None

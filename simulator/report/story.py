@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Verdict
-from simulator.report import placement
+from simulator.report import placement, program
 from simulator.report.run import STATUSES, Run, number
 from simulator.report.timeline import FAULT_WORDS, FaultBand, Outcome, Timeline
 
@@ -55,6 +55,7 @@ def story(run: Run, timeline: Timeline) -> str:
         *_faults(run, timeline),
         *_consequences(run, timeline),
         *_end(run, timeline),
+        program.told(run),
         placement.told(run),
     ]
     return " ".join(part for part in parts if part)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulator.checkers.base import Verdict
-from simulator.report import placement, story
+from simulator.report import placement, program, story
 from simulator.report.console import show
 from simulator.report.run import Run, load_run, short_title
 from simulator.report.timeline import Execution, Outcome, Timeline, build_timeline
@@ -27,6 +27,9 @@ MARKS = {Verdict.VALID: "✓", Verdict.INVALID: "✕", Verdict.UNKNOWN: "?"}
 
 #: Below so many columns a table's last column has no room for a sentence: each row becomes lines instead.
 NARROW = 60
+
+#: So many of the last lines that a program printed are shown where it did not end well.
+LAST_LINES = 12
 
 LEVELS = "▁▂▃▄▅▆▇█"
 
@@ -59,6 +62,9 @@ def render_terminal(run: Path | Run, console: Console | None = None) -> None:
         parts.append(_strips(timeline, console.width))
     if run.findings:
         parts.append(_findings(run, console.width))
+    said = program.program_of(run)
+    if said is not None and said.lines and run.verdict is not Verdict.VALID:
+        parts.append(_printed(said))
     parts.append(_where(run))
     show(console, Group(*parts))
 
@@ -82,6 +88,7 @@ def _verdict(run: Run, timeline: Timeline) -> Panel:
         f"Ray {run.ray_version}",
         f"GPU {run.gpu}",
         f"health {run.health}",
+        *([f"RPC faults: {'; '.join(run.rpc_faults)}"] if run.rpc_faults else []),
         f"seed {'unknown' if run.seed is None else run.seed}",
         run.status,
     ]
@@ -316,6 +323,12 @@ def _findings(run: Run, width: int) -> RenderableType:
         table.add_row(verdict, Text(finding.check), text)
         lines += [Text("  ").join([verdict, Text(finding.check)]), _indented(text)]
     return Group(_heading("Checks"), table if width >= NARROW else Group(*lines))
+
+
+def _printed(said: program.Program) -> RenderableType:
+    """The end of what the program printed: why it failed stands there and nowhere else."""
+    lines = Text("\n".join(said.lines[-LAST_LINES:]), style="dim")
+    return Group(_heading("The last that the program printed"), _indented(lines))
 
 
 def _where(run: Run) -> RenderableType:

@@ -7,6 +7,7 @@ work the cluster did. Times are seconds from the moment when the work began (`Ti
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_left
 from collections import defaultdict
@@ -21,6 +22,9 @@ from simulator.checkers.anatomy import BACK, anatomy
 from simulator.checkers.index import DOWNING_FAULTS, Index, index_of
 from simulator.history import History, Op
 from simulator.report.run import Run, number
+
+#: The most marks that a picture can still show.
+MAX_MARKS = 500
 
 #: When something happened, seconds from `Timeline.zero`.
 At = Callable[[Op], float]
@@ -131,6 +135,15 @@ class Throughput:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A point that a program said it had come to."""
+
+    name: str
+    node: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """All of it; `zero` is seconds of the orchestrator's wall clock, the rest relative to it."""
 
@@ -141,6 +154,7 @@ class Timeline:
     executions: Sequence[Execution]
     faults: Sequence[FaultBand]
     throughput: Throughput
+    marks: Sequence[Mark] = ()
 
     def count(self, outcome: Outcome, *, calls: bool = False) -> int:
         return sum(e.outcome is outcome and e.call == calls for e in self.executions)
@@ -175,11 +189,16 @@ def build_timeline(run: Run) -> Timeline:
         executions=executions,
         faults=faults,
         throughput=_throughput(run, index, faults, zero, start, end),
+        marks=[
+            Mark(str(op.data["name"]), op.node or "?", at(op))
+            for op in history.of("program.mark")[:MAX_MARKS]
+        ],
     )
 
 
 def _zero(history: History) -> float:
-    for kind in ("driver.start", "task.start", "actor.start", "workload.submit"):
+    begins = ("driver.start", "program.start", "task.start", "actor.start", "workload.submit")
+    for kind in begins:
         began = history.first(kind)
         if began is not None:
             return history.at(began)
@@ -217,7 +236,7 @@ def _domain(
     moments += [f.end if f.end is not None else f.start for f in faults]
     if faults:
         moments += [faults[0].injected + (p.seconds or 0.0) for p in run.seen]
-    moments += [at(op) for op in run.history.of("workload.end")]
+    moments += [at(op) for op in run.history.of("workload.end", "program.end")]
     if not moments:
         return first, max(last, first + 1.0)
     end = min(max(moments), last) if last > 0 else max(moments)
@@ -282,9 +301,12 @@ def _executions(
                     gone = _next(failures, start)
                 if gone is None and i + 1 < len(of_key):
                     gone = of_key[i + 1].start - zero
+                if e.cut_off is not None:  # its own process may have died, long before its node
+                    gone = min(e.cut_off - zero, math.inf if gone is None else gone)
                 outcome = Outcome.OPEN if gone is None else Outcome.CUT
                 end = max(start, last if gone is None else gone)
-            node, call = e.node or "?", e.actor is not None
+            # A program's actors are its own way of working, not something beside its tasks.
+            node, call = e.node or "?", e.actor is not None and not index.of_program
             found.append((start, end, key, node, outcome, i + 1, call))
     found.sort(key=itemgetter(0))
     return _packed(found)
@@ -430,7 +452,7 @@ def _throughput(
     """The curve and its levels, by the same functions that judged the recovery."""
     step = _nice((end - start) / 4000)
     count = max(1, int((end - start) / step + 0.999))
-    values = _bins(throughput.finished(index.tasks()), zero + start, step, count)
+    values = _bins(_useful(index), zero + start, step, count)
     recovery = anatomy(run.view)
     window = number(recovery.metrics.get("throughput_window_s"))
     before = number(recovery.metrics.get("baseline_total"))
@@ -447,6 +469,14 @@ def _throughput(
             back = fault.end is not None and moment >= fault.end
             goal.append(BACK * (before if back else surviving))
     return Throughput(start, step, values, before, goal, window)
+
+
+def _useful(index: Index) -> throughput.Curve:
+    """Work that counted; of a program's, whose lengths nobody knows, all that was finished."""
+    if not index.of_program:
+        return throughput.finished(index.tasks())
+    done = (e for e in index.all_executions() if e.ok and e.end is not None)
+    return throughput.Curve((e.start, e.end, 1.0) for e in done if e.end is not None)
 
 
 def _nice(width: float) -> float:

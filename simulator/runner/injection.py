@@ -9,28 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from simulator.cluster import START_ATTEMPTS
 from simulator.errors import BadInput, CannotRun, NotFound
-from simulator.faults import Fault, Site
-from simulator.history import History, Op
+from simulator.faults import Fault, Missed, Site
+from simulator.history import History, Op, Recorder
 from simulator.runner.live import LiveRun
+from simulator.runner.load import Load
 from simulator.schedule import After, AtEnd, Look, Never, PlannedFault, WhenDeclaredDead
 from simulator.topology import Topology
-from simulator.waiting import Deadline, WaitTimeout
+from simulator.waiting import WaitTimeout
 
 #: How long healing one fault may take, seconds.
 HEAL_S = 150.0
-
-#: How long a fault waits for its target to be in the middle of a task, seconds.
-BUSY_S = 10.0
 
 #: How long after its injection a fault must be seen to hold, and after its healing to be gone, seconds.
 SEEN_S = 15.0
 
 #: How often it is looked whether something is due, seconds.
 TICK_S = 0.1
+
+#: Ray is asked about the work only while no fault is due for so long, seconds.
+ASK_ROOM_S = 1.0
 
 
 @dataclass
@@ -75,6 +77,29 @@ class LiveFault:
         return isinstance(self.planned.step.heal, (Never, AtEnd))
 
 
+class _Seen:
+    """What the history shows of what faults wait for; each operation is looked at once."""
+
+    def __init__(self, planned: Sequence[PlannedFault]) -> None:
+        self.work_over = False
+        self._watches = {p.id: p.step.when.watch() for p in planned if p.step.when is not None}
+        self._count = 0
+
+    def read(self, recorder: Recorder) -> None:
+        """Look at what was recorded since."""
+        news = recorder.since(self._count)
+        self._count += len(news)
+        for op in news:
+            self.work_over |= op.kind == "driver.end"
+            for watch in self._watches.values():
+                watch.see(op)
+
+    def true(self, planned: PlannedFault) -> bool:
+        """Whether what this fault waits for is true; it may wait for nothing."""
+        watch = self._watches.get(planned.id)
+        return watch is None or watch.true
+
+
 @dataclass
 class Injection:
     """All faults of a run.
@@ -88,6 +113,7 @@ class Injection:
     """
 
     live: LiveRun
+    load: Load
     planned: Sequence[PlannedFault]
     topology: Topology
     faults: list[LiveFault] = field(default_factory=list)
@@ -116,21 +142,34 @@ class Injection:
     # -- breaking ----------------------------------------------------------------------------------
 
     def inject_all(self) -> None:
-        """Inject each fault at its time, counted from now, or when its condition is true."""
+        """Inject each fault at its time, counted from now, or when its condition is true.
+
+        Of a fault that comes back, what is left when the work is over is left out.
+        """
         began = self.live.clock.mono()
         waiting = list(self.planned)
+        seen = _Seen(waiting)
         while waiting:
             now = self.live.clock.mono() - began
-            history = self.live.look()
+            self.live.look()
+            seen.read(self.live.recorder)
+            over, too_late = self.load.over or seen.work_over, self.load.too_late
             for planned in list(waiting):
                 step = planned.step
-                if step.at > now:
+                if over and planned.repetition > 1:
+                    waiting.remove(planned)
+                    self._leave_out(planned)
                     continue
-                late = now - step.at > step.patience
-                if step.when is None or step.when.holds(history):
+                if planned.at > now and not too_late:
+                    continue
+                late = now - planned.at > step.patience
+                if too_late and step.when is None:
+                    waiting.remove(planned)
+                    self._skip(planned, Site("", planned.id), too_late)
+                elif not too_late and seen.true(planned):
                     waiting.remove(planned)
                     self._strike(planned)
-                elif late or self._over(history):
+                elif late or over:
                     waiting.remove(planned)
                     why = f"{step.when} did not come true " + (
                         f"within {step.patience:g} s" if late else "before the work was over"
@@ -139,53 +178,39 @@ class Injection:
             self.heal_due(self.live.look())
             if not waiting:
                 return
-            due = min(p.step.at for p in waiting) + began - self.live.clock.mono()
+            self._ask(waiting, began)
+            due = min(p.at for p in waiting) + began - self.live.clock.mono()
             self.live.clock.sleep(max(0.0, min(due, 0.5)) if due > 0 else TICK_S)
 
-    def _over(self, history: History) -> bool:
-        return self.live.job_over or history.first("driver.end") is not None
+    def _ask(self, waiting: Sequence[PlannedFault], began: float) -> None:
+        """Ask Ray about the work where its answer cannot make a fault late."""
+        now = self.live.clock.mono() - began
+        due = min((p.at for p in waiting if p.at > now), default=inf)
+        if due - now > ASK_ROOM_S and not self.struck("head"):
+            self.load.ask(self.struck)
+
+    def _leave_out(self, planned: PlannedFault) -> None:
+        data = {"id": planned.id, "fault": planned.step.fault.name}
+        self.live.recorder.record("schedule.left_out", why="the work was over", data=data)
 
     def _strike(self, planned: PlannedFault) -> None:
         """Inject it on every node that it hits."""
-        look = Look(self.live.cluster, self.live.recorder.snapshot, self.live.driver_node)
+        look = Look(self.live.cluster, self.live.recorder.snapshot, self.load.driver_node)
         try:
             planned = planned.resolve(self.topology, look)
         except (NotFound, BadInput, CannotRun) as error:
             self._skip(planned, Site("", planned.id), f"{planned.step.target}: {error}")
             return
         if planned.step.when_busy:
-            self._wait_busy(planned.nodes)
+            self.load.wait_busy(planned.nodes)
         begun = [found for site in planned.sites() if (found := self._inject(planned, site))]
         for fault, before in begun:
             self._verify(fault, before)
+        for fault, _ in begun:
+            if fault.fault.shown_by == "die":  # it may have begun another life by itself
+                self._strike_again(fault.node)
         if begun:
-            self.live.go_on()
-
-    def _wait_busy(self, nodes: Sequence[str]) -> None:
-        """Until a task on one of them is known to have begun and to have half of its time to go.
-
-        Gives up after `BUSY_S` seconds, or when the work is over: then the fault hits what it hits,
-        and the checks say so.
-        """
-        clock, recorder = self.live.clock, self.live.recorder
-        deadline = Deadline(BUSY_S, clock=clock.mono)
-        under_way: dict[str, Op] = {}
-        looked = 0
-        while not deadline.passed:
-            news = recorder.since(looked)
-            for op in news:
-                if op.kind == "driver.end":
-                    return
-                if op.kind == "task.start" and op.node in nodes:
-                    under_way[op.data["exec"]] = op
-                elif op.kind == "task.end":
-                    under_way.pop(op.data["exec"], None)
-            looked += len(news)
-            now = clock.wall()
-            for op in under_way.values():
-                if now - recorder.history.at(op) < op.data["nominal_s"] / 2:
-                    return
-            clock.sleep(0.01)
+            self.load.go_on()
 
     def _inject(self, planned: PlannedFault, site: Site) -> tuple[LiveFault, int] | None:
         """Break one node; the fault, and how long the history was before. None if it was skipped."""
@@ -194,6 +219,10 @@ class Injection:
         state = cluster.node(site.node).state
         if state != "running":
             self._skip(planned, site, f"{site.node} is {state}")
+            return None
+        spec = next((n for n in self.topology.nodes() if n.name == site.node), None)
+        if spec is not None and (why := step.fault.refused_on(spec)):
+            self._skip(planned, site, f"{site.node} {why}")
             return None
         try:
             site = step.fault.locate(cluster, site)
@@ -216,7 +245,13 @@ class Injection:
         before = len(recorder.snapshot())
         fault.injected = self.live.clock.mono()
         recorder.record("fault.inject", node=site.node, data=fault.facts)
-        step.fault.inject(cluster, site)
+        try:
+            step.fault.inject(cluster, site)
+        except Missed as error:
+            recorder.record(
+                "fault.effect", node=site.node, verified=False, how=str(error), data=fault.facts
+            )
+            return None
         recorder.record("fault.done", node=site.node, data=fault.facts)
         return fault, before
 
@@ -279,10 +314,14 @@ class Injection:
 
     def heal_due(self, history: History) -> bool:
         """Undo every fault whose time has come; whether there was any."""
-        due = [f for f in self.active if self._due(history, f)]
+        due = [f for f in self.active if self._due(history, f) and not self._out_of_reach(f)]
         for fault in due:
             self.heal(fault)
         return bool(due)
+
+    def _out_of_reach(self, fault: LiveFault) -> bool:
+        """Whether it lies in a node that another fault holds frozen; its turn comes after that."""
+        return fault.fault.in_node and self.live.cluster.node(fault.node).state == "paused"
 
     def heal(self, fault: LiveFault) -> None:
         """Undo one fault; safe to call again."""
@@ -306,13 +345,23 @@ class Injection:
         self._strike_again(node)
 
     def _strike_again(self, node: str) -> None:
-        """Put back what lies about the node and went with its old life: it is not healed yet."""
+        """Put back what another fault's healing took away with it: it is not healed yet itself.
+
+        It went with a node's old life, or was in the same place, as the tighter of two limits.
+        """
         cluster, recorder = self.live.cluster, self.live.recorder
+        if cluster.node(node).state != "running":
+            return  # the fault that keeps it down has its healing before it
         for fault in self.active:
-            if fault.node == node and fault.fault.outlives_restart:
-                if not fault.fault.holds(cluster, fault.site):
-                    fault.fault.inject(cluster, fault.site)
-                    recorder.record("fault.again", node=node, data=fault.facts)
+            # Where others are named, a node that starts may have the address of one of them.
+            concerned = node == fault.node or fault.fault.between_nodes
+            if not (concerned and fault.fault.outlives_restart):
+                continue
+            if cluster.node(fault.node).state not in ("running", "paused"):
+                continue  # it has nothing that could be broken; that is seen to when it is back
+            if not fault.fault.holds(cluster, fault.site):
+                fault.fault.inject(cluster, fault.site)
+                recorder.record("fault.again", node=fault.node, data=fault.facts)
 
     def _due(self, history: History, fault: LiveFault) -> bool:
         heal = fault.planned.step.heal

@@ -13,6 +13,7 @@ from typing import Any
 
 from simulator.checkers.base import RunView, Verdict
 from simulator.checkers.judge import judge
+from simulator.checkers.program import program_facts
 from simulator.checkers.registry import CHECKERS
 from simulator.errors import SimulatorError
 from simulator.experiment import load_experiment
@@ -55,6 +56,7 @@ def judge_run(
         "topology": spec["topology"]["name"],
         "ray_version": spec["versions"]["ray"],
         "health": spec["health"],
+        "rpc_faults": spec.get("rpc_faults", []),
         "gpu": spec["gpu"],
         "findings": [f.to_data() for f in judgement.findings],
         "phases": [
@@ -72,6 +74,7 @@ def judge_run(
         "recovery": {f"{p.name}_s": p.seconds for p in judgement.phases},
         "metrics": dict(judgement.metrics),
         "params": spec["params"],
+        **({"program": program} if (program := program_facts(view)) else {}),
         "error": error,
         "started": spec["started"],
         "ended": last,

@@ -1,15 +1,14 @@
 """What a run holds while it goes on, and how all that it sees reaches the history.
 
 The cluster is watched from three sides: the engine tells of nodes, the observer of what the GCS and
-the ledger say, and Ray is asked about its job. They speak from threads of their own; everything they
-say is recorded first and looked at later, in the history, by whoever waits for something. Which faults
-there are is no concern of this module.
+the ledger say, and Ray is asked about its job (`simulator.runner.load`). The first two speak from threads
+of their own; everything is recorded first and looked at later, in the history, by whoever waits for
+something. What runs on the cluster and which faults there are is no concern of this module.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,23 +20,15 @@ from simulator.cluster import Cluster, StartEvent, Use, steady_problems, use_of
 from simulator.errors import CannotRun
 from simulator.history import History, Recorder
 from simulator.runner.request import Listener
-from simulator.topology import Topology
 from simulator.waiting import Clock, WaitTimeout
-from simulator.workload import Workload
 
-LEDGER_CONTROL = "control.json"
-LEDGER_WORKLOAD = "workload.json"
 OBSERVER = "observer"
 
-#: How long the observer and the workload have to say their first word, and the workload its last,
-#: seconds; the last also gets what the planned work takes.
-START_S, DRAIN_S = 60.0, 120.0
+#: How long the observer has to say its first word, seconds.
+START_S = 60.0
 
 #: How long what the job had may stay in use after its end, by Ray's late reports, seconds.
 FREE_S = 20.0
-
-#: How often Ray is asked about the job and its failed attempts, seconds.
-ASK_S = 2.0
 
 
 @dataclass
@@ -52,14 +43,6 @@ class LiveRun:
         Nodes by hostname.
     ray_nodes
         Nodes by the id that Ray gave them.
-    job
-        The workload's job, once it was submitted; `job_over` when it has ended.
-    drain_s
-        How long the workload may take to finish what it has, seconds.
-    asked
-        What the workload was told so far.
-    attempts
-        Failed attempts that are recorded already, by task and number.
     error, notes
         The first error, and what went wrong after it.
     """
@@ -75,19 +58,8 @@ class LiveRun:
     watch: Watch | None = None
     observer: Program | None = None
     reader: threading.Thread | None = None
-    job: str | None = None
-    job_over: bool = False
-    drain_s: float = DRAIN_S
-    asked: dict[str, bool] = field(default_factory=dict)
-    next_ask: float = 0.0
-    attempts: set[tuple[str, int]] = field(default_factory=set)
     error: BaseException | None = None
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def driver_node(self) -> str | None:
-        """The node that the job's driver runs on, once it has begun."""
-        return next((op.node for op in self.recorder.snapshot().of("driver.start")), None)
 
     # -- where it stands ---------------------------------------------------------------------------
 
@@ -165,13 +137,17 @@ class LiveRun:
             ],
         )
 
-    def steady(self, wanted: Sequence[str], when: str, timeout: float) -> None:
+    def steady(
+        self, wanted: Sequence[str], when: str, timeout: float, *, at_rest: bool = True
+    ) -> None:
         """Wait until these nodes are alive and at rest, and record whether they were.
 
         Parameters
         ----------
         when
             ``before`` the load or ``after`` it.
+        at_rest
+            False where something may rightly go on holding resources.
         timeout
             Seconds.
 
@@ -182,12 +158,12 @@ class LiveRun:
         """
         problems: list[str] = ["not looked yet"]
 
-        def at_rest() -> bool:
-            problems[:] = steady_problems(self.cluster, wanted)
+        def steady() -> bool:
+            problems[:] = steady_problems(self.cluster, wanted, at_rest=at_rest)
             return not problems
 
         try:
-            self.cluster.wait_until(at_rest, name="the steady state", timeout=timeout, interval=0.5)
+            self.cluster.wait_until(steady, name="the steady state", timeout=timeout, interval=0.5)
         except WaitTimeout:
             self.recorder.record("steady", when=when, ok=False, problems=problems)
             if when == "before":
@@ -199,8 +175,14 @@ class LiveRun:
             return
         self.recorder.record("steady", when=when, ok=True, problems=[])
 
-    def resources_left(self) -> None:
-        """Record what is in use now that the job is gone: what stays so for a while was leaked."""
+    def resources_left(self, *, wait: bool) -> None:
+        """Record what is in use now that the job is gone: what stays so for a while was leaked.
+
+        Parameters
+        ----------
+        wait
+            For all to be free: Ray's report is some seconds old.
+        """
         seen, why = Use({}), ""
 
         def all_free() -> bool:
@@ -213,7 +195,10 @@ class LiveRun:
 
         with suppress(WaitTimeout):
             self.cluster.wait_until(
-                all_free, name="all resources to be free", timeout=FREE_S, interval=0.5
+                all_free,
+                name="all resources to be free",
+                timeout=FREE_S if wait else 0.0,
+                interval=0.5,
             )
         self.recorder.record(
             "cluster.resources",
@@ -325,156 +310,8 @@ class LiveRun:
             uncertainty=round(best[1], 6),
         )
 
-    # -- the workload ------------------------------------------------------------------------------
-
-    def load(self, workload: Workload, topology: Topology) -> None:
-        """Submit the workload, and wait until its driver runs.
-
-        Raises
-        ------
-        CannotRun
-            It ended before it began, or did not begin in time.
-        """
-        roles = {n.name: n.role for n in topology.nodes()}
-        hostnames = {name: host for host, name in self.names.items() if roles.get(name) == "worker"}
-        self._put(LEDGER_WORKLOAD, workload.spec(hostnames))
-        self.drain_s = DRAIN_S + 2 * workload.nominal_seconds(topology)
-        self.job = f"{self.run_id}-{secrets.token_hex(3)}"
-        self.recorder.record("workload.submit", job_id=self.job, workload=workload.name)
-        self.cluster.ray.submit(workload.entrypoint(self.run_id), self.job)
-
-        def began() -> bool:
-            if self.recorder.snapshot().first("driver.start"):
-                return True
-            try:
-                job = self.cluster.ray.job(self.job or "")
-            except CannotRun:
-                return False
-            if job.over:
-                raise CannotRun(
-                    f"the workload ended before it began: {job.status}",
-                    why=job.message,
-                    details=self.cluster.ray.job_logs(job.job_id).splitlines()[-12:],
-                )
-            return False
-
-        self.cluster.wait_until(
-            began, name="the workload's beginning", timeout=START_S, interval=0.2
-        )
-
-    def go_on(self) -> None:
-        """Tell the workload that a fault was done, unless it has ended."""
-        if self.recorder.snapshot().first("driver.end") is None:
-            self.recorder.record("workload.go_on")
-            self._control(go_on=True)
-
-    def drain(self) -> None:
-        """Tell the workload to finish what it has, and wait for its last word."""
-        if self.job is None or self.job_over:
-            return
-        self.recorder.record("workload.finish")
-        if self.recorder.snapshot().first("driver.end") is None:
-            self._control(go_on=True, finish=True)
-        status, message = "LOST", ""
-
-        def over() -> bool:
-            nonlocal status, message
-            self.look()
-            try:
-                job = self.cluster.ray.job(self.job or "")
-            except CannotRun as error:
-                message = str(error)
-                return False
-            status, message = job.status, job.message
-            return job.over
-
-        try:
-            self.cluster.wait_until(
-                over, name="the workload's end", timeout=self.drain_s, interval=0.3
-            )
-        except WaitTimeout as error:
-            message = str(error)
-        self._job_ended(status, message)
-
-    def end_job(self) -> None:
-        """Have no work going on any more: finished where all is well, stopped where it is not."""
-        if self.job is None or self.job_over:
-            return
-        if self.error is None:
-            self.drain()
-        else:
-            self.cluster.ray.stop_job(self.job)
-            self._job_ended("STOPPED", "the run ended early")
-
-    def ask_ray(self, *, head_struck: bool) -> None:
-        """Every `ASK_S` seconds: which attempts failed, and whether the workload still runs.
-
-        Raises
-        ------
-        CannotRun
-            The head is gone, and no fault did it (`head_struck`).
-        """
-        if self.clock.mono() < self.next_ask:
-            return
-        self.next_ask = self.clock.mono() + ASK_S
-        self.failed_attempts()
-        head = self.cluster.node("head")
-        if head.state != "running" and not head_struck:
-            raise CannotRun(
-                f"the head is {head.state}, and no fault of this run did it",
-                why=f"its exit code is {head.exit_code}; its last lines follow",
-                details=self.backend.logs(self.cluster.name, "head", tail=12).splitlines(),
-            )
-        try:
-            job = self.cluster.ray.job(self.job or "")
-        except CannotRun:
-            return
-        if job.over and not self.job_over:
-            self._job_ended(job.status, job.message)
-
-    def failed_attempts(self) -> int | None:
-        """Record the failed attempts that Ray knows of and we do not yet; how many it dropped."""
-        started = self.recorder.snapshot().first("driver.start")
-        if started is None:
-            return None
-        try:
-            found = self.cluster.ray.failed_attempts(started.data["job_id"])
-        except CannotRun:
-            return None
-        for row in found.rows:
-            if (row.task_id, row.attempt) in self.attempts or not row.ended:
-                continue
-            self.attempts.add((row.task_id, row.attempt))
-            self.recorder.record(
-                "attempt.failed",
-                source="ray",
-                node=self.ray_nodes.get(row.ray_node_id),
-                wall=row.ended,
-                key=row.name,
-                task_id=row.task_id,
-                attempt=row.attempt,
-                error_type=row.error_type,
-            )
-        return found.dropped
-
-    def complete_attempts(self) -> None:
-        """Record the last of the failed attempts, and that there are no more."""
-        dropped = self.failed_attempts()
-        if dropped is not None:
-            self.recorder.record(
-                "attempts.complete", source="ray", rows=len(self.attempts), dropped=dropped
-            )
-
-    def _job_ended(self, status: str, message: str) -> None:
-        self.job_over = True
-        self.recorder.record("workload.end", status=status, message=message[:500])
-
-    def _control(self, **asked: bool) -> None:
-        self.asked.update(asked)
-        self._put(LEDGER_CONTROL, self.asked)
-
-    def _put(self, name: str, content: Any) -> None:
-        """Write a file of this run's where the workload's driver reads it."""
+    def put(self, name: str, content: Any) -> None:
+        """Write a file of this run's where what runs on the cluster reads it."""
         self.backend.put_ledger_file(
             self.cluster.name, f"{self.run_id}/{name}", json.dumps(content).encode()
         )

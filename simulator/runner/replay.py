@@ -16,12 +16,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from simulator.chaos import Chaos
 from simulator.errors import BadInput, Problem
-from simulator.experiment import load_experiment
+from simulator.experiment import Experiment, load_experiment
 from simulator.runner.request import RunRequest
-from simulator.schedule import PlannedFault, resolve
+from simulator.schedule import PlannedFault, parse_schedule, resolve
 from simulator.store import EXPERIMENT, RunDir
 from simulator.topology import Topology
+from simulator.workload import Script
 
 
 def replay_request(run: RunDir) -> RunRequest:
@@ -35,8 +37,13 @@ def replay_request(run: RunDir) -> RunRequest:
     spec = run.whole_spec()
     own = run.path / EXPERIMENT
     source = str(own) if own.is_file() else str(spec["source"])
-    experiment = load_experiment(source)
+    of_program = spec.get("workload", {}).get("name") == Script.name
     try:
+        experiment: Experiment = (
+            Chaos.again(Chaos.Params.model_validate(spec["params"]))
+            if of_program
+            else load_experiment(source)
+        )
         params = experiment.Params.model_validate(spec["params"])
         topology = Topology.model_validate(spec["topology"])
     except ValidationError as error:
@@ -50,9 +57,8 @@ def replay_request(run: RunDir) -> RunRequest:
                 for item in error.errors()
             ]
         ) from None
-    planned = resolve(experiment.schedule(params, topology), topology, Random(spec["seed"]))
-    planned = _as_recorded(run, spec, planned)
-    return RunRequest(
+    steps = spec.get("steps")
+    request = RunRequest(
         experiment=experiment,
         params=params,
         topology=topology,
@@ -60,10 +66,14 @@ def replay_request(run: RunDir) -> RunRequest:
         seed=spec["seed"],
         health=spec["health"],
         image=spec.get("image"),
+        rpc_faults=spec.get("rpc_faults", ()),
         command=f"python -m simulator replay {run.path}",
-        plan=pinned(planned, run),
         replays=str(run.path),
+        baseline=spec.get("baseline"),
+        steps=parse_schedule("\n".join(steps), f"{run.path.name}: steps") if steps else None,
     )
+    planned = _as_recorded(run, spec, resolve(request.schedule, topology, Random(spec["seed"])))
+    return replace(request, plan=pinned(planned, run))
 
 
 def _as_recorded(

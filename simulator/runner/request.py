@@ -19,8 +19,9 @@ from simulator import __version__
 from simulator.backends.base import GpuKind
 from simulator.cluster import StartEvent
 from simulator.experiment import Experiment, params_data
+from simulator.faults import RpcFault, rpc_faults
 from simulator.history import History
-from simulator.schedule import PlannedFault
+from simulator.schedule import AtEnd, Never, PlannedFault, Step, WhenDeclaredDead
 from simulator.store import SCHEMA
 from simulator.topology import Topology
 
@@ -39,10 +40,17 @@ class RunRequest:
         Leave the cluster up at the end.
     command
         The command line that replays it; ``{seed}`` in it stands for the run's own seed.
+    baseline
+        What an undisturbed run of the same gave (`simulator.checkers.program.baseline_of`), to compare with.
     plan
         The faults with all that was drawn for them, instead of a draw from the experiment's schedule.
+    rpc_faults
+        Of all calls of Ray's on the cluster, besides the experiment's own (`simulator.faults.rpc`); on a
+        cluster that is up, those that it has.
     replays
         The directory of the run that is done again, if one is.
+    steps
+        Faults instead of the experiment's own; None leaves it those.
     """
 
     experiment: Experiment
@@ -57,8 +65,49 @@ class RunRequest:
     image: str | None = None
     command: str = ""
     start_parallelism: int | None = None
+    baseline: Mapping[str, Any] | None = None
     plan: Sequence[PlannedFault] | None = None
+    rpc_faults: Sequence[str] = ()
     replays: str | None = None
+    steps: Sequence[Step] | None = None
+
+    @property
+    def schedule(self) -> Sequence[Step]:
+        """The faults, before anything of them is drawn."""
+        if self.steps is not None:
+            return self.steps
+        return self.experiment.schedule(self.params, self.topology)
+
+    @property
+    def mandatory_phases(self) -> Sequence[str]:
+        """The phases of recovery that must be seen: the experiment's, as far as these faults have them.
+
+        Of other faults than its own an experiment knows nothing. A node that comes back once Ray has
+        declared it dead goes through all phases; one that stays down does not rejoin; of anything else
+        only that it took effect is sure.
+        """
+        wanted = self.experiment.mandatory_phases(self.params)
+        if self.steps is None or not wanted:
+            return wanted
+        steps = self.steps if self.plan is None else [planned.step for planned in self.plan]
+        down = [step.heal for step in steps if step.fault.downs_node]
+        if any(isinstance(heal, WhenDeclaredDead) for heal in down):
+            return wanted
+        if any(isinstance(heal, (AtEnd, Never)) for heal in down):
+            return [phase for phase in wanted if phase not in ("rejoined", "full_throughput")]
+        return ["effect"]
+
+    def all_rpc_faults(self) -> list[RpcFault]:
+        """The experiment's and the request's.
+
+        Raises
+        ------
+        BadInput
+            They are none, or contradict each other.
+        """
+        own = rpc_faults(self.experiment.rpc_faults, f"{self.experiment.name}: rpc_faults")
+        more = [fault for fault in rpc_faults(self.rpc_faults) if fault not in own]
+        return rpc_faults(map(str, [*own, *more]))
 
 
 @dataclass
@@ -112,11 +161,15 @@ def build_spec(
         "workload": {"name": workload.name, **workload.spec({})},
         "health": request.health,
         "gpu": gpu,
-        "mandatory_phases": list(request.experiment.mandatory_phases(request.params)),
+        "mandatory_phases": list(request.mandatory_phases),
         "recovery_timeout_s": request.experiment.recovery_timeout(request.params),
         "checks": list(request.experiment.checks),
+        # As they were asked for, where the experiment was given others than its own.
+        "steps": None if request.steps is None else [str(step) for step in request.steps],
         "schedule": [p.to_data() for p in planned],
+        **({} if request.baseline is None else {"baseline": dict(request.baseline)}),
         "image": request.image,
+        "rpc_faults": [str(fault) for fault in request.all_rpc_faults()],
         "replays": request.replays,
         "command": request.command.replace("{seed}", str(request.seed)),
         "versions": {

@@ -20,17 +20,23 @@ from typing import Any
 from simulator.backends.base import Backend, ClusterRecord, ClusterSpec, GpuKind, clock_of
 from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import RunView
+from simulator.checkers.program import baseline_of
 from simulator.cluster import HEALTH, Cluster, refuse_unable, salvage
 from simulator.errors import BadInput, CannotRun, Interrupted, NotFound, Problem, SimulatorError
-from simulator.history import History, Recorder
+from simulator.faults import rpc_environment
+from simulator.history import Recorder
 from simulator.runner.injection import Injection
 from simulator.runner.interrupts import Interrupts
-from simulator.runner.judging import judge_run
+from simulator.runner.judging import judge_run, run_view
 from simulator.runner.live import LiveRun
+from simulator.runner.load import Load
+from simulator.runner.own import OwnLoad
+from simulator.runner.program import ProgramLoad
 from simulator.runner.request import Listener, RunRequest, build_spec
-from simulator.schedule import PlannedFault, resolve, without
+from simulator.schedule import PlannedFault, misplaced, resolve, unable, without
 from simulator.store import EXPERIMENT, SCHEMA, RunDir, Store
 from simulator.waiting import Clock, Deadline, within
+from simulator.workload import Script
 
 #: Deadlines, seconds: of the gate before the load and of the look at the cluster after it, and of
 #: the parts that always run.
@@ -89,18 +95,34 @@ class Runner:
         """
         return self.repeat(request, 1)[0]
 
-    def repeat(self, request: RunRequest, times: int) -> list[dict[str, Any]]:
-        """`times` runs on one cluster; run i has seed + i. Ends early when one could not run."""
+    def repeat(
+        self, request: RunRequest, times: int, *, baseline: RunRequest | None = None
+    ) -> list[dict[str, Any]]:
+        """`times` runs on one cluster; run i has seed + i. Ends early when one could not run.
+
+        Parameters
+        ----------
+        baseline
+            The same program undisturbed: it runs first, its result comes first, and the others are compared
+            with it. If it does not end well, it is the only one.
+        """
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-        request = replace(request, seed=seed)
-        planned = self._plan(request)
+        todo = [replace(request, seed=seed + i) for i in range(times)]
+        planned = self._plan(todo[0])  # what is wrong with it shows before anything starts
         lease = self._lease(request)
         results: list[dict[str, Any]] = []
         interrupts = Interrupts(lambda: _last_words(lease.name))
         with interrupts.installed():
             try:
-                for i in range(times):
-                    one = replace(request, seed=seed + i)
+                if baseline is not None:
+                    first = replace(baseline, seed=seed)
+                    results.append(self._one(first, self._plan(first), lease, interrupts))
+                    self.listener.result(results[-1])
+                    facts = baseline_of(run_view(Path(results[-1]["run_dir"])))
+                    if results[-1]["status"] != "completed" or facts is None or interrupts.count:
+                        return results
+                    todo = [replace(one, baseline=facts) for one in todo]
+                for i, one in enumerate(todo):
                     planned = self._plan(one) if i else planned
                     results.append(self._one(one, planned, lease, interrupts))
                     self.listener.result(results[-1])
@@ -121,15 +143,19 @@ class Runner:
             raise BadInput([*problems, *_unknown_health(request.health)])
         if problems:
             raise BadInput(problems)
+        request.all_rpc_faults()
         planned = (
-            resolve(experiment.schedule(request.params, topology), topology, Random(request.seed))
+            resolve(request.schedule, topology, Random(request.seed))
             if request.plan is None
             else list(request.plan)
         )
-        kinds = {p.step.fault.name: p.step.fault for p in planned}.values()
-        refused = [r for fault in kinds if (r := fault.unable(self.backend))]
+        for fault in dict.fromkeys(p.step.fault for p in planned):
+            fault.prepare(self.backend, self.listener.say)
+        refused = unable(planned, self.backend)
         if refused:
             raise CannotRun("this backend cannot do it", why="; ".join(refused))
+        if problems := misplaced(planned, topology):
+            raise BadInput(problems)
         return planned
 
     def _lease(self, request: RunRequest) -> _Lease:
@@ -205,13 +231,14 @@ class Runner:
         recorder = Recorder(run.history_path, wall=self.clock.wall, mono=self.clock.mono)
         cluster = Cluster(self.backend, lease.name)
         live = LiveRun(self.backend, self.clock, self.listener, cluster, recorder, run_id)
-        injection = Injection(live, planned, request.topology)
+        load = _load_of(request, live, run)
+        injection = Injection(live, load, planned, request.topology)
         recorder.record("run.start", schema=SCHEMA, run_id=run_id, experiment=spec["experiment"])
         status = "completed"
         interrupts.cleaning = False
         try:
             try:
-                self._act(request, live, injection, run, spec, lease)
+                self._act(request, live, load, injection, run, spec, lease)
             finally:
                 interrupts.cleaning = True
         except (Interrupted, KeyboardInterrupt) as error:
@@ -224,7 +251,7 @@ class Runner:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - clean up and say so, whatever it was
             status = "failed"
             live.note(error)
-        self._finish(live, injection, run, request)
+        self._finish(live, load, injection, run, request)
         recorder.record("run.end", status=status)
         recorder.close()
         return judge_run(run, status=status, error=live.said)
@@ -233,6 +260,7 @@ class Runner:
         self,
         request: RunRequest,
         live: LiveRun,
+        load: Load,
         injection: Injection,
         run: RunDir,
         spec: dict[str, Any],
@@ -250,18 +278,18 @@ class Runner:
         live.steady([n.name for n in request.topology.nodes()], "before", GATE_S)
 
         live.phase("load")
-        live.load(request.experiment.workload(request.params), request.topology)
+        load.begin()
 
         if injection.planned:
             live.phase("faults")
             injection.inject_all()
 
             live.phase("recover")
-            self._recover(live, injection, request, run)
+            self._recover(live, load, injection, request, run)
         else:
             live.phase("work")
-            self._work(live)
-        live.drain()
+            load.wait_planned()
+        load.drain(injection.struck)
 
     def _up(self, request: RunRequest, live: LiveRun, run: RunDir, lease: _Lease) -> None:
         """Make the cluster, or start what is down of one that was made already."""
@@ -275,7 +303,7 @@ class Runner:
                 topology=request.topology,
                 gpu=lease.gpu,
                 image=request.image,
-                env=HEALTH[request.health],
+                env={**HEALTH[request.health], **rpc_environment(request.all_rpc_faults())},
                 run_dir=run.path,
             ),
             self.listener.say,
@@ -289,23 +317,13 @@ class Runner:
             lease.ours = False  # somebody else took the name in the meantime
             raise
 
-    def _work(self, live: LiveRun) -> None:
-        """Nothing is to be broken: go on until all planned work is done."""
-        deadline = Deadline(live.drain_s, clock=self.clock.mono)
-        while not live.job_over:
-            if live.look().first("driver.end") or not live.reading:
-                break
-            if deadline.passed:
-                text = f"the planned work was not done within {live.drain_s:.0f} s"
-                live.recorder.record("run.note", text=text)
-                break
-            live.ask_ray(head_struck=False)
-            self.clock.sleep(0.5)
-        # It had all its time here: what follows is only its last word.
-        live.drain_s = deadline.left
-
     def _recover(
-        self, live: LiveRun, injection: Injection, request: RunRequest, run: RunDir
+        self,
+        live: LiveRun,
+        load: Load,
+        injection: Injection,
+        request: RunRequest,
+        run: RunDir,
     ) -> None:
         """Heal each fault when it is due, and go on until the last mandatory phase was seen."""
         spec = run.spec()
@@ -318,9 +336,11 @@ class Runner:
             history = live.look()
             if injection.heal_due(history):
                 history = live.recorder.snapshot()
-            live.ask_ray(head_struck=injection.struck("head"))
+            load.ask(injection.struck)
+            if load.too_late:
+                return
             if injection.all_healed:
-                if _nothing_more_to_see(live, injection, history):
+                if _nothing_more_to_see(live, load, injection):
                     return
                 if history.first("driver.failure", "driver.actor_failure") and vain is None:
                     vain = Deadline(LOST_S, clock=self.clock.mono)
@@ -337,24 +357,28 @@ class Runner:
     # -- what always happens -----------------------------------------------------------------------
 
     def _finish(
-        self, live: LiveRun, injection: Injection, run: RunDir, request: RunRequest
+        self, live: LiveRun, load: Load, injection: Injection, run: RunDir, request: RunRequest
     ) -> None:
         """Heal, collect, in this order, whatever happened; errors become notes."""
         exists = any(c.name == live.cluster.name for c in self._clusters(live))
         live.phase("heal")
         if exists:
-            live.guard("draining", live.end_job)
+            live.guard("draining", lambda: load.end(injection.struck))
             for fault in reversed(injection.injected):
                 live.guard(f"healing {fault.site.id}", partial(injection.heal, fault))
-            if live.job is not None:
+            if load.job is not None:
                 gone = [f.node for f in injection.injected if f.stays]
                 whole = [n.name for n in without(request.topology, gone)]
-                live.guard("the steady state after", lambda: live.steady(whole, "after", AFTER_S))
-                live.guard("the resources left", live.resources_left)
+                alone = load.leaves_nothing
+                live.guard(
+                    "the steady state after",
+                    lambda: live.steady(whole, "after", AFTER_S, at_rest=alone),
+                )
+                live.guard("the resources left", lambda: live.resources_left(wait=alone))
         live.phase("collect")
         if exists:
-            if live.job is not None:
-                live.guard("failed attempts", live.complete_attempts)
+            if load.job is not None:
+                live.guard("the last records", load.complete)
             if live.observer is not None:
                 live.guard("the clock", live.measure_clock)
                 live.guard("the observer's end", live.end_observer)
@@ -395,11 +419,18 @@ class Runner:
                 RunDir(Path(last["run_dir"])).write_result(last)
 
 
-def _nothing_more_to_see(live: LiveRun, injection: Injection, history: History) -> bool:
+def _load_of(request: RunRequest, live: LiveRun, run: RunDir) -> Load:
+    """What the experiment runs, as the runner sees it."""
+    workload = request.experiment.workload(request.params)
+    if isinstance(workload, Script):
+        return ProgramLoad(live, workload, run.path)
+    return OwnLoad(live, workload, request.topology)
+
+
+def _nothing_more_to_see(live: LiveRun, load: Load, injection: Injection) -> bool:
     """Whether waiting is vain: no work goes on, nobody watches, or no fault is known to hold."""
     return (
-        live.job_over
-        or history.first("driver.end") is not None
+        load.idle
         or not live.reading
         or not all(f.verified for f in injection.injected)
         or not injection.injected

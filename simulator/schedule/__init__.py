@@ -1,16 +1,35 @@
 """Which fault hits whom, when, and when it is undone."""
 
+from simulator.schedule.chance import random_schedule as random_schedule
+from simulator.schedule.conditions import Condition as Condition
+from simulator.schedule.files import read_schedule as read_schedule
+from simulator.schedule.language import example_of as example_of
+from simulator.schedule.language import parse_schedule as parse_schedule
 from simulator.schedule.steps import After as After
 from simulator.schedule.steps import AtEnd as AtEnd
-from simulator.schedule.steps import Condition as Condition
+from simulator.schedule.steps import Between as Between
+from simulator.schedule.steps import Every as Every
 from simulator.schedule.steps import Heal as Heal
 from simulator.schedule.steps import Never as Never
 from simulator.schedule.steps import PlannedFault as PlannedFault
 from simulator.schedule.steps import Step as Step
 from simulator.schedule.steps import WhenDeclaredDead as WhenDeclaredDead
+from simulator.schedule.steps import misplaced as misplaced
 from simulator.schedule.steps import resolve as resolve
+from simulator.schedule.steps import unable as unable
 from simulator.schedule.steps import without as without
+from simulator.schedule.targets import All as All
+from simulator.schedule.targets import Busiest as Busiest
+from simulator.schedule.targets import HolderOfMostObjects as HolderOfMostObjects
+from simulator.schedule.targets import Labelled as Labelled
 from simulator.schedule.targets import Look as Look
+from simulator.schedule.targets import Majority as Majority
+from simulator.schedule.targets import Minority as Minority
 from simulator.schedule.targets import Named as Named
+from simulator.schedule.targets import NodeOfActor as NodeOfActor
+from simulator.schedule.targets import NodeOfTask as NodeOfTask
+from simulator.schedule.targets import Offering as Offering
 from simulator.schedule.targets import RandomWorker as RandomWorker
+from simulator.schedule.targets import Several as Several
 from simulator.schedule.targets import Target as Target
+from simulator.schedule.targets import Together as Together

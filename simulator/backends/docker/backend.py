@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from signal import Signals
+from typing import Any, Literal, cast
 
 import docker
 from docker.models.containers import Container
@@ -37,6 +38,7 @@ from simulator.backends.base import (
     LABEL_PROFILE,
     LABEL_ROLE,
     LABEL_RUN_DIR,
+    Answer,
     Check,
     ClusterRecord,
     ClusterSpec,
@@ -44,6 +46,9 @@ from simulator.backends.base import (
     Endpoint,
     EngineEvent,
     GpuKind,
+    Limits,
+    Load,
+    NodeProcess,
     NodeRecord,
     NodeState,
     Program,
@@ -53,6 +58,8 @@ from simulator.backends.base import (
     refuse_other,
     without_head,
 )
+from simulator.backends.docker import limits as node_limits
+from simulator.backends.docker import processes as node_processes
 from simulator.backends.docker.addresses import taken_subnets
 from simulator.backends.docker.archive import (
     extract,
@@ -72,6 +79,7 @@ from simulator.backends.docker.engine import (
     is_gone,
     is_refused,
     is_restless,
+    is_taken,
     is_unmountable,
 )
 from simulator.backends.docker.events import EventWatch
@@ -82,7 +90,8 @@ from simulator.backends.docker.image import (
     LEAN_IMAGE,
     ensure_image,
 )
-from simulator.backends.docker.programs import DockerProgram
+from simulator.backends.docker.netfaults import NetworkFaults
+from simulator.backends.docker.programs import LABEL_PROGRAM, DockerProgram
 from simulator.backends.docker.relay import Relay
 from simulator.backends.docker.trials import trials
 from simulator.compose import (
@@ -104,10 +113,9 @@ from simulator.compose import (
     to_yaml,
 )
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
+from simulator.netrules import Feature, NetRule
 from simulator.topology import LEAN_LACKS, Head, Profile, Role, Topology, WorkerGroup
 from simulator.waiting import Deadline, wait_until
-
-LABEL_PROGRAM = "ray-sim.program"
 
 _COMPOSE_PROJECT = "com.docker.compose.project"
 _COMPOSE_SERVICE = "com.docker.compose.service"
@@ -180,6 +188,7 @@ class DockerBackend:
         self._facts: dict[str, _Facts] = {}
         self._relays: dict[str, Relay] = {}
         self._tokens: dict[str, str] = {}  # by the head's container; it never changes
+        self._net = NetworkFaults(lambda: self._api, self._whereabouts)
 
     # -- what this machine can do ------------------------------------------------------------------
 
@@ -304,8 +313,17 @@ class DockerBackend:
 
     def start(self, cluster: str, node: str) -> None:
         container = self._node(cluster, node)
-        with asking(f"{node} was told to start"):
-            self._api.start(container.id)
+        try:
+            with asking(f"{node} was told to start"):
+                self._api.start(container.id)
+        except CannotRun as error:
+            if not is_taken(error) or container.role == "head":
+                raise
+            # One that was unplugged and plugged in keeps its address, which is somebody else's by now.
+            self._net.disconnect(cluster, node)
+            self._net.connect(cluster, node)
+            with asking(f"{node} was told to start"):
+                self._api.start(container.id)
         self._settle(container, "running")
 
     def stop(self, cluster: str, node: str, grace: float) -> None:
@@ -349,6 +367,83 @@ class DockerBackend:
         with asking(f"{node} was resumed", remedy="See: status"):
             self._api.unpause(container.id)
         self._settle(container, "running")
+
+    # -- its network: CanShapeNetwork, CanDisconnect ------------------------------------------------
+
+    def prepare_network(self, say: Callable[[str], None]) -> None:
+        self._net.prepare(say)
+
+    def network_lacks(self) -> Mapping[Feature, str]:
+        return self._net.lacks()
+
+    def add_rule(self, cluster: str, node: str, site: str, rule: NetRule) -> None:
+        self._net.add(cluster, node, site, rule)
+
+    def remove_rule(self, cluster: str, node: str, site: str) -> None:
+        self._net.remove(cluster, node, site)
+
+    def clear_rules(self, cluster: str, node: str) -> Sequence[str]:
+        return self._net.clear(cluster, node)
+
+    def rules(self, cluster: str, node: str) -> Mapping[str, NetRule]:
+        return self._net.rules(cluster, node)
+
+    def reach(
+        self, cluster: str, node: str, address: str, port: int, timeout: float = 1.0
+    ) -> Answer:
+        return self._net.reach(cluster, node, address, port, timeout)
+
+    def unanswered(self, cluster: str, node: str, addresses: Sequence[str]) -> int:
+        return self._net.unanswered(cluster, node, addresses)
+
+    def disconnect(self, cluster: str, node: str) -> None:
+        self._net.disconnect(cluster, node)
+
+    def connect(self, cluster: str, node: str, address: str = "") -> str:
+        return self._net.connect(cluster, node, address)
+
+    def is_connected(self, cluster: str, node: str) -> bool:
+        return self._net.is_connected(cluster, node)
+
+    def _whereabouts(self, cluster: str, node: str) -> tuple[str, NodeState]:
+        found = self._node(cluster, node)
+        return found.id, found.state
+
+    # -- what a node may use, and what runs on it --------------------------------------------------
+
+    def why_unlimited(self, resource: Literal["cpus", "memory"]) -> str | None:
+        return node_limits.why_unlimited(self._info(), resource)
+
+    def limits(self, cluster: str, node: str) -> Limits:
+        return node_limits.asked_of_engine(self._api, self._node(cluster, node).id)
+
+    def made_limits(self, cluster: str, node: str) -> Limits:
+        group = _group_of(self._node(cluster, node).labels)
+        return node_limits.made(self.spec(cluster), group, float(self.cores()))
+
+    def set_limits(self, cluster: str, node: str, limits: Limits) -> None:
+        # A memory limit that swapping softens is none; as it was made, Docker allows as much swap again.
+        memory = limits.memory
+        as_made = memory is not None and memory == self.made_limits(cluster, node).memory
+        swap = 2 * memory if memory is not None and as_made else memory
+        node_limits.set_limits(self._node(cluster, node).id, limits, swap=swap)
+
+    def load(self, cluster: str, node: str) -> Load:
+        return node_limits.load(partial(self.execute, cluster, node), node)
+
+    def ran_out_of_memory(self, cluster: str, node: str) -> bool:
+        return node_limits.ran_out_of_memory(self._api, self._node(cluster, node).id)
+
+    def spill_folder(self, cluster: str, node: str) -> str | None:
+        return node_limits.spill_folder(self._api, self._node(cluster, node).id)
+
+    def processes(self, cluster: str, node: str) -> list[NodeProcess]:
+        return node_processes.processes(partial(self.execute, cluster, node), node)
+
+    def signal_process(
+        self, cluster: str, node: str, process: NodeProcess, number: Signals
+    ) -> bool:
+        return node_processes.signal(partial(self.execute, cluster, node), node, process, number)
 
     def _settle(self, container: _Container, state: NodeState) -> None:
         """Wait until the engine's list says what has happened, or until that is over again.

@@ -206,7 +206,11 @@ def _shared_memory(info: Mapping[str, Any], topology: Topology) -> Check:
     """Ray keeps objects in /dev/shm, and on disk, slowly, where that is too small for its store."""
     size = parse_size(str(load_compose({})["services"]["worker"]["shm_size"]))
     nodes, has = len(topology.nodes()), int(info.get("MemTotal", 0))
-    stores = nodes * OBJECT_STORE_BYTES
+    groups = [(topology.head, 1), *((g, g.replicas) for g in topology.worker_groups)]
+    stores = sum(
+        count * (parse_size(group.shm_size) if group.shm_size else OBJECT_STORE_BYTES)
+        for group, count in groups
+    )
     text = f"{_mib(size)} for each node's object store of {_mib(OBJECT_STORE_BYTES)}"
     if size < OBJECT_STORE_BYTES:
         return Check(

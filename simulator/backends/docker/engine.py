@@ -228,6 +228,11 @@ def is_address_clash(error: CannotRun) -> bool:
     return "overlaps with other one" in text or "conflicts with network" in text
 
 
+def is_taken(error: CannotRun) -> bool:
+    """Whether a container did not get an address because another one has it."""
+    return isinstance(error.__cause__, APIError) and "already in use" in str(error.__cause__)
+
+
 def is_unmountable(error: CannotRun) -> bool:
     """Whether the engine does not see a folder of this machine that it should mount."""
     cause = error.__cause__

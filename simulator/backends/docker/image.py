@@ -1,9 +1,9 @@
-"""Builds the node image, on whatever machine this is.
+"""Builds the node image and the one that faults on the network need, on whatever machine this is.
 
 An image needs a base, Python packages and trust in whoever serves them, and machines differ in
 all three: some pull from a registry, some reach no registry at all; some have a private index, a
-folder of wheels, a proxy that inspects TLS. What the machine's own pip already knows is handed to
-the build as secrets and as a named context, so that a build works where `pip install` works, and
+folder of wheels, a proxy that inspects TLS. What the machine's own pip and apt already know is handed
+to the build as secrets and as a named context, so that a build works where `pip install` works, and
 nothing of it stays in the image.
 """
 
@@ -35,7 +35,7 @@ from python_on_whales.exceptions import DockerException
 from simulator.assets import asset_path, engine_help
 from simulator.errors import BadInput, CannotRun, Problem
 
-Target = Literal["cpu", "gpu", "lean"]
+Target = Literal["cpu", "gpu", "lean", "netfault"]
 Say = Callable[[str], None]
 
 #: What the image contains; the same pins as the extra ``local`` of this package.
@@ -48,7 +48,14 @@ DEFAULT_IMAGE = f"ray-cluster-simulator/node:{RAY_VERSION}-cpu"
 GPU_IMAGE = f"ray-cluster-simulator/node:{RAY_VERSION}-gpu"
 #: The image of the workers of a lean group.
 LEAN_IMAGE = f"ray-cluster-simulator/node:{RAY_VERSION}-lean"
-IMAGES: Mapping[Target, str] = {"cpu": DEFAULT_IMAGE, "gpu": GPU_IMAGE, "lean": LEAN_IMAGE}
+#: The image of the container that shapes a node's network; no node's.
+NETFAULT_IMAGE = "ray-cluster-simulator/netfault:1"
+IMAGES: Mapping[Target, str] = {
+    "cpu": DEFAULT_IMAGE,
+    "gpu": GPU_IMAGE,
+    "lean": LEAN_IMAGE,
+    "netfault": NETFAULT_IMAGE,
+}
 
 #: Tried first; an official image that every registry mirror has.
 DEFAULT_BASE = "python:3.11-slim-bookworm"
@@ -109,7 +116,8 @@ def ensure_image(tag: str, *, say: Say) -> str:
         return tag
     for target, ours in IMAGES.items():
         if tag == ours:
-            say(f"image {tag} is missing; building it (one to three minutes, only this once)")
+            takes = "half a minute" if target == "netfault" else "one to three minutes"
+            say(f"image {tag} is missing; building it ({takes}, only this once)")
             return build_image(target=target, say=say)
     say(f"image {tag} is missing; pulling it")
     failure = _pull(tag, say)
@@ -130,12 +138,13 @@ def build_image(
     base: str | None = None,
     cache: bool = True,
 ) -> str:
-    """Build a node image and load it into the engine.
+    """Build an image and load it into the engine.
 
     Parameters
     ----------
     target
-        ``"cpu"``, the image of every node, ``"gpu"``, with CUDA's libraries, or ``"lean"``, bare Ray.
+        ``"cpu"``, the image of every node, ``"gpu"``, with CUDA's libraries, ``"lean"``, bare Ray, or
+        ``"netfault"``, the tools of faults on the network.
     say
         Receives progress, one line at a time.
     tag
@@ -169,6 +178,10 @@ def build_image(
     context = asset_path("docker")
     with tempfile.TemporaryDirectory(prefix="ray-sim-build-") as scratch:
         plan = _plan(settings, Path(scratch), say)
+        if target == "netfault":
+            trusts = any(secret.startswith("id=ca_bundle,") for secret in plan.secrets)
+            apt = apt_settings(settings.proxy)
+            plan.secrets.extend(_apt_secrets(apt, Path(scratch), own_bundle=trusts))
         lines: deque[str] = deque(maxlen=_TAIL)
         try:
             logs = client.buildx.build(
@@ -198,10 +211,11 @@ def build_image(
                     say(line.rstrip())
         except DockerException as error:
             raise CannotRun(
-                f"the node image {tag} could not be built",
+                f"the image {tag} could not be built",
                 why="docker buildx build failed; its last lines follow",
-                remedy="If a package index could not be reached, see `pip config list`: the build "
-                "uses the same settings",
+                remedy="If packages could not be reached, see "
+                + ("`apt-config dump Acquire`" if target == "netfault" else "`pip config list`")
+                + ": the build uses the same settings",
                 details=lines or (error.stderr or "").splitlines()[-_TAIL:],
             ) from error
     say(f"image {tag} is ready")
@@ -386,6 +400,82 @@ def _ca_bundle(pip_cert: str, environ: Mapping[str, str]) -> Path | None:
     return None
 
 
+# ---- what the machine's apt knows
+
+#: What of apt's settings a build can use: how to reach a mirror, and how old its word may be.
+_APT_SETTINGS = (
+    "Acquire::http::Proxy",
+    "Acquire::https::Proxy",
+    "Acquire::http::Timeout",
+    "Acquire::Retries",
+    "Acquire::Check-Valid-Until",
+    "Acquire::Check-Date",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AptSettings:
+    """How apt on this machine reaches packages, as far as a build can use it.
+
+    Attributes
+    ----------
+    conf
+        Text of an apt.conf; may hold credentials, so it only ever travels as a secret.
+    mirror
+        URL of a Debian mirror, "" if this machine knows none. Only a base without one wants it.
+    """
+
+    conf: str = ""
+    mirror: str = ""
+
+
+def apt_settings(proxy: str = "") -> AptSettings:
+    """Read the machine's own apt settings; there are none where there is no apt.
+
+    Parameters
+    ----------
+    proxy
+        Used where apt names none.
+    """
+    return parse_apt_settings(
+        _said_by("apt-config", "dump", *_APT_SETTINGS),
+        _said_by(
+            "apt-get", "indextargets", "--format", "$(LABEL)|$(COMPONENT)|$(REPO_URI)",
+            "Created-By: Packages",
+        ),
+        proxy,
+    )  # fmt: skip
+
+
+def parse_apt_settings(dump: str, targets: str, proxy: str = "") -> AptSettings:
+    """Turn the output of ``apt-config dump`` and ``apt-get indextargets`` into what a build can use.
+
+    Examples
+    --------
+    >>> print(parse_apt_settings('Acquire::Check-Date "false";', "Debian|main|http://m.invalid/debian/"))
+    AptSettings(conf='Acquire::Check-Date "false";', mirror='http://m.invalid/debian/')
+    """
+    lines = [
+        line
+        for line in dump.splitlines()
+        if line.split(" ")[0] in _APT_SETTINGS and '""' not in line
+    ]
+    if proxy and not any("::Proxy " in line for line in lines):
+        lines += [f'Acquire::{scheme}::Proxy "{proxy}";' for scheme in ("http", "https")]
+    rows = [line.split("|") for line in targets.splitlines()]
+    mirrors = [row[2] for row in rows if row[:2] == ["Debian", "main"]]
+    return AptSettings("\n".join(lines), next(iter(mirrors), ""))
+
+
+def _said_by(*command: str) -> str:
+    """What a program prints; "" where it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
 # ---- what the build is given
 
 
@@ -415,6 +505,21 @@ def _plan(settings: PipSettings, scratch: Path, say: Say) -> _Plan:
     # A proxy on this machine's loopback can be reached only from this machine's network.
     network = "host" if _is_loopback(settings.proxy) else None
     return _Plan(secrets, {} if wheels is None else {"wheels": wheels}, network)
+
+
+def _apt_secrets(settings: AptSettings, scratch: Path, *, own_bundle: bool) -> list[str]:
+    # Secrets are root's alone, so nobody else may fetch.
+    conf = f'{settings.conf}\nAPT::Sandbox::User "root";'
+    if own_bundle:
+        conf += '\nAcquire::https::CAInfo "/run/secrets/ca_bundle";'
+    secrets = []
+    for name, text in (("apt_conf", conf.strip()), ("apt_mirror", settings.mirror)):
+        if text:
+            file = scratch / name
+            file.touch(mode=0o600)
+            file.write_text(text + "\n")
+            secrets.append(f"id={name},src={file}")
+    return secrets
 
 
 def _wheel_folder(folders: Sequence[Path], scratch: Path) -> Path | None:
@@ -454,7 +559,7 @@ def _recipe() -> str:
     """Hash of everything that decides what is in the image, but the base."""
     folder = asset_path("docker")
     digest = hashlib.sha256(f"{RAY_VERSION} {TORCH_VERSION}".encode())
-    for name in ("Dockerfile", "pip-install.sh"):
+    for name in ("Dockerfile", "pip-install.sh", "apt-install.sh"):
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -580,7 +685,7 @@ def _check_buildx(client: DockerClient) -> None:
         client.buildx.version()
     except DockerException as error:
         raise CannotRun(
-            "the node image cannot be built",
+            "no image can be built",
             why="the docker client has no buildx plugin",
             remedy=f"Install docker-buildx-plugin; {engine_help()}",
         ) from error

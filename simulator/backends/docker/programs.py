@@ -17,6 +17,9 @@ from simulator.backends.docker.archive import lines_of
 from simulator.backends.docker.engine import asking, is_gone
 from simulator.errors import CannotRun
 
+#: The name of a container that is no node.
+LABEL_PROGRAM = "ray-sim.program"
+
 _KILLED = 137  # 128 + SIGKILL
 
 

@@ -16,8 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from random import Random
+from signal import Signals
+from typing import Literal
 
 from simulator.backends.base import (
+    Answer,
     Check,
     ClusterRecord,
     ClusterSpec,
@@ -25,11 +28,15 @@ from simulator.backends.base import (
     Endpoint,
     EngineEvent,
     GpuKind,
+    Limits,
+    Load,
+    NodeProcess,
     Program,
     definition,
     refuse_other,
     resolve_gpus,
 )
+from simulator.backends.fake import inside
 from simulator.backends.fake.clock import FakeClock
 from simulator.backends.fake.observer import FakeObserver
 from simulator.backends.fake.ray import BUILT_IN, FakeRay, JobFactory
@@ -37,6 +44,7 @@ from simulator.backends.fake.script import Behaviour, FailedStart, LostLine, Pri
 from simulator.backends.fake.world import FakeNode, World
 from simulator.backends.paths import Kind, destination, kind_of
 from simulator.errors import CannotRun, NotFound
+from simulator.netrules import Drop, Feature, NetRule
 from simulator.topology import Topology
 
 
@@ -101,11 +109,16 @@ class FakeBackend:
     calls
         Every call so far, in order.
     programs
-        Simulated jobs by the module that their entrypoint runs; add your own workload's here.
+        Simulated jobs by the module or the script that their entrypoint runs; add your own workload's
+        here, and a script of yours with `simulator.backends.fake.program.FakeProgram`.
     checks
         What `check` answers.
     answers
         What `execute` gives for a command line, such as ``{"ray status": Completed(0, "...")}``.
+    lacks
+        What `network_lacks` answers.
+    taken
+        Addresses that somebody else has, when a node is to get one back.
     """
 
     name = "fake"
@@ -123,6 +136,8 @@ class FakeBackend:
         self.programs: dict[str, JobFactory] = dict(BUILT_IN)
         self.checks: list[Check] = [Check("ok", "engine", "simulated, in memory")]
         self.answers: dict[str, Completed] = {}
+        self.lacks: dict[Feature, str] = {}
+        self.taken: set[str] = set()
         self._script = Script()
         self._seed = seed
         self._worlds: dict[str, World] = {}
@@ -166,7 +181,9 @@ class FakeBackend:
         self._script.start_seconds[node] = seconds
 
     def without_effect(self, method: str, node: str, *, times: int = 1) -> None:
-        """Let the next ``kill``, ``stop``, ``pause`` or ``resume`` of a node do nothing."""
+        """Let the next ``kill``, ``stop``, ``pause``, ``resume``, ``set_limits`` or ``signal_process`` of a node do
+        nothing.
+        """
         self._script.deaf[method, node] += times
 
     def crash(self, cluster: str, node: str, exit_code: int = 1) -> None:
@@ -356,13 +373,17 @@ class FakeBackend:
         env: Mapping[str, str] | None = None,  # noqa: ARG002
         interactive: bool = False,  # noqa: ARG002
     ) -> Completed:
-        """What `answers` has for the command line; there is no shell in a simulated node."""
+        """What `answers` has for the command line, or what a program of ours would say; there is no shell."""
         self._called("execute", cluster, node)
         found = self._node(cluster, node)
         if found.state != "running":
             raise CannotRun(f"{node} is {found.state}", remedy=f"start it with: restart {node}")
         line = " ".join(argv)
-        return self.answers.get(line, Completed(127, f"{argv[0]}: not in a simulated node\n"))
+        if line in self.answers:
+            return self.answers[line]
+        with self.simulated_clock.lock:
+            said = inside.run(self.world(cluster), found, argv)
+        return said or Completed(127, f"{argv[0]}: not in a simulated node\n")
 
     def copy_in(self, cluster: str, node: str, source: str, target: str) -> list[str]:
         """Into a node's few bytes of memory, which are there as long as the node is."""
@@ -443,7 +464,7 @@ class FakeBackend:
         self._called("wall_clock")
         return self.simulated_clock.wall() + self.behaviour.clock_offset
 
-    # -- CanKill, CanPause, ServesRay ----------------------------------------------------------------
+    # -- CanKill, CanPause, CanLimit, HasSpillDisk, CanSignal, ServesRay -----------------------------
 
     def kill(self, cluster: str, node: str) -> None:
         self._called("kill", cluster, node)
@@ -465,6 +486,141 @@ class FakeBackend:
         if found.state == "paused" and not self._deaf("resume", node):
             with self.simulated_clock.lock:
                 self.world(cluster).resume(found)
+
+    # -- CanShapeNetwork, CanDisconnect --------------------------------------------------------------
+
+    def prepare_network(self, say: Callable[[str], None]) -> None:  # noqa: ARG002
+        self._called("prepare_network")
+
+    def network_lacks(self) -> Mapping[Feature, str]:
+        self._called("network_lacks")
+        return self.lacks
+
+    def add_rule(self, cluster: str, node: str, site: str, rule: NetRule) -> None:
+        self._called("add_rule", cluster, node)
+        found = self._node(cluster, node)
+        if found.state not in ("running", "paused"):
+            raise CannotRun(f"the network of {node} cannot be shaped", why=f"it is {found.state}")
+        if not self._deaf("add_rule", node):
+            self._change(cluster, lambda: found.rules.__setitem__(site, rule))
+
+    def remove_rule(self, cluster: str, node: str, site: str) -> None:
+        self._called("remove_rule", cluster, node)
+        found = self._node(cluster, node)
+        if not self._deaf("remove_rule", node):
+            self._change(cluster, lambda: found.rules.pop(site, None))
+
+    def clear_rules(self, cluster: str, node: str) -> Sequence[str]:
+        self._called("clear_rules", cluster, node)
+        rules = self._node(cluster, node).rules
+        there = sorted(rules)
+        self._change(cluster, rules.clear)
+        return there
+
+    def rules(self, cluster: str, node: str) -> Mapping[str, NetRule]:
+        self._called("rules", cluster, node)
+        found = self._node(cluster, node)
+        return dict(found.rules) if found.state in ("running", "paused") else {}
+
+    def reach(
+        self, cluster: str, node: str, address: str, port: int, timeout: float = 1.0
+    ) -> Answer:
+        """By the rules of both sides: nobody listens anywhere, so what gets through is refused."""
+        self._called("reach", cluster, node)
+        near = self._node(cluster, node)
+        nodes = self.world(cluster).nodes.values()
+        far = next((n for n in nodes if n.address == address and not n.unplugged), None)
+        if near.unplugged:
+            return "no route"
+        dropped = any(
+            flow.address == other.address
+            and flow.remote_port in (0, port if here is near else 0)
+            and flow.local_port in (0, port if here is far else 0)
+            for here, other in ((near, far), (far, near))
+            if here is not None and other is not None
+            for rule in here.rules.values()
+            if isinstance(rule, Drop) and rule.percent >= 100
+            for flow in rule.flows
+        )
+        if far is None or dropped:
+            self.simulated_clock.sleep(timeout)
+            return "silence"
+        return "refused"
+
+    def unanswered(self, cluster: str, node: str, addresses: Sequence[str]) -> int:  # noqa: ARG002
+        self._called("unanswered", cluster, node)
+        return 0
+
+    def disconnect(self, cluster: str, node: str) -> None:
+        self._called("disconnect", cluster, node)
+        found = self._node(cluster, node)
+        if not self._deaf("disconnect", node):
+            self._change(cluster, lambda: setattr(found, "unplugged", True))
+
+    def connect(self, cluster: str, node: str, address: str = "") -> str:
+        self._called("connect", cluster, node)
+        found = self._node(cluster, node)
+        if found.unplugged and not self._deaf("connect", node):
+            wanted = address or found.address
+            if wanted in self.taken:
+                wanted = f"10.77.200.{len(self.taken)}"
+            found.address = wanted
+            self._change(cluster, lambda: setattr(found, "unplugged", False))
+        return found.record().address
+
+    def is_connected(self, cluster: str, node: str) -> bool:
+        self._called("is_connected", cluster, node)
+        return not self._node(cluster, node).unplugged
+
+    def _change(self, cluster: str, action: Callable[[], object]) -> None:
+        with self.simulated_clock.lock:
+            action()
+            self.world(cluster).network_changed()
+
+    def why_unlimited(self, resource: Literal["cpus", "memory"]) -> str | None:  # noqa: ARG002
+        self._called("why_unlimited")
+        return None
+
+    def limits(self, cluster: str, node: str) -> Limits:
+        self._called("limits", cluster, node)
+        return inside.limits(self._node(cluster, node))
+
+    def made_limits(self, cluster: str, node: str) -> Limits:
+        self._called("made_limits", cluster, node)
+        return inside.made_limits(self._node(cluster, node))
+
+    def set_limits(self, cluster: str, node: str, limits: Limits) -> None:
+        self._called("set_limits", cluster, node)
+        if not self._deaf("set_limits", node):
+            inside.set_limits(self._node(cluster, node), limits)
+
+    def load(self, cluster: str, node: str) -> Load:
+        self._called("load", cluster, node)
+        return inside.load(self._node(cluster, node))
+
+    def ran_out_of_memory(self, cluster: str, node: str) -> bool:
+        self._called("ran_out_of_memory", cluster, node)
+        return self._node(cluster, node).oom_kills > 0
+
+    def spill_folder(self, cluster: str, node: str) -> str | None:
+        self._called("spill_folder", cluster, node)
+        return inside.SPILL_FOLDER if self._node(cluster, node).spec.spill_size else None
+
+    def processes(self, cluster: str, node: str) -> list[NodeProcess]:
+        self._called("processes", cluster, node)
+        return inside.processes(self.world(cluster), self._node(cluster, node))
+
+    def signal_process(
+        self, cluster: str, node: str, process: NodeProcess, number: Signals
+    ) -> bool:
+        self._called("signal_process", cluster, node)
+        if self._deaf("signal_process", node):
+            return True
+        world = self.world(cluster)
+        with self.simulated_clock.lock:
+            return inside.signal_process(
+                world, self._node(cluster, node), process, number, world.behaviour.exit_s
+            )
 
     def ray(self, cluster: str) -> FakeRay:
         return FakeRay(lambda: self.world(cluster), self._called, self.programs)

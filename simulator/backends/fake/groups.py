@@ -43,8 +43,7 @@ class FakeGroup:
                     (
                         n
                         for n in self.world.nodes.values()
-                        if n.state == "running"
-                        and n.believed_alive
+                        if n.takes_work
                         and n not in places
                         and all(free(n, name) >= amount for name, amount in bundle.items())
                     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,19 +13,27 @@ from typing import Any, Protocol
 from simulator.backends.fake.placement import FakePlacement
 from simulator.backends.fake.promises import FakePromises
 from simulator.backends.fake.stream import FakeStream
-from simulator.backends.fake.tasks import Tasks, usage
-from simulator.backends.fake.world import World
+from simulator.backends.fake.tasks import FakeActor, FakeTask, Tasks, usage
+from simulator.backends.fake.world import FakeNode, World
 from simulator.rayapi import (
+    Actors,
+    Attempts,
     FailedAttempts,
     Job,
     JobLog,
+    NodePorts,
     NoSuchJob,
+    RayActor,
     RayNode,
     RayUnreachable,
+    RunningTask,
     RunningWork,
+    TaskCounts,
     Usage,
     job_id_taken,
 )
+
+_TASK_PID, _ACTOR_PID = 4000, 5000
 
 #: What a simulated Ray says when asked for its version: nobody should take its word for Ray's.
 VERSION = "simulated"
@@ -74,7 +83,7 @@ class FakeRay:
     called
         Told the name of every method before it answers; may raise what was scripted.
     programs
-        Simulated jobs, by the module that their entrypoint runs.
+        Simulated jobs, by the module or the script that their entrypoint runs.
     """
 
     def __init__(
@@ -107,24 +116,60 @@ class FakeRay:
             for entry in (world.gcs.entries if world.gcs else [])
         ]
 
+    def ports(self) -> dict[str, NodePorts]:
+        """Every node's raylet has the same: each is alone at its address."""
+        world = self._ask("ports")
+        return {
+            e.ray_node_id: NodePorts(7001, 7002) for e in (world.gcs.entries if world.gcs else [])
+        }
+
     def running(self) -> dict[str, RunningWork]:
         world = self._ask("running")
-        jobs = [j.program.tasks for j in jobs_of(world).values() if j.program is not None]
         found: dict[str, RunningWork] = {}
-        for entry in world.gcs.entries if world.gcs and jobs else []:
-            here = entry.node if entry.alive else None
+        for ray_node_id, node in _alive(world):
             work = RunningWork(
-                tuple(t.fn for job in jobs for t in job.placed if t.node is here),
-                tuple(a.name for job in jobs for a in job.actors if a.alive and a.node is here),
+                tuple(t.fn for job in _programs(world) for t in job.placed if t.node is node),
+                tuple(a.name for job in _programs(world) for a in job.actors if _lives(a, node)),
             )
-            if here is not None and work:
-                found[entry.ray_node_id] = work
+            if work:
+                found[ray_node_id] = work
         return found
+
+    def running_tasks(self) -> list[RunningTask]:
+        world = self._ask("running_tasks")
+        return [
+            RunningTask(worker.key, worker.fn, ray_node_id, pid=pid)
+            for ray_node_id, node in _alive(world)
+            for pid, _, worker in workers(world, node)
+            if isinstance(worker, FakeTask)
+        ]
+
+    def actors(self) -> list[RayActor]:
+        world = self._ask("actors")
+        where = {
+            worker: (ray_node_id, pid)
+            for ray_node_id, node in _alive(world)
+            for pid, _, worker in workers(world, node)
+        }
+        return [
+            RayActor(a.actor_id, a.name, "Counter", *where.get(a, ("", 0)), alive=a.alive)
+            for job in _programs(world)
+            for a in job.actors
+        ]
+
+    def living_actors(self) -> list[RayActor]:
+        return [actor for actor in self.actors() if actor.alive and actor.ray_node_id]
+
+    def objects_held(self) -> dict[str, int]:
+        world = self._ask("objects_held")
+        return {
+            ray_node_id: sum(node in made.holders for job in _programs(world) for made in job.kept)
+            for ray_node_id, node in _alive(world)
+        }
 
     def usage(self) -> Usage:
         world = self._ask("usage")
-        running = [j.program.tasks for j in jobs_of(world).values() if j.program is not None]
-        by_node = usage(world, running)
+        by_node = usage(world, _programs(world))
         total: dict[str, tuple[float, float]] = {}
         for resources in by_node.values():
             for name, (used, amount) in resources.items():
@@ -159,7 +204,7 @@ class FakeRay:
 
     def _begin(self, world: World, job_id: str, submitted: _Submitted) -> None:
         def ended(status: str, message: str) -> None:
-            submitted.end(world, status, message)
+            submitted.end(world, status, message, {"SUCCEEDED": 0, "FAILED": 1}.get(status))
 
         if submitted.ended is not None:
             return
@@ -167,17 +212,23 @@ class FakeRay:
             status, message = world.script.job_ends
             world.script.job_ends = None
             submitted.logs = message
-            ended(status, message)
+            submitted.end(world, status, message)  # with no exit code: no driver began
             return
         argv = shlex.split(submitted.entrypoint)
-        module = argv[argv.index("-m") + 1] if "-m" in argv[:-1] else argv[0]
+        script = next((word for word in argv if word.endswith(".py")), argv[0])
+        module = argv[argv.index("-m") + 1] if "-m" in argv[:-1] else script
         factory = self._programs.get(module)
         if factory is None:
             self._print(world, job_id, submitted, module)
             return
-        run_id = argv[argv.index("--run") + 1] if "--run" in argv[:-1] else ""
+        variables = submitted.runtime_env.get("env_vars") or {}
+        run_id = variables.get("RAY_SIM_RUN", "")
+        if "--run" in argv[:-1]:
+            run_id = argv[argv.index("--run") + 1]
         number = len(jobs_of(world))
         submitted.status, submitted.message = "RUNNING", "Job is currently running."
+        if world.head.entry is not None:
+            submitted.driver_node = world.head.entry.ray_node_id
         submitted.program = factory(world, run_id, f"{number:02x}000000", ended)
         submitted.program.begin()
 
@@ -219,6 +270,7 @@ class FakeRay:
             submitted.exit_code,
             submitted.driver_node,
             None if submitted.ended is None else submitted.ended - submitted.began,
+            submitted.program.ray_job_id if submitted.program is not None else "",
         )
 
     def job_logs(self, job_id: str) -> str:
@@ -240,11 +292,42 @@ class FakeRay:
         return True
 
     def failed_attempts(self, ray_job_id: str) -> FailedAttempts:
-        world = self._ask("failed_attempts")
-        for job in jobs_of(world).values():
-            if job.program is not None and job.program.ray_job_id == ray_job_id:
-                return FailedAttempts(list(job.program.tasks.failed), 0)
-        return FailedAttempts([], 0)
+        tasks = self._tasks(self._ask("failed_attempts"), ray_job_id)
+        return FailedAttempts([] if tasks is None else list(tasks.failed), 0)
+
+    def attempts(
+        self, ray_job_id: str, *, state: str | None = None, task_id: str | None = None
+    ) -> Attempts:
+        world = self._ask("attempts")
+        tasks = self._tasks(world, ray_job_id)
+        rows = [
+            a
+            for a in (tasks.attempts.values() if tasks is not None else ())
+            if state in (None, a.state) and task_id in (None, a.task_id)
+        ]
+        most = world.behaviour.most_rows
+        return Attempts(rows[:most], max(0, len(rows) - most))
+
+    def actors_of(self, ray_job_id: str) -> Actors:
+        tasks = self._tasks(self._ask("actors_of"), ray_job_id)
+        return Actors([] if tasks is None else tasks.remembered_actors(), 0)
+
+    def task_counts(self, ray_job_id: str) -> TaskCounts:
+        tasks = self._tasks(self._ask("task_counts"), ray_job_id)
+        states = (
+            Counter(a.state for a in tasks.attempts.values()) if tasks is not None else Counter()
+        )
+        return TaskCounts(
+            finished=states["FINISHED"],
+            failed=states["FAILED"],
+            running=states["RUNNING"],
+            pending=states["PENDING_NODE_ASSIGNMENT"],
+        )
+
+    @staticmethod
+    def _tasks(world: World, ray_job_id: str) -> Tasks | None:
+        jobs = (job.program for job in jobs_of(world).values())
+        return next((p.tasks for p in jobs if p and p.ray_job_id == ray_job_id), None)
 
     def _ask(self, method: str) -> World:
         world = self._find()
@@ -282,6 +365,21 @@ class _FakeLog:
         pass
 
 
+def _programs(world: World) -> list[Tasks]:
+    """What the programs that were submitted have running and hold."""
+    return [j.program.tasks for j in jobs_of(world).values() if j.program is not None]
+
+
+def _alive(world: World) -> list[tuple[str, FakeNode]]:
+    """The nodes that the GCS holds alive, by Ray's ids."""
+    entries = world.gcs.entries if world.gcs else []
+    return [(entry.ray_node_id, entry.node) for entry in entries if entry.alive]
+
+
+def _lives(actor: FakeActor, node: FakeNode) -> bool:
+    return actor.alive and actor.node is node
+
+
 def packages_of(world: World) -> dict[str, bytes]:
     """What was uploaded, by its name; it goes with the GCS."""
     return world.gcs.packages if world.gcs is not None else {}
@@ -291,6 +389,16 @@ def jobs_of(world: World) -> dict[str, _Submitted]:
     """The jobs that the GCS knows of; they go with it."""
     jobs: dict[str, _Submitted] = world.gcs.jobs if world.gcs is not None else {}
     return jobs
+
+
+def workers(world: World, node: FakeNode) -> Iterator[tuple[int, Tasks, FakeTask | FakeActor]]:
+    """The pid of each worker on a node, the job that it works for, and what it does."""
+    jobs = [job.program.tasks for job in jobs_of(world).values() if job.program is not None]
+    for job in jobs:
+        for i, task in enumerate(t for t in job.placed if t.node is node):
+            yield _TASK_PID + node.starts + i, job, task
+        for i, actor in enumerate(a for a in job.actors if a.alive and a.node is node):
+            yield _ACTOR_PID + node.starts + i, job, actor
 
 
 BUILT_IN: Mapping[str, JobFactory] = {

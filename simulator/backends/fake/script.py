@@ -36,6 +36,8 @@ class Behaviour:
         The observer's periods.
     clock_offset
         How far the nodes' wall clock is ahead of the orchestrator's.
+    most_rows
+        Of how many attempts Ray tells in one answer.
     """
 
     head_start_s: float = 3.0
@@ -51,6 +53,7 @@ class Behaviour:
     poll_s: float = 0.1
     beat_s: float = 1.0
     clock_offset: float = 0.0
+    most_rows: int = 10_000
 
 
 @dataclass(slots=True)

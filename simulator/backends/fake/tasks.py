@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from simulator.backends.fake.groups import FakeGroup
 from simulator.backends.fake.world import FakeNode, World
 from simulator.innode.work import TICK_S, expected_value
-from simulator.rayapi import FailedAttempt
+from simulator.rayapi import Actor, Attempt, FailedAttempt
 
 Done = Callable[["Outcome"], None]
 
@@ -65,6 +66,7 @@ class FakeTask:
     node: FakeNode | None = None
     gpus: tuple[int, ...] = ()
     holders: set[FakeNode] = field(default_factory=set)
+    cut: set[int] = field(default_factory=set)  # attempts whose worker was killed
 
     @property
     def keeps_output(self) -> bool:
@@ -115,8 +117,10 @@ class Tasks:
         self.actors: list[FakeActor] = []
         self.failed: list[FailedAttempt] = []
         self.kept: list[FakeTask] = []  # whose outputs the owner still refers to
+        self.attempts: dict[tuple[str, int], Attempt] = {}
         self.groups: list[FakeGroup] = []
         self.done_deeds: set[str] = set()
+        self.killed: set[str] = set()  # incarnations whose process was, on a node that lives on
         self.over = False
         world.on_nodes.append(self)
 
@@ -143,6 +147,7 @@ class Tasks:
             needs, prefers, effect, bundle,
         )  # fmt: skip
         self.queue.append(task)
+        self._note(task, state="PENDING_NODE_ASSIGNMENT")
         self.pump()
         return task
 
@@ -184,7 +189,7 @@ class Tasks:
             node.do(self.world.behaviour.dispatch_s, lambda t=task, n=node: self._begin(t, n))  # type: ignore[misc]
 
     def _choose(self, task: FakeTask) -> FakeNode | None:
-        up = [n for n in self.world.nodes.values() if n.state == "running" and n.believed_alive]
+        up = self._up()
         if task.bundle is not None:
             group, number = task.bundle
             place = group.places[number]
@@ -197,6 +202,10 @@ class Tasks:
             return next(iter(up), None)
         able = [n for n in up if self._can_take(n, task)]
         return max(able, key=lambda n: self._free(n, "CPU"), default=None)
+
+    def _up(self) -> list[FakeNode]:
+        """The nodes that the owner, who is on the head, can give work to."""
+        return [n for n in self.world.nodes.values() if n.takes_work and self.world.reaches_head(n)]
 
     def _free(self, node: FakeNode, resource: str) -> float:
         return node.spec.resources.get(resource, 0.0) - self.used(node, resource)
@@ -237,11 +246,16 @@ class Tasks:
         made.attempt += 1
         made.task_id = self.world.hex(48)
         self.queue.append(made)
+        self._note(made, state="PENDING_NODE_ASSIGNMENT")
         self.pump()
         return False
 
     def _begin(self, task: FakeTask, node: FakeNode) -> None:
+        attempt = task.attempt
+        if attempt in task.cut:
+            return
         execution = self.world.hex(16)
+        self._note(task, state="RUNNING", started=self.world.wall(), sent=self.world.wall())
         self._write(
             node,
             "task.start",
@@ -259,8 +273,10 @@ class Tasks:
             self._do(task, node, *task.effect)
 
         def end() -> None:
+            if attempt in task.cut:
+                return
             self._write(node, "task.end", key=task.key, exec=execution, ok=True)
-            node.do(ANSWER_S, lambda: self._finish(task, node))
+            node.do(ANSWER_S, lambda: node.when_heard(lambda: self._finish(task, node)))
 
         node.do(task.seconds, end)
 
@@ -278,6 +294,7 @@ class Tasks:
         if task.node is not node or self.over:
             return
         self.placed.remove(task)
+        self._note(task, state="FINISHED", ended=self.world.wall())
         task.node = None
         value = expected_value(task.fn, task.args)
         if task.keeps_output:
@@ -313,7 +330,7 @@ class Tasks:
         self._perform(actor)
 
     def _create(self, actor: FakeActor) -> None:
-        up = [n for n in self.world.nodes.values() if n.state == "running" and n.believed_alive]
+        up = self._up()
         liked = next((n for n in up if n.name == actor.prefers), None)
         others = sorted(up, key=lambda n: (n.is_head, sum(a.node is n for a in self.actors)))
         actor.node = liked or next(iter(others), None)
@@ -342,7 +359,7 @@ class Tasks:
 
     def _tick(self, actor: FakeActor, node: FakeNode, incarnation: str, n: int) -> None:
         """It lives as long as its node runs: whether Ray has replaced it, it does not know."""
-        if not self.over:
+        if not self.over and incarnation not in self.killed:
             self._write(node, "actor.tick", actor=actor.name, incarnation=incarnation, n=n)
             node.do(TICK_S, lambda: self._tick(actor, node, incarnation, n + 1))
 
@@ -350,26 +367,29 @@ class Tasks:
         node = actor.node
         if actor.alive and actor.pending is not None and node is not None:
             n, key, done = actor.pending
-            node.do(ANSWER_S, lambda: self._execute(actor, node, n, key, done))
+            hear = partial(self._execute, actor, node, n, key, done)
+            node.do(ANSWER_S, lambda: node.when_heard(hear))
 
     def _execute(self, actor: FakeActor, node: FakeNode, n: int, key: str, done: Done) -> None:
         if self.over or not actor.alive or actor.node is not node:
             return
-        execution = self.world.hex(16)
+        execution, incarnation = self.world.hex(16), actor.incarnation
         self._write(
             node,
             "call.start",
             actor=actor.name,
             key=key,
             exec=execution,
-            incarnation=actor.incarnation,
+            incarnation=incarnation,
         )
 
         def end() -> None:
+            if incarnation in self.killed:
+                return
             if n == actor.calls + 1:
                 actor.calls, actor.total = n, actor.total + n
             self._write(node, "call.end", actor=actor.name, key=key, exec=execution)
-            node.do(ANSWER_S, answer)
+            node.do(ANSWER_S, lambda: node.when_heard(answer))
 
         def answer() -> None:
             if not self.over and actor.pending is not None and actor.pending[1] == key:
@@ -404,39 +424,52 @@ class Tasks:
 
     def node_dead(self, node: FakeNode, ray_node_id: str) -> None:
         for task in [t for t in self.placed if t.node is node]:
-            self.placed.remove(task)
-            task.node = None
-            self.failed.append(
-                FailedAttempt(
-                    task.task_id,
-                    task.attempt,
-                    task.key,
-                    "NODE_DIED",
-                    ray_node_id,
-                    self.world.wall(),
-                )
-            )
-            if task.max_retries < 0 or task.attempt < task.max_retries:
-                task.attempt += 1
-                self.queue.insert(0, task)
-            else:
-                self._fail(task, "WorkerCrashedError", "The worker died with its node.")
+            self._lost(task, "NODE_DIED", ray_node_id, "The worker died with its node.")
         for task in self._known():
             task.holders.discard(node)
         for actor in self.actors:
             if actor.node is node:
-                actor.alive, actor.node = False, None
-                actor.restarts += 1
-                self._tell(actor, "RESTARTING")
-                self._create(actor)
-                if actor.pending is not None and not actor.retried:
-                    _, _, done = actor.pending
-                    actor.pending = None
-                    message = f"The actor {actor.name} died because its node has died."
-                    done(Outcome(None, "ActorDiedError", message))
+                self._restart(actor)
         for group in self.groups:
             group.node_dead(node)
         self.pump()
+
+    def worker_gone(self, worker: FakeTask | FakeActor) -> None:
+        """The process of a running task, or of a living actor, was killed; its node lives on."""
+        if isinstance(worker, FakeActor):
+            self.killed.add(worker.incarnation)
+            self._restart(worker)
+        elif worker.node is not None:
+            entry = worker.node.entry
+            worker.cut.add(worker.attempt)
+            where = entry.ray_node_id if entry is not None else ""
+            self._lost(worker, "WORKER_DIED", where, "The worker died unexpectedly.")
+        self.pump()
+
+    def _lost(self, task: FakeTask, why: str, ray_node_id: str, message: str) -> None:
+        """An attempt is over without a result: there is another one, or the task has failed."""
+        self.placed.remove(task)
+        self._note(task, state="FAILED", ended=self.world.wall(), error_type=why)
+        task.node = None
+        self.failed.append(
+            FailedAttempt(task.task_id, task.attempt, task.key, why, ray_node_id, self.world.wall())
+        )
+        if task.max_retries < 0 or task.attempt < task.max_retries:
+            task.attempt += 1
+            self.queue.insert(0, task)
+            self._note(task, state="PENDING_NODE_ASSIGNMENT")
+        else:
+            self._fail(task, "WorkerCrashedError", message)
+
+    def _restart(self, actor: FakeActor) -> None:
+        actor.alive, actor.node = False, None
+        actor.restarts += 1
+        self._tell(actor, "RESTARTING")
+        self._create(actor)
+        if actor.pending is not None and not actor.retried:
+            _, _, done = actor.pending
+            actor.pending = None
+            done(Outcome(None, "ActorUnavailableError", f"The actor {actor.name} was restarted."))
 
     def gcs_gone(self) -> None:
         """The owner lived on the head: nothing of the job is left."""
@@ -461,6 +494,35 @@ class Tasks:
         self.groups.clear()
         if self in self.world.on_nodes:
             self.world.on_nodes.remove(self)
+
+    def _note(self, task: FakeTask, **what: Any) -> None:
+        """What Ray would remember of the attempt that a task is in."""
+        key = (task.task_id, task.attempt)
+        before = self.attempts.get(key)
+        if before is None:
+            before = Attempt(task.task_id, task.attempt, task.key, "NORMAL_TASK", "NIL")
+        entry = task.node.entry if task.node is not None else None
+        where = before.ray_node_id if entry is None else entry.ray_node_id
+        self.attempts[key] = replace(before, ray_node_id=where, **what)
+
+    def remembered_actors(self) -> list[Actor]:
+        """What Ray would remember of its actors."""
+        found = []
+        for actor in self.actors:
+            entry = actor.node.entry if actor.node is not None else None
+            alive = "ALIVE" if actor.alive else "RESTARTING"
+            found.append(
+                Actor(
+                    actor.actor_id,
+                    "Counter",
+                    actor.name,
+                    "DEAD" if self.over else alive,
+                    actor.restarts,
+                    "" if entry is None else entry.ray_node_id,
+                    death="The job has finished." if self.over else "",
+                )
+            )
+        return found
 
     def _write(self, node: FakeNode, kind: str, **data: Any) -> None:
         if self.over:

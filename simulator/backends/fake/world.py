@@ -14,9 +14,11 @@ from pathlib import PurePosixPath
 from random import Random
 from typing import Any, Literal, Protocol
 
-from simulator.backends.base import ClusterSpec, EngineEvent, NodeRecord, NodeState
+from simulator.backends.base import ClusterSpec, EngineEvent, Limits, NodeRecord, NodeState
 from simulator.backends.fake.clock import FakeClock, Timer
 from simulator.backends.fake.script import Behaviour, Script
+from simulator.compose import GCS_PORT
+from simulator.netrules import Drop, NetRule
 from simulator.topology import NodeSpec
 
 ENGINE_DELAY_S = 0.005
@@ -44,6 +46,7 @@ class GcsEntry:
     message: str = ""
     since: float = 0.0
     until: float | None = None
+    draining: int | None = None  # the deadline, ms since 1970; 0 for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +78,29 @@ class FakeNode:
         self.state: NodeState = "created"
         self.exit_code: int | None = None
         self.starts = 0
-        self.changes = 0  # how often it was frozen and thawed
+        self.silent = False  # the GCS hears nothing of it, though it is there
+        self.changes = 0  # how often that changed
+        self.rules: dict[str, NetRule] = {}
+        self.unplugged = False
         self.log: list[str] = []
         #: What was copied onto it, by absolute path.
         self.files: dict[str, bytes] = {}
+        #: What was changed of the limits that it was made with.
+        self.limited = Limits()
         self.entry: GcsEntry | None = None
         self.joining = False
         self.doomed = False
         self._timers: dict[Timer, Callable[[], None]] = {}
         self._frozen: list[tuple[float, Callable[[], None]]] = []
+        self._held: list[Callable[[], None]] = []
+        self.begin_life()
+
+    def begin_life(self) -> None:
+        """Nothing that was in it outlives its PID 1."""
+        self.burdens: list[Any] = []
+        self.killed: set[int] = set()
+        self.stopped: set[int] = set()
+        self.oom_kills = 0
 
     @property
     def is_head(self) -> bool:
@@ -93,6 +110,13 @@ class FakeNode:
     def believed_alive(self) -> bool:
         return self.entry is not None and self.entry.alive
 
+    @property
+    def takes_work(self) -> bool:
+        """Whether a task may be placed here: it runs, and Ray neither gave it up nor drains it."""
+        entry = self.entry
+        alive = entry is not None and entry.alive and entry.draining is None
+        return self.state == "running" and alive
+
     def record(self) -> NodeRecord:
         return NodeRecord(
             name=self.name,
@@ -100,7 +124,9 @@ class FakeNode:
             group=self.spec.group,
             state=self.state,
             hostname=self.hostname,
-            address=self.address if self.state != "created" else "",
+            address=self.address
+            if self.state in ("running", "paused") and not self.unplugged
+            else "",
             exit_code=self.exit_code,
             resources=dict(self.spec.resources),
             profile=self.spec.profile,
@@ -142,7 +168,20 @@ class FakeNode:
             timer.cancel()
         self._timers.clear()
         self._frozen.clear()
+        self._held.clear()
         self.joining = False
+
+    def when_heard(self, action: Callable[[], None]) -> None:
+        """Do it now if the head can hear of it, else when it can again."""
+        if self.world.reaches_head(self):
+            action()
+        else:
+            self._held.append(action)
+
+    def be_heard(self) -> None:
+        held, self._held = self._held, []
+        for action in held:
+            action()
 
 
 class World:
@@ -202,8 +241,11 @@ class World:
         if node.state in ("running", "paused"):
             return
         node.forget()
+        node.begin_life()
         node.state, node.exit_code, node.doomed = "running", None, False
         node.starts += 1
+        node.rules.clear()
+        node.silent = False
         node.say(f"[supervisor] {node.hostname}: start {node.starts}")
         self.emit("start", node)
         failure = next(iter(self.script.starts.get(node.name, [])), None)
@@ -236,7 +278,7 @@ class World:
                     other.say("[raylet] this GCS belongs to another cluster")
                     other.do(self.behaviour.exit_s, lambda o=other: self.end(o, 1))  # type: ignore[misc]
             self._enter(node)
-        elif self.gcs is not None:
+        elif self.gcs is not None and self.hears_gcs(node):
             self._enter(node)
         elif waited >= GIVE_UP_JOIN_S:
             node.say(f"[raylet] no GCS answered at {self.head.address}:6379")
@@ -273,25 +315,81 @@ class World:
     def pause(self, node: FakeNode) -> None:
         node.freeze()
         node.state = "paused"
-        node.changes += 1
         self.emit("pause", node)
-        if node.entry is not None and node.entry.alive and not node.is_head:
-            self._doubt(node.entry, frozen=True)
+        self._listen(node)
 
     def resume(self, node: FakeNode) -> None:
         node.state = "running"
-        node.changes += 1
         node.thaw()
         self.emit("unpause", node)
-        if node.entry is not None and not node.entry.alive:
+        self._listen(node)
+
+    # -- the network -----------------------------------------------------------------------------
+
+    def reaches_head(self, node: FakeNode) -> bool:
+        """Whether packets pass between a node and the head, whatever their ports."""
+        return node.is_head or not self._cut(node, self.head, (0,))
+
+    def hears_gcs(self, node: FakeNode) -> bool:
+        """Whether the GCS and a node can talk with one another."""
+        return node.is_head or not self._cut(node, self.head, (0, GCS_PORT))
+
+    def _cut(self, node: FakeNode, other: FakeNode, ports: Sequence[int]) -> bool:
+        """Either way: a connection needs both."""
+        dropped = any(
+            flow.address == far.address and not flow.local_port and flow.remote_port in ports
+            for near, far in ((node, other), (other, node))
+            for rule in near.rules.values()
+            if isinstance(rule, Drop) and rule.percent >= 100
+            for flow in rule.flows
+        )
+        return dropped or node.unplugged or other.unplugged
+
+    def network_changed(self) -> None:
+        """Rules came or went; whoever is heard again says what it had to say."""
+        for node in self.nodes.values():
+            self._listen(node)
+            if node.state == "running" and self.reaches_head(node):
+                node.be_heard()
+
+    def _listen(self, node: FakeNode) -> None:
+        """The GCS hears of a node, or it does not: begin to doubt it, or let it learn what it missed."""
+        silent = node.state == "paused" or not self.hears_gcs(node)
+        if node.is_head or node.state not in ("running", "paused") or silent is node.silent:
+            return
+        node.silent = silent
+        node.changes += 1
+        if silent:
+            if node.entry is not None and node.entry.alive:
+                self._doubt(node.entry, frozen=True)
+            changes = node.changes
+            node.do(self.behaviour.gcs_patience_s, lambda: self._alone(node, changes))
+        elif node.entry is not None and not node.entry.alive:
             node.say("[raylet] this node was marked dead by the GCS")
             node.do(self.behaviour.exit_s, lambda: self.end(node, 1))
+
+    def _alone(self, node: FakeNode, changes: int) -> None:
+        if node.changes == changes and not self.hears_gcs(node):
+            node.say("[raylet] failed to connect to the GCS")
+            self.end(node, 1)
+
+    def raylet_stopped(self, node: FakeNode) -> None:
+        """The raylet is frozen alone: what else runs on the node runs on."""
+        node.changes += 1
+        if node.entry is not None and node.entry.alive:
+            self._doubt(node.entry, frozen=True)
+
+    def raylet_continued(self, node: FakeNode) -> None:
+        node.changes += 1
+        if node.entry is not None and not node.entry.alive:
+            node.say("[raylet] this node was marked dead by the GCS")
+            node.do(self.behaviour.exit_s, lambda: self.end(node, 11))
 
     # -- what the GCS believes -------------------------------------------------------------------
 
     @property
     def ray_answers(self) -> bool:
-        return self.gcs is not None and self.head.state == "running"
+        return self.gcs is not None and self.head.state == "running" and not self.head.unplugged
 
     def detect_s(self, *, frozen: bool) -> float:
         if self.behaviour.detect_s is not None:

@@ -34,6 +34,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from simulator.assets import importable_path
 from simulator.backends.base import (
     Check,
     ClusterRecord,
@@ -42,6 +43,7 @@ from simulator.backends.base import (
     Endpoint,
     EngineEvent,
     GpuKind,
+    NodeProcess,
     NodeRecord,
     NodeState,
     definition,
@@ -54,9 +56,17 @@ from simulator.backends.process.checks import checks, has_gpu
 from simulator.backends.process.copying import copy
 from simulator.backends.process.launch import PID, follow, launch, noted_pid
 from simulator.backends.process.programs import ProcessProgram
-from simulator.backends.process.table import MARKER, kill_all, living, living_owners, look, send
+from simulator.backends.process.table import (
+    MARKER,
+    kill_all,
+    living,
+    living_owners,
+    look,
+    send,
+)
 from simulator.backends.process.watch import ProcessWatch, exit_code
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
+from simulator.innode.processes import look as look_closely
 from simulator.topology import NodeSpec, Topology, parse_size
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
@@ -119,6 +129,11 @@ class ProcessBackend:
             say("processes need no image; --image is ignored")
         if spec.topology.lean_groups:
             say("processes share one Python, so profile lean has no effect: all nodes are whole")
+        groups = (spec.topology.head, *spec.topology.worker_groups)
+        if any(group.shm_size or group.spill_size for group in groups):
+            say(
+                "processes share the machine's memory and disk: shm_size, spill_size have no effect"
+            )
         return replace(spec, image=None)
 
     def wall_clock(self) -> float:
@@ -296,6 +311,21 @@ class ProcessBackend:
         _, home = self._node(cluster, node)
         # The youngest first: the supervisor and the raylet find the rest as they left it.
         send(reversed(living(home, below=True)), signal.SIGCONT)
+
+    def processes(self, cluster: str, node: str) -> list[NodeProcess]:
+        """Those that carry the node's mark, and none else of this machine."""
+        _, home = self._running(cluster, node, "looked into")
+        rows = (look_closely(process.pid) for process in living(home))
+        return [NodeProcess(**row) for row in rows if row is not None]
+
+    def signal_process(
+        self, cluster: str, node: str, process: NodeProcess, number: signal.Signals
+    ) -> bool:
+        _, home = self._node(cluster, node)
+        wanted = (process.pid, process.started)
+        mine = [p for p in living(home) if (p.pid, p.started) == wanted]
+        send(mine, number)
+        return bool(mine)
 
     def logs(self, cluster: str, node: str, tail: int | None = None) -> str:
         _, home = self._node(cluster, node)
@@ -552,7 +582,7 @@ class ProcessBackend:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(home / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": _join(_PACKAGE_ROOT, os.environ.get("PYTHONPATH")),
+            "PYTHONPATH": _join(_PACKAGE_ROOT, importable_path(), os.environ.get("PYTHONPATH")),
             # The job's `python` is the one that has Ray.
             "PATH": _join(Path(sys.executable).parent, os.environ.get("PATH", os.defpath)),
             # No proxy of the machine's stands between nodes.
@@ -674,5 +704,5 @@ def _uninterrupted(yes: bool) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _join(first: Path, rest: str | None) -> str:
-    return os.pathsep.join([str(first), *([rest] if rest else [])])
+def _join(*parts: Path | str | None) -> str:
+    return os.pathsep.join(str(part) for part in parts if part)

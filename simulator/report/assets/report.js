@@ -247,6 +247,17 @@
         c.fillRect(a, box.top, Math.max(b - a, 2 * scale), 3 * scale);
       }
     }
+    // What a program said of itself: a tick at the foot of its node's lane, named where there is room.
+    c.fillStyle = colour.text;
+    c.textBaseline = "alphabetic";
+    c.font = font(10);
+    const marks = D.marks.filter(([at]) => at >= min && at <= max);
+    marks.forEach(([at, lane, name], i) => {
+      const box = laneBox(u, lane), x = X(at), next = marks.slice(i + 1).find((m) => m[1] === lane);
+      c.fillRect(Math.round(x), box.bottom - 7 * scale, Math.max(1, scale), 7 * scale);
+      const room = (next ? X(next[0]) : left + width) - x;
+      if (c.measureText(name).width < room - 6 * scale) c.fillText(name, x + 3 * scale, box.bottom - 2 * scale);
+    });
     drawFaultLines(u, X, true);
     drawMark(u, X);
     c.restore();

@@ -1,0 +1,36 @@
+"""A worker runs out of memory, and the kernel kills a process of it: the one that runs a task, as a rule.
+
+The kernel's doing, not that of Ray's memory monitor: nobody is warned, the process is just gone. The node lives
+on; the owner of the task sees a worker that crashed, and tries the task again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from simulator import Experiment, Step, TaskStream, parse_schedule
+from simulator import Params as BaseParams
+from simulator.topology import Topology
+
+
+class OomKill(Experiment):
+    """See the module's text."""
+
+    name = "oom_kill"
+    claim = (
+        "The kernel kills a task for want of memory, and no task is lost and no result is wrong."
+    )
+
+    class Params(BaseParams):
+        tasks: int = Field(160, ge=1, le=1_000_000, description="number of tasks planned")
+
+    def workload(self, params: Params) -> TaskStream:
+        return TaskStream(tasks=params.tasks)
+
+    def schedule(self, params: Params, topology: Topology) -> Sequence[Step]:
+        return parse_schedule("oom one(worker) @10s busy")
+
+    def mandatory_phases(self, params: Params) -> Sequence[str]:
+        return ["effect"]

@@ -1,0 +1,34 @@
+"""The process that runs a task crashes, as by a segmentation fault in a library; its node notices nothing.
+
+The raylet sees the process end and tells the task's owner at once: no failure detector is involved, and the
+task is tried again, where there is room, within a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from simulator import Experiment, Step, TaskStream, parse_schedule
+from simulator import Params as BaseParams
+from simulator.topology import Topology
+
+
+class WorkerProcessCrash(Experiment):
+    """See the module's text."""
+
+    name = "worker_process_crash"
+    claim = "A task's process crashes, and the task is done again; its node stays as it is."
+
+    class Params(BaseParams):
+        tasks: int = Field(160, ge=1, le=1_000_000, description="number of tasks planned")
+
+    def workload(self, params: Params) -> TaskStream:
+        return TaskStream(tasks=params.tasks, task_seconds=1.0)
+
+    def schedule(self, params: Params, topology: Topology) -> Sequence[Step]:
+        return parse_schedule('crash_process("task:square_sum") one(worker) @10s busy')
+
+    def mandatory_phases(self, params: Params) -> Sequence[str]:
+        return ["effect"]
