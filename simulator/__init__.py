@@ -61,6 +61,7 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.topology import WorkerGroup as WorkerGroup
     from simulator.topology import load_topology as load_topology
     from simulator.workload import Placement as Placement
+    from simulator.workload import Promises as Promises
     from simulator.workload import TaskKind as TaskKind
     from simulator.workload import TaskStream as TaskStream
 
@@ -107,6 +108,7 @@ _HOMES = {
     "TaskStream": "simulator.workload",
     "Placement": "simulator.workload",
     "TaskKind": "simulator.workload",
+    "Promises": "simulator.workload",
     "History": "simulator.history",
     "Op": "simulator.history",
     "Finding": "simulator.checkers.base",

@@ -835,6 +835,46 @@ def steady_problems(cluster: Cluster, names: Sequence[str], *, at_rest: bool = T
     return problems
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What is in use on the living nodes, as Ray counts it.
+
+    Attributes
+    ----------
+    nodes
+        By node and resource, (used, total); empty for a node of which Ray reports nothing.
+    waiting
+        What somebody waits for, and how many do.
+    """
+
+    nodes: Mapping[str, Mapping[str, tuple[float, float]]]
+    waiting: Sequence[tuple[Mapping[str, float], int]] = ()
+
+    @property
+    def all_free(self) -> bool:
+        """Whether nothing is in use or waited for, by a report on every node."""
+        return (
+            bool(self.nodes)
+            and not self.waiting
+            and all(
+                resources and all(used <= 1e-6 for used, _ in resources.values())
+                for resources in self.nodes.values()
+            )
+        )
+
+
+def use_of(cluster: Cluster) -> Use:
+    """What is in use now; Ray's report is up to a few seconds old. Raises `CannotRun` if it gives none."""
+    names = {n.hostname: n.name for n in cluster.record().nodes if n.state == "running"}
+    alive = {
+        n.ray_node_id: names[n.hostname]
+        for n in cluster.ray.nodes()
+        if n.alive and n.hostname in names
+    }
+    usage = cluster.ray.usage()
+    return Use({name: usage.by_node.get(i, {}) for i, name in alive.items()}, usage.waiting)
+
+
 def salvage(backend: Backend, name: str, into: Path, *, siblings: bool = True) -> list[str]:
     """Copy what a cluster's run left behind into its run directory; returns what could not be.
 

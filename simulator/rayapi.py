@@ -138,10 +138,17 @@ class RunningTask:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Resources in use: per name, (used, total); over all living nodes and by Ray node id."""
+    """Resources in use: per name, (used, total); over all living nodes and by Ray node id.
+
+    Attributes
+    ----------
+    waiting
+        What tasks, actors and placement groups wait for: resources, each as often as somebody does.
+    """
 
     total: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     by_node: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    waiting: Sequence[tuple[Mapping[str, float], int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +425,11 @@ class RayApi:
         return Usage(
             total=_pairs(report.get("usage")),
             by_node={k: _pairs(v) for k, v in (report.get("usageByNode") or {}).items()},
+            waiting=[
+                (dict(demand), int(count))
+                for demand, count in report.get("resourceDemand") or []
+                if count
+            ],
         )
 
     def has_package(self, name: str) -> bool:

@@ -173,6 +173,58 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class Promises:
+    """Work of which something is promised, so that it can be seen whether that is kept when a node fails.
+
+    Posts are tasks that each do one deed in the outside world, and are tried again until they came back: each
+    deed is to happen exactly once. On every worker there is one named actor, the teller: only one
+    incarnation of it may live at any moment, and its charges are to happen at most once. A placement group has
+    a bundle on every node, and is to be whole again in the end, when nothing may be left in use either.
+
+    Every node needs a CPU, for a post and the bundle together.
+
+    Parameters
+    ----------
+    tasks
+        How many posts are planned.
+    task_seconds
+        Nominal length of a post and of a charge, seconds.
+    in_flight_per_slot
+        How many posts are submitted and not back at any moment, for each that can run.
+    roll_call_s
+        Least time between two tasks through the same bundle, seconds.
+    retried
+        The mistake that breaks *at most once*: charges are submitted with retries.
+    repeated
+        The mistake that breaks *exactly once*: posts do their deed without an idempotency key.
+    leaked
+        The mistake that leaves something in use: a detached actor that nobody ends.
+    """
+
+    tasks: int = 80
+    task_seconds: float = 0.5
+    in_flight_per_slot: float = 1.5
+    roll_call_s: float = 1.0
+    retried: bool = False
+    repeated: bool = False
+    leaked: bool = False
+
+    @property
+    def name(self) -> str:
+        return "promises"
+
+    def entrypoint(self, run_id: str) -> str:
+        return f"python -m simulator.innode.promises --run {run_id}"
+
+    def spec(self, hostnames: Mapping[str, str]) -> dict[str, Any]:
+        # What is common to all its tasks; the charges are calls.
+        return {**asdict(self), "max_retries": -1, "workers": dict(hostnames)}
+
+    def nominal_seconds(self, topology: Topology) -> float:
+        return self.tasks * self.task_seconds / max(1.0, topology.total("CPU"))
+
+
+@dataclass(frozen=True, slots=True)
 class Script:
     """A program of the user's, unchanged: what it does is its own business, how it ends is the run's.
 

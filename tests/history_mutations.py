@@ -17,6 +17,7 @@ from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import RunView, Verdict
 from simulator.checkers.index import Execution, index_of
 from simulator.checkers.placement import Placed, placed_of
+from simulator.checkers.semantics import Life, lives_of
 from simulator.history import History, Op
 
 INVALID, UNKNOWN = Verdict.INVALID, Verdict.UNKNOWN
@@ -120,6 +121,22 @@ def of_places(view: RunView, verdict: Verdict) -> dict[str, Verdict]:
     return {} if placed_of(view) is None else {"placed_right": verdict}
 
 
+def of_promises(view: RunView, verdict: Verdict, *checks: str) -> dict[str, Verdict]:
+    """These checks of promises flip too, in a run that has them."""
+    return {name: verdict for name in checks if name in view.spec["checks"]}
+
+
+def promised(view: RunView, check: str) -> None:
+    if check not in view.spec["checks"]:
+        raise NotHere(f"{check} is not judged in this run")
+
+
+def by_the_ledger(view: RunView) -> dict[str, Verdict]:
+    """Those that a line of the ledger more might have made say something else."""
+    names = ("at_most_once", "effects_exactly_once", "one_incarnation")
+    return {**of_places(view, UNKNOWN), **of_promises(view, UNKNOWN, *names)}
+
+
 def first_fault(view: RunView) -> Any:
     return some(index_of(view).injected()[:1], "injected fault")
 
@@ -196,6 +213,8 @@ def work_nobody_asked_for(view: RunView) -> Mutated:
     index = index_of(view)
     submit, result = index.submits[execution.key], index.results[execution.key]
     flips = {"executions_explained": INVALID, "no_task_lost": UNKNOWN}
+    if submit.data.get("effect"):
+        flips["effects_exactly_once"] = INVALID
     return Mutated(without(view, submit, result), flips)
 
 
@@ -263,7 +282,8 @@ def actor_call_ran_twice(view: RunView) -> Mutated:
         for op in (call.start_op, call.end_op)
     ]
     ops = [o for each in view.history for o in ([each, *again] if each is call.end_op else [each])]
-    return Mutated(rebuilt(view, ops), {"executions_explained": INVALID})
+    flips = {"executions_explained": INVALID, **of_promises(view, INVALID, "at_most_once")}
+    return Mutated(rebuilt(view, ops), flips)
 
 
 # Where they ran
@@ -557,6 +577,245 @@ def labels_that_nobody_recorded(view: RunView) -> Mutated:
     return Mutated(with_nodes(view, bare), {"placed_right": UNKNOWN})
 
 
+# What was promised
+
+
+@mutation
+def charge_repeated_after_the_fault(view: RunView) -> Mutated:
+    """The call that was cut off ran again where its actor was restarted, as it would with retries."""
+    promised(view, "at_most_once")
+    index = index_of(view)
+    cut = some(
+        (
+            of_key[0]
+            for key, of_key in index.executions.items()
+            if of_key[0].actor and of_key[0].end_op is None and key in index.actor_failures
+        ),
+        "call that was cut off",
+    )
+    later = some(
+        (
+            of_key[0]
+            for of_key in index.executions.values()
+            if of_key[0].actor == cut.actor
+            and of_key[0].whole
+            and of_key[0].node != cut.node
+            and of_key[0].start > cut.start
+        ),
+        "call of its actor's next incarnation",
+    )
+    again = [
+        replace(op, data={**op.data, "key": cut.key, "exec": "0123456789abcdef"})
+        for op in (later.start_op, later.end_op)
+    ]
+    ops = [o for each in view.history for o in ([each, *again] if each is later.end_op else [each])]
+    return Mutated(rebuilt(view, ops), {"at_most_once": INVALID})
+
+
+@mutation
+def nobody_said_at_most_once(view: RunView) -> Mutated:
+    promised(view, "at_most_once")
+    ops = [
+        replace(op, data={k: v for k, v in op.data.items() if k != "at_most_once"})
+        if op.kind == "driver.actor_call"
+        else op
+        for op in view.history
+    ]
+    # What failed is lost then.
+    flips = {"at_most_once": UNKNOWN, "no_task_lost": INVALID}
+    return Mutated(RunView(History(ops), view.spec), flips)
+
+
+@mutation
+def deed_done_twice(view: RunView) -> Mutated:
+    promised(view, "effects_exactly_once")
+    changed = doubled(view, of_kind(view, "program.effect"))
+    return Mutated(changed, {"effects_exactly_once": INVALID})
+
+
+@mutation
+def deed_never_done(view: RunView) -> Mutated:
+    promised(view, "effects_exactly_once")
+    changed = without(view, of_kind(view, "program.effect"))
+    return Mutated(changed, {"effects_exactly_once": INVALID})
+
+
+@mutation
+def deed_that_nobody_asked_for(view: RunView) -> Mutated:
+    promised(view, "effects_exactly_once")
+    deed = of_kind(view, "program.effect")
+    more = replace(deed, data={**deed.data, "key": "order-4711", "file": "effect-order-4711.jsonl"})
+    ops = [o for each in view.history for o in ([each, more] if each is deed else [each])]
+    return Mutated(rebuilt(view, ops), {"effects_exactly_once": INVALID})
+
+
+@mutation
+def nobody_reported_a_deed(view: RunView) -> Mutated:
+    promised(view, "effects_exactly_once")
+    ops = [
+        replace(op, data={k: v for k, v in op.data.items() if k != "effect"})
+        for op in view.history
+        if op.kind != "program.effect"
+    ]
+    return Mutated(rebuilt(view, ops), {"effects_exactly_once": UNKNOWN})
+
+
+def replacement(view: RunView) -> tuple[Life, Life]:
+    promised(view, "one_incarnation")
+    found: tuple[Life, Life] = some(
+        (pair for of_name in lives_of(view).values() for pair in pairwise(of_name)),
+        "actor that was replaced",
+    )
+    return found
+
+
+@mutation
+def old_incarnation_lives_on(view: RunView) -> Mutated:
+    """It wrote one more tick, after the next one had begun."""
+    old, new = replacement(view)
+    tick = next(op for _, op in reversed(old.signs) if op.kind == "actor.tick")
+    after = next(op for when, op in new.signs if when > new.begin)
+    late = replace(tick, wall=after.wall, mono=after.mono)
+    ops = [o for each in view.history for o in ([each, late] if each is after else [each])]
+    return Mutated(rebuilt(view, ops), {"one_incarnation": INVALID})
+
+
+@mutation
+def old_incarnation_executes_a_call(view: RunView) -> Mutated:
+    """The call of another actor was its own: executed by the one that had been replaced."""
+    old, new = replacement(view)
+    call = some(
+        (
+            e
+            for e in index_of(view).all_executions()
+            if e.actor == old.actor
+            and e.node == new.node
+            and e.start_op.data.get("incarnation") == new.id
+        ),
+        "call of the new incarnation",
+    )
+    changed = altered(view, call.start_op, incarnation=old.id)
+    return Mutated(changed, {"one_incarnation": INVALID})
+
+
+@mutation
+def incarnations_that_do_not_tick(view: RunView) -> Mutated:
+    replacement(view)
+    gone = [op for op in view.history if op.kind == "actor.tick"]
+    return Mutated(without(view, *gone), {"one_incarnation": UNKNOWN})
+
+
+@mutation
+def nothing_was_replaced(view: RunView) -> Mutated:
+    """Only the first incarnation of each wrote anything."""
+    promised(view, "one_incarnation")
+    later = {life.id for of_name in lives_of(view).values() for life in of_name[1:]}
+    gone = [
+        op
+        for op in view.history
+        if op.data.get("incarnation") in later
+        or (op.kind == "actor.start" and op.data["exec"] in later)
+    ]
+    executions = {op.data["exec"] for op in gone if op.kind == "call.start"}
+    gone += [op for op in view.history if op.kind == "call.end" and op.data["exec"] in executions]
+    flips = {"one_incarnation": UNKNOWN}
+    answered = index_of(view).actor_results.keys() & {op.data.get("key") for op in gone}
+    return Mutated(
+        without(view, *gone), {**flips, **({"executions_explained": INVALID} if answered else {})}
+    )
+
+
+def last_placed(view: RunView) -> Op:
+    promised(view, "groups_whole")
+    placed_ops = [
+        op for op in view.history if op.kind == "ray.group" and op.data["state"] == "CREATED"
+    ]
+    return some(placed_ops[-1:], "group that was placed")  # type: ignore[no-any-return]
+
+
+@mutation
+def group_never_whole_again(view: RunView) -> Mutated:
+    return Mutated(without(view, last_placed(view)), {"groups_whole": INVALID})
+
+
+@mutation
+def two_bundles_on_one_node(view: RunView) -> Mutated:
+    op = last_placed(view)
+    nodes = [op.data["nodes"][0], *op.data["nodes"][:1], *op.data["nodes"][2:]]
+    return Mutated(altered(view, op, nodes=nodes), {"groups_whole": INVALID})
+
+
+@mutation
+def bundle_on_a_node_that_nobody_knows(view: RunView) -> Mutated:
+    op = last_placed(view)
+    nodes = [*op.data["nodes"][:-1], "worker-99"]
+    return Mutated(altered(view, op, nodes=nodes), {"groups_whole": INVALID})
+
+
+@mutation
+def group_lost_nothing(view: RunView) -> Mutated:
+    last_placed(view)
+    placed_ops = [
+        op for op in view.history if op.kind == "ray.group" and op.data["state"] == "CREATED"
+    ]
+    lost = [
+        op
+        for op in view.history
+        if op.kind == "ray.group"
+        and op.index > placed_ops[0].index
+        and op.data["state"] != "REMOVED"
+    ]
+    return Mutated(without(view, *lost), {"groups_whole": UNKNOWN})
+
+
+@mutation
+def no_roll_call_since_the_group_was_placed(view: RunView) -> Mutated:
+    index, since = index_of(view), index_of(view).at(last_placed(view))
+    gone = [
+        op
+        for key, asked in index.submits.items()
+        if asked.data.get("bundle") == 0
+        for e in index.executions.get(key, ())
+        if e.start >= since - 1.0
+        for op in (e.start_op, e.end_op)
+        if op is not None
+    ]
+    some(gone, "roll call since then")
+    # That of each there is a result all the same has no explanation.
+    flips = {"groups_whole": UNKNOWN, "executions_explained": INVALID}
+    return Mutated(without(view, *gone), flips)
+
+
+def left(view: RunView) -> Op:
+    promised(view, "resources_free")
+    return of_kind(view, "cluster.resources")
+
+
+@mutation
+def something_left_in_use(view: RunView) -> Mutated:
+    op = left(view)
+    nodes = {**op.data["nodes"], "worker-1": {"CPU": [0.25, 1.0]}}
+    return Mutated(altered(view, op, nodes=nodes), {"resources_free": INVALID})
+
+
+@mutation
+def somebody_still_waits(view: RunView) -> Mutated:
+    changed = altered(view, left(view), waiting=[[{"CPU": 1.0}, 1]])
+    return Mutated(changed, {"resources_free": INVALID})
+
+
+@mutation
+def nobody_looked_at_the_resources(view: RunView) -> Mutated:
+    return Mutated(without(view, left(view)), {"resources_free": UNKNOWN})
+
+
+@mutation
+def ray_said_nothing_of_a_node(view: RunView) -> Mutated:
+    op = left(view)
+    changed = altered(view, op, nodes={**op.data["nodes"], "worker-1": {}})
+    return Mutated(changed, {"resources_free": UNKNOWN})
+
+
 # What came back
 
 
@@ -685,7 +944,9 @@ def rejoin_dropped(view: RunView) -> Mutated:
     rejoin = index_of(view).rejoin(fault.node, index_of(view).at(fault.inject))
     if rejoin is None:
         raise NotHere("the node did not come back")
-    return Mutated(without(view, rejoin), {"recovers": UNKNOWN})
+    # What Ray says of a bundle there, on a node that nobody saw join, does not count.
+    flips = {"recovers": UNKNOWN, **of_promises(view, INVALID, "groups_whole")}
+    return Mutated(without(view, rejoin), flips)
 
 
 @mutation
@@ -744,7 +1005,11 @@ def befell(view: RunView, kind: str, **data: Any) -> Mutated:
         raise NotHere("work until the very end")
     op = Op(0, kind, "orchestrator", index.at(moment), None, moment.received, node, data)
     ops = [o for each in view.history for o in ([each, op] if each is moment else [each])]
-    return Mutated(rebuilt(view, ops), {"evidence": UNKNOWN})
+    # A bundle of a group was there.
+    flips = {"evidence": UNKNOWN, **of_promises(view, INVALID, "groups_whole")}
+    if kind == "engine.oom":
+        flips.pop("groups_whole", None)
+    return Mutated(rebuilt(view, ops), flips)
 
 
 @mutation
@@ -774,7 +1039,8 @@ def node_declared_dead_by_itself(view: RunView) -> Mutated:
         life, source="orchestrator", wall=index.at(moment), data={**life.data, "state": "DEAD"}
     )
     ops = [o for each in view.history for o in ([each, dead] if each is moment else [each])]
-    return Mutated(rebuilt(view, ops), {"evidence": UNKNOWN})
+    flips = {"evidence": UNKNOWN, **of_promises(view, INVALID, "groups_whole")}
+    return Mutated(rebuilt(view, ops), flips)
 
 
 # What was seen
@@ -786,7 +1052,7 @@ def count_off(view: RunView) -> Mutated:
     files = dict(end.data["files"])
     name = some(sorted(files), "ledger file")
     files[name] += 1
-    flips = {"evidence": UNKNOWN, **({} if name == "driver.jsonl" else of_places(view, UNKNOWN))}
+    flips = {"evidence": UNKNOWN, **({} if name == "driver.jsonl" else by_the_ledger(view))}
     return Mutated(altered(view, end, files=files), flips)
 
 
@@ -794,7 +1060,7 @@ def count_off(view: RunView) -> Mutated:
 def ledger_file_never_arrived(view: RunView) -> Mutated:
     end = of_kind(view, "observer.end")
     files = {**end.data["files"], "worker-9-1-4711.jsonl": 3}
-    flips = {"evidence": UNKNOWN, **of_places(view, UNKNOWN)}
+    flips = {"evidence": UNKNOWN, **by_the_ledger(view)}
     return Mutated(altered(view, end, files=files), flips)
 
 
@@ -803,7 +1069,7 @@ def line_lost_on_the_way(view: RunView) -> Mutated:
     """Unlike `end_dropped`: the source wrote it, so nothing is proven against the run."""
     end = plain(view).end_op
     ops = [op for op in view.history if op is not end]
-    flips = {"evidence": UNKNOWN, "executions_explained": UNKNOWN, **of_places(view, UNKNOWN)}
+    flips = {"evidence": UNKNOWN, "executions_explained": UNKNOWN, **by_the_ledger(view)}
     return Mutated(RunView(History(ops), view.spec), flips)
 
 
@@ -811,12 +1077,21 @@ def line_lost_on_the_way(view: RunView) -> Mutated:
 def result_lost_on_the_way(view: RunView) -> Mutated:
     result = index_of(view).results[plain(view).key]
     ops = [op for op in view.history if op is not result]
-    return Mutated(RunView(History(ops), view.spec), {"evidence": UNKNOWN, "no_task_lost": UNKNOWN})
+    flips = {
+        "evidence": UNKNOWN,
+        "no_task_lost": UNKNOWN,
+        **of_promises(view, UNKNOWN, "at_most_once", "effects_exactly_once"),
+    }
+    return Mutated(RunView(History(ops), view.spec), flips)
 
 
 @mutation
 def observer_without_end(view: RunView) -> Mutated:
-    flips = {"evidence": UNKNOWN, **of_places(view, UNKNOWN)}
+    flips = {
+        "evidence": UNKNOWN,
+        **by_the_ledger(view),
+        **of_promises(view, UNKNOWN, "groups_whole"),
+    }
     return Mutated(without(view, of_kind(view, "observer.end")), flips)
 
 
@@ -847,7 +1122,7 @@ def line_garbled(view: RunView) -> Mutated:
     where = {"file": end.data["file"], "line": end.data["line"]}
     garbled = replace(end, kind="observer.garbled", source="observer", data=where)
     ops = [garbled if op is end else op for op in view.history]
-    flips = {"evidence": UNKNOWN, "executions_explained": UNKNOWN, **of_places(view, UNKNOWN)}
+    flips = {"evidence": UNKNOWN, "executions_explained": UNKNOWN, **by_the_ledger(view)}
     return Mutated(RunView(History(ops), view.spec), flips)
 
 
@@ -860,14 +1135,19 @@ def attempts_dropped(view: RunView) -> Mutated:
 @mutation
 def history_cut_off(view: RunView) -> Mutated:
     cut = History(view.history.ops, truncated="line 9 of history.jsonl is cut off")
-    flips = {"evidence": UNKNOWN, **of_places(view, UNKNOWN)}
+    flips = {
+        "evidence": UNKNOWN,
+        **by_the_ledger(view),
+        **of_promises(view, UNKNOWN, "groups_whole", "resources_free"),
+    }
     return Mutated(RunView(cut, view.spec), flips)
 
 
 @mutation
 def run_interrupted(view: RunView) -> Mutated:
     op = of_kind(view, "run.end")
-    return Mutated(altered(view, op, status="interrupted"), {"evidence": UNKNOWN})
+    flips = {"evidence": UNKNOWN, **of_promises(view, UNKNOWN, "groups_whole")}
+    return Mutated(altered(view, op, status="interrupted"), flips)
 
 
 def counts(view: RunView) -> Counter[str]:

@@ -19,10 +19,12 @@ from simulator.cluster import (
     Started,
     StartEvent,
     StopEvent,
+    Use,
     default_parallelism,
     plan,
     salvage,
     steady_problems,
+    use_of,
     wait_alive,
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound
@@ -407,6 +409,30 @@ def test_at_rest_means_all_alive_and_nothing_in_use(backend: FakeBackend) -> Non
         "worker-3 is exited, not alive",
         "worker-9 is missing, not alive",
     ]
+
+
+def test_what_is_in_use_is_told_of_the_living_nodes_only(backend: FakeBackend) -> None:
+    cluster = cluster_up(backend)
+    assert use_of(cluster).all_free
+    cluster.kill("worker-3")
+    backend.simulated_clock.sleep(10)
+    use = use_of(cluster)
+    assert sorted(use.nodes) == ["head", "worker-1", "worker-2"]
+    assert use.nodes["worker-1"] == {"CPU": (0.0, 1.0)}
+    assert use.all_free
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        Use({}),
+        Use({"head": {"CPU": (0.0, 1.0)}, "worker-1": {}}),
+        Use({"head": {"CPU": (0.25, 1.0)}}),
+        Use({"head": {"CPU": (0.0, 1.0)}}, [({"CPU": 1.0}, 1)]),
+    ],
+)
+def test_what_is_used_waited_for_or_not_reported_is_not_free(use: Use) -> None:
+    assert not use.all_free
 
 
 # -- one node ------------------------------------------------------------------------------------------

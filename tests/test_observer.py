@@ -19,7 +19,7 @@ from fake_ray import until
 
 from simulator.innode import observer
 from simulator.innode.observer import GcsWatch, LedgerTail, Output
-from simulator.innode.ray_private import ActorInfo, Announcements, NodeInfo
+from simulator.innode.ray_private import ActorInfo, Announcements, GroupInfo, NodeInfo
 
 PACKAGE_ROOT = Path(observer.__file__).parents[2]
 
@@ -118,6 +118,7 @@ class Script:
 
     def __init__(self) -> None:
         self.has_nodes, self.has_actors = [HEAD, WORKER], [ACTOR]
+        self.has_groups: list[GroupInfo] = []
         self.silent = self.deaf = False
         self.looks = self.subscriptions = 0
         self.announced = asyncio.Event()
@@ -132,6 +133,11 @@ class Script:
         if self.silent:
             raise TimeoutError("nobody there")
         return list(self.has_actors)
+
+    async def groups(self, timeout: float) -> list[GroupInfo]:
+        if self.silent:
+            raise TimeoutError("nobody there")
+        return list(self.has_groups)
 
     async def subscribe(self, timeout: float) -> Announcements:
         if self.silent or self.deaf:
@@ -270,6 +276,45 @@ def test_a_change_that_was_not_announced_makes_it_subscribe_again(
         await seen.until(lambda: seen.script.subscriptions > before)
 
     assert watched(story)[-1]["data"]["state"] == "DEAD"
+
+
+GROUP = GroupInfo("dd" * 18, "all", "r", "STRICT_SPREAD", "PENDING", ("", ""))
+
+
+def test_a_group_is_told_with_the_hosts_of_its_bundles(never_asks_by_itself: None) -> None:
+    async def story(seen: Watched) -> None:
+        await seen.settled()
+        seen.script.has_groups = [GROUP]
+        seen.watch.wake()
+        await seen.until(lambda: len(seen.said("ray.group")) == 1)
+        # While it waits for a place it is asked for often: nothing is announced of groups.
+        placed = replace(GROUP, state="CREATED", places=(WORKER.ray_node_id, HEAD.ray_node_id))
+        seen.script.has_groups = [placed]
+        await seen.until(lambda: len(seen.said("ray.group")) == 2)
+
+    pending, created = [s["data"] for s in watched(story) if s["kind"] == "ray.group"]
+    assert pending == {
+        "group_id": "dd" * 18,
+        "name": "all",
+        "namespace": "r",
+        "strategy": "STRICT_SPREAD",
+        "state": "PENDING",
+        "hosts": [None, None],
+    }
+    assert (created["state"], created["hosts"]) == ("CREATED", ["worker-1", "head"])
+
+
+def test_a_group_that_was_removed_before_anybody_looked_is_old_news() -> None:
+    async def story(seen: Watched) -> None:
+        seen.script.has_groups = [replace(GROUP, state="REMOVED")]
+        await seen.settled()
+        seen.script.has_groups = [replace(GROUP, group_id="ee" * 18, state="CREATED")]
+        seen.watch.wake()
+        await seen.until(lambda: seen.said("ray.group"))
+
+    assert [s["data"]["group_id"] for s in watched(story) if s["kind"] == "ray.group"] == [
+        "ee" * 18
+    ]
 
 
 def test_silence_is_told_once_and_so_is_its_end() -> None:

@@ -255,6 +255,7 @@ async def ask():
     gcs = Gcs(sys.argv[1])
     await gcs.subscribe(10)
     await gcs.actors(10)
+    await gcs.groups(10)
     return [[n.ray_node_id, n.hostname, n.state == "ALIVE"] for n in await gcs.nodes(10)]
 
 print(json.dumps(asyncio.run(ask())))

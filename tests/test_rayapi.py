@@ -200,12 +200,14 @@ def test_usage_leaves_out_what_only_names_a_node(dashboard: Dashboard, ray: RayA
     report = {
         "usage": {"CPU": [1.0, 4.0], "node:10.0.0.2": [0.0, 1.0]},
         "usageByNode": {"a1": {"CPU": [1.0, 1.0]}},
+        "resourceDemand": [[{"CPU": 2.0}, 3]],
     }
     data = {"clusterStatus": {"loadMetricsReport": report}}
     dashboard.answers["/api/cluster_status"] = (200, {"result": True, "data": data})
     usage = ray.usage()
     assert usage.total == {"CPU": (1.0, 4.0)}
     assert usage.by_node == {"a1": {"CPU": (1.0, 1.0)}}
+    assert usage.waiting == [({"CPU": 2.0}, 3)]
 
 
 @pytest.mark.parametrize("status", [None, {}, {"loadMetricsReport": None}])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import Lab, topology
@@ -13,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator import assets
+from simulator.experiment import load_experiment
 from simulator.innode import work
+from simulator.innode.observer import LedgerTail
 from simulator.innode.work import expected_value
 from simulator.waiting import wait_until
 from simulator.workload import TaskStream
@@ -44,7 +48,7 @@ def test_an_unknown_function_has_no_right_result() -> None:
 
 
 def test_every_function_that_the_driver_asks_for_can_be_recomputed() -> None:
-    asked = {"square_sum", "make_block", "block_sum", "counter_add"}
+    asked = {"square_sum", "make_block", "block_sum", "counter_add", "post", "charge", "roll_call"}
     assert asked == set(work.EXPECTED)
 
 
@@ -87,33 +91,90 @@ def _said(path: Path, *calls: str) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("program", ["stream.py", "placement.py"])
-def test_the_simulated_driver_writes_what_the_real_one_writes(program: str) -> None:
-    real = _said(assets.innode_path() / program, "self.out.write")
+@pytest.mark.parametrize(
+    "programs", [("stream.py",), ("placement.py",), ("stream.py", "promises.py")]
+)
+def test_the_simulated_driver_writes_what_the_real_one_writes(programs: Sequence[str]) -> None:
     simulated = assets.innode_path().parent / "backends/fake"
-    fake = _said(simulated / program, "self.out") | _said(simulated / "driver.py", "self.out")
+    fake = _said(simulated / "driver.py", "self.out")
+    real: dict[str, set[str]] = {}
+    for program in programs:
+        real |= _said(assets.innode_path() / program, "self.out.write")
+        fake |= _said(simulated / program, "self.out")
     described = "**described(error)"
     for fields in real.values():
         if described in fields:
             fields.remove(described)
             fields.update({"error", "message"})
-    # A simulated actor never fails for good.
-    failure = real.pop("driver.actor_failure", None)
-    assert failure in (None, {"actor", "key", "error", "message"})
     assert real == fake
 
 
-def test_the_simulated_tasks_write_what_the_real_ones_write(tmp_path: Path) -> None:
+def _promised(path: Path, *calls: str) -> set[tuple[str, ...]]:
+    """What a program says of its submissions beyond key, function and arguments."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in calls and node.keywords:
+            found.add(tuple(sorted(str(k.arg) for k in node.keywords)))
+    return found
+
+
+def test_the_simulated_driver_of_promises_promises_the_same() -> None:
+    simulated = assets.innode_path().parent / "backends/fake/promises.py"
+    fake = _promised(simulated, "self._asked")
+    assert fake == _promised(assets.innode_path() / "promises.py", "self.submit")
+    assert fake == {("effect",), ("bundle", "group")}
+
+
+@pytest.mark.parametrize("name", ["node_failure", "promises"])
+def test_the_simulated_tasks_write_what_the_real_ones_write(tmp_path: Path, name: str) -> None:
     real = _said(assets.innode_path() / "ledger.py", "self.write")
-    real |= _said(assets.innode_path() / "work.py", "ledger(run_id).write")
+    real |= _said(
+        assets.innode_path() / "work.py", "ledger(run_id).write", "ledger(self._run_id).write"
+    )
     facts = {"task_id", "demand", "gpu_ids"}
     assert "**facts" in real["task.start"]
     real["task.start"] = real["task.start"] - {"**facts"} | facts
-    lab = Lab(tmp_path)
+    real["program.effect"] = {"key", "pid", "task_id"}
+    lab = Lab(tmp_path, experiment=load_experiment(name))
     history = lab.history(lab.run())
-    for kind in ("task.start", "task.end", "actor.start", "call.start", "call.end"):
+    kinds = ["task.start", "task.end", "actor.start", "call.start", "call.end"]
+    for kind in [*kinds, *(("actor.tick", "program.effect") if name == "promises" else ())]:
         fields = {frozenset(op.data) - {"file", "line"} for op in history.of(kind)}
         assert fields == {frozenset(real[kind])}, kind
+
+
+def test_a_deed_with_an_idempotency_key_is_done_once_however_often_it_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_SIM_LEDGER", str(tmp_path))
+    monkeypatch.setattr(work, "_task_id", lambda: "t1")
+    for _ in range(3):
+        work._effect("deeds", "order-1", idempotent=True)
+        work._effect("deeds", "order-2", idempotent=False)
+    said = [json.loads(line) for line in LedgerTail(tmp_path / "deeds").new_lines()]
+    deeds = [one["data"]["key"] for one in said if one["kind"] == "program.effect"]
+    assert sorted(deeds) == ["order-1", "order-2", "order-2", "order-2"]
+    # Whoever is killed between making the file and giving it its name has not done the deed.
+    assert not list((tmp_path / "deeds").glob(".effect-*"))
+
+
+def test_a_teller_says_that_it_lives_though_nobody_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_SIM_LEDGER", str(tmp_path))
+    monkeypatch.setattr(work, "TICK_S", 0.01)
+    work.Teller("ticks", "teller-1")
+    tail = LedgerTail(tmp_path / "ticks")
+    said: list[dict[str, Any]] = []
+
+    def three() -> bool:
+        said.extend(json.loads(line) for line in tail.new_lines())
+        return [one["kind"] for one in said].count("actor.tick") >= 3
+
+    wait_until(three, name="three ticks", timeout=30)
+    (start,) = [one["data"] for one in said if one["kind"] == "actor.start"]
+    ticks = [one["data"] for one in said if one["kind"] == "actor.tick"]
+    assert {(t["actor"], t["incarnation"]) for t in ticks} == {("teller-1", start["exec"])}
 
 
 def test_a_task_waits_for_another_of_its_kind_on_its_gpu_once(

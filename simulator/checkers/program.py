@@ -8,13 +8,11 @@ is unknown: a missing row may be the very one that would show what went wrong, o
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from simulator.checkers.base import Finding, RunView, Verdict
-from simulator.checkers.evidence import gaps_of
 from simulator.checkers.index import OF_THE_PROGRAM, SLACK, index_of
 from simulator.history import Op
 
@@ -29,9 +27,6 @@ LEAVING_S = 1.0
 
 #: Ray's words for work that it ended because its program had ended.
 _JOB_ENDED = ("job has finished", "driver exits")
-
-#: The mark by which a program says which effects there are to be: how many, or their keys.
-PLAN = "effects"
 
 _TELLING = re.compile(r"^(?:\([^)]*\)\s*)?[\w.]*(?:Error|Exception|Interrupt|Exit)\b")
 
@@ -333,111 +328,6 @@ def at_work(view: RunView, node: str, when: float) -> list[tuple[str, Op]]:
             if not begun and not later:
                 found.append((key, op))
     return found
-
-
-# -- what it reports -------------------------------------------------------------------------------
-
-
-def check_effects_exactly_once(view: RunView) -> Finding:
-    """Every effect that the program reports happened exactly once."""
-    name = "effects_exactly_once"
-    ops = view.history.of("program.effect")
-    plan, planned_by, cites = _plan(view)
-    gaps = gaps_of(view).ledger
-    if not ops and plan is None and not gaps:
-        return Finding(name, Verdict.VALID, "the program claims no effect")
-    by_key: dict[str, list[Op]] = {}
-    for op in ops:
-        by_key.setdefault(str(op.data["key"]), []).append(op)
-    twice = {key: of_key for key, of_key in by_key.items() if len(of_key) > 1}
-    missing, count = _missing(by_key.keys(), plan)
-    metrics = {
-        "effects": len(ops),
-        "keys": len(by_key),
-        "twice": len(twice),
-        "missing": None if plan is None else count,
-    }
-    details = [f"{key}: {_places(of_key)}" for key, of_key in list(twice.items())[:SHOWN]]
-    details += [f"{key}: never" for key in missing[:SHOWN]]
-    cited = [op.index for of_key in list(twice.values())[:SHOWN] for op in of_key] + cites
-
-    def found(verdict: Verdict, text: str) -> Finding:
-        return Finding(name, verdict, text, sorted(set(cited)), details, metrics)
-
-    wrong = []
-    if twice:
-        wrong.append(f"{_count(twice, 'effect')} happened more than once: {_named(twice)}")
-    end = view.history.last("program.end")
-    whole = end is not None and end.data["status"] in ("SUCCEEDED", "FAILED") and not gaps
-    if count and whole:
-        which = f": {_named(missing)}" if missing else ""
-        wrong.append(f"{count} of {_size(plan)} never happened{which}")
-    if wrong:
-        return found(Verdict.INVALID, "; ".join(wrong))
-    if gaps:
-        return found(Verdict.UNKNOWN, f"lines of the ledger are missing: {gaps[0]}")
-    if not whole:
-        return found(Verdict.UNKNOWN, "the program did not come to an end of its own")
-    if plan is None and not view.spec.get("schedule"):
-        text = f"each of {_count(by_key, 'effect')} was reported once; nothing was broken"
-        return found(Verdict.VALID, text)
-    if plan is None:
-        return found(
-            Verdict.UNKNOWN,
-            f"each of {_count(by_key, 'effect')} was reported once; whether one is missing, nobody "
-            f'knows: say mark("{PLAN}", how many), or run with --baseline',
-        )
-    extra = len(by_key) - _size(plan)
-    if extra > 0:
-        return found(
-            Verdict.INVALID, f"{len(by_key)} effects happened, and {planned_by} has {_size(plan)}"
-        )
-    return found(Verdict.VALID, f"each of {_count(by_key, 'effect')} happened exactly once")
-
-
-def _plan(view: RunView) -> tuple[Collection[str] | int | None, str, list[int]]:
-    """The keys that there are to be, or how many; who says so; what that rests on."""
-    said = [op for op in view.history.of("program.mark") if op.data["name"] == PLAN]
-    if said:
-        value = said[-1].data.get("value")
-        if isinstance(value, list):
-            return {str(key) for key in value}, "the program's own plan", [said[-1].index]
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return int(value), "the program's own plan", [said[-1].index]
-    effects = (view.spec.get("baseline") or {}).get("effects")
-    if not effects or (not effects["count"] and not view.history.of("program.effect")):
-        return None, "", []
-    keys = None if effects["keys"] is None else set(effects["keys"])
-    done = {str(op.data["key"]) for op in view.history.of("program.effect")}
-    # Keys that are drawn anew by each run have none in common with those of another.
-    if keys is None or not keys & done:
-        return int(effects["count"]), "the undisturbed run", []
-    return keys, "the undisturbed run", []
-
-
-def _missing(done: Collection[str], plan: Collection[str] | int | None) -> tuple[list[str], int]:
-    """Which are missing, where their names are known, and how many."""
-    if plan is None:
-        return [], 0
-    if isinstance(plan, int):
-        return [], max(0, plan - len(done))
-    missing = sorted(set(plan) - set(done))
-    return missing, len(missing)
-
-
-def _size(plan: Collection[str] | int | None) -> int:
-    return plan if isinstance(plan, int) else len(plan or ())
-
-
-def _named(keys: Iterable[str]) -> str:
-    names = list(keys)
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
-def _places(ops: Sequence[Op]) -> str:
-    nodes = Counter(op.node or "?" for op in ops)
-    return ", ".join(f"{n} times on {node}" if n > 1 else f"on {node}" for node, n in nodes.items())
 
 
 # -- when the cluster was whole again --------------------------------------------------------------

@@ -10,17 +10,23 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from simulator.checkers.base import Checker, Finding, RunView, Verdict
+from simulator.checkers.effects import check_effects_exactly_once
 from simulator.checkers.evidence import check_evidence
 from simulator.checkers.executions import check_executions_explained
 from simulator.checkers.faults import check_fault_hit_work, check_healed, check_recovers
 from simulator.checkers.placement import check_placed_right
 from simulator.checkers.program import (
     check_attempts_recovered,
-    check_effects_exactly_once,
     check_program_ended_well,
     check_whole_again,
 )
 from simulator.checkers.results import check_no_task_lost, check_results_right
+from simulator.checkers.semantics import (
+    check_at_most_once,
+    check_groups_whole,
+    check_one_incarnation,
+    check_resources_free,
+)
 
 #: Checks by name, in the order in which they are run and shown.
 CHECKERS: dict[str, Checker] = {
@@ -28,9 +34,13 @@ CHECKERS: dict[str, Checker] = {
     "results_right": check_results_right,
     "executions_explained": check_executions_explained,
     "placed_right": check_placed_right,
+    "at_most_once": check_at_most_once,
+    "one_incarnation": check_one_incarnation,
+    "groups_whole": check_groups_whole,
     "program_ended_well": check_program_ended_well,
     "attempts_recovered": check_attempts_recovered,
     "effects_exactly_once": check_effects_exactly_once,
+    "resources_free": check_resources_free,
     "fault_hit_work": check_fault_hit_work,
     "recovers": check_recovers,
     "whole_again": check_whole_again,
@@ -52,11 +62,14 @@ OF_PROGRAMS = (
     "evidence",
 )
 
-#: Those that judge one kind of workload, tasks whose places are known or programs of the user's, and have
-#: nothing to judge in any other's run: an experiment that runs it names them.
+#: Those that judge one kind of workload, tasks whose places are known, work of which something is promised or
+#: programs of the user's, and have nothing to judge in any other's run: an experiment that runs it names them.
 OF_ONE_WORKLOAD = frozenset(
     {
         "placed_right",
+        "at_most_once",
+        "one_incarnation",
+        "groups_whole",
         "program_ended_well",
         "attempts_recovered",
         "effects_exactly_once",

@@ -30,9 +30,14 @@ def check_no_task_lost(view: RunView) -> Finding:
     asked = {**index.submits, **index.calls}
     if not asked:
         return Finding(name, Verdict.UNKNOWN, "nothing was submitted, so nothing could be lost")
+    # Who asks for something that is never tried again has to live with its failing, and was told.
+    failures = {**index.failures, **index.actor_failures}
+    told = {k for k, op in asked.items() if op.data.get("at_most_once") and k in failures}
     failed: list[Op] = []
     silent: list[Op] = []
     for key, submit in asked.items():
+        if key in told:
+            continue
         if key in index.calls:
             if key in index.actor_results:
                 continue
@@ -50,6 +55,7 @@ def check_no_task_lost(view: RunView) -> Finding:
         "submitted": len(index.submits),
         "actor_calls": len(index.calls),
         "failed": len(failed),
+        "failed_at_most_once": len(told),
         "without_answer": len(silent),
     }
     lost = [f"{op.data['key']}: {_error(op)}" for op in failed]
@@ -86,7 +92,8 @@ def check_no_task_lost(view: RunView) -> Finding:
         Verdict.VALID,
         f"all {len(index.submits)} tasks"
         + (f" and {len(index.calls)} actor calls" if index.calls else "")
-        + " came back",
+        + " came back"
+        + (f", or failed and may not be repeated ({len(told)})" if told else ""),
         metrics=metrics,
     )
 

@@ -56,7 +56,8 @@ class Ledger:
         path = folder / (name or f"{self.host}-{self.start_of_node}-{os.getpid()}.jsonl")
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
-    def write(self, kind: str, **data: Any) -> None:
+    def line(self, kind: str, **data: Any) -> bytes:
+        """A line as it stands in the ledger, with the time of now."""
         line = {
             "kind": kind,
             "wall": time.time(),
@@ -64,7 +65,10 @@ class Ledger:
             "host": self.host,
             "data": data,
         }
-        os.write(self._fd, (json.dumps(line, separators=(",", ":")) + "\n").encode())
+        return (json.dumps(line, separators=(",", ":")) + "\n").encode()
+
+    def write(self, kind: str, **data: Any) -> None:
+        os.write(self._fd, self.line(kind, **data))
 
     @contextmanager
     def execution(self, key: str, fn: str, nominal_s: float, **facts: Any) -> Iterator[None]:
@@ -88,10 +92,10 @@ class Ledger:
             self.write("task.end", key=key, exec=execution, ok=ok)
 
     @contextmanager
-    def call(self, actor: str, key: str) -> Iterator[None]:
-        """START and END of a call of an actor's method."""
+    def call(self, actor: str, key: str, incarnation: str) -> Iterator[None]:
+        """START and END of a call of an actor's method; `incarnation` is the ``exec`` of its ``actor.start``."""
         execution = uuid.uuid4().hex[:16]
-        self.write("call.start", actor=actor, key=key, exec=execution)
+        self.write("call.start", actor=actor, key=key, exec=execution, incarnation=incarnation)
         yield
         self.write("call.end", actor=actor, key=key, exec=execution)
 

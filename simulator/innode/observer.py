@@ -1,13 +1,14 @@
 """Watches a cluster from outside its failure domain: no raylet, a container of its own.
 
-Streams, one JSON object a line on standard output: node and actor transitions as the GCS has them, every
-line of the run's ledger, and a heartbeat. It works without the dashboard and goes on while the head is
+Streams, one JSON object a line on standard output: transitions of nodes, actors and placement groups as the GCS
+has them, every line of the run's ledger, and a heartbeat. It works without the dashboard and goes on while the head is
 gone: "no answer" is an observation too. On SIGTERM it takes one last look, says how many lines of which
 file it forwarded, and ends.
 
-The GCS announces that something changed and is asked at once what; while it announces nothing to us, it is
-asked ten times a second. All that happens in a thread of its own, so that no silence of the GCS keeps the
-ledger or the heartbeat waiting.
+The GCS announces that a node or an actor changed and is asked at once what; while it announces nothing to us, it
+is asked ten times a second. Of placement groups it announces nothing: they are asked for with the others, and
+ten times a second while one of them is not placed. All that happens in a thread of its own, so that no silence
+of the GCS keeps the ledger or the heartbeat waiting.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from simulator.innode.ray_private import ActorInfo, Announcements, Gcs, NodeInfo
+from simulator.innode.ray_private import ActorInfo, Announcements, Gcs, GroupInfo, NodeInfo
 
 #: How late a transition may be seen, seconds: the time between two questions to the GCS.
 POLL_S = 0.1
@@ -45,6 +46,8 @@ class Asked(Protocol):
     async def nodes(self, timeout: float) -> list[NodeInfo]: ...
 
     async def actors(self, timeout: float) -> list[ActorInfo]: ...
+
+    async def groups(self, timeout: float) -> list[GroupInfo]: ...
 
     async def subscribe(self, timeout: float) -> Announcements: ...
 
@@ -127,6 +130,7 @@ class GcsWatch:
         self.out, self.ending = out, ending
         self.nodes: dict[str, NodeInfo] = {}
         self.actors: dict[str, ActorInfo] = {}
+        self.groups: dict[str, GroupInfo] = {}
         self.answers = False
         self.started, self.done = threading.Event(), threading.Event()
         self._hears = False
@@ -163,8 +167,14 @@ class GcsWatch:
                 hearing = asyncio.create_task(self._hear(gcs))
             # However many announcements come, a look costs something.
             await asyncio.sleep(max(0.0, began + 0.02 - time.monotonic()))
-            heard = await self._wait(CHECK_S if self._hears else POLL_S)
+            settled = self._hears and not self._placing
+            heard = await self._wait(CHECK_S if settled else POLL_S)
         hearing.cancel()
+
+    @property
+    def _placing(self) -> bool:
+        """Whether a placement group waits for a place."""
+        return any(group.state not in ("CREATED", "REMOVED") for group in self.groups.values())
 
     async def _wait(self, seconds: float) -> bool:
         """Wait for news; whether there is any."""
@@ -193,7 +203,9 @@ class GcsWatch:
     async def _look(self, gcs: Asked) -> int:
         """Ask once and say what is different; returns how much was."""
         try:
-            nodes, actors = await asyncio.gather(gcs.nodes(ANSWER_S), gcs.actors(ANSWER_S))
+            nodes, actors, groups = await asyncio.gather(
+                gcs.nodes(ANSWER_S), gcs.actors(ANSWER_S), gcs.groups(ANSWER_S)
+            )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
             if self.answers or not self.started.is_set():
                 self.start()
@@ -204,7 +216,9 @@ class GcsWatch:
             self.out.say("observer.seeing", error="")
         self.answers = True
         self.start()
-        return self._compare(nodes, actors)
+        changes = self._compare(nodes, actors)
+        self._compare_groups(groups)
+        return changes
 
     def _compare(self, nodes: list[NodeInfo], actors: list[ActorInfo]) -> int:
         changes = 0
@@ -232,6 +246,25 @@ class GcsWatch:
                     },
                 )
         return changes
+
+    def _compare_groups(self, groups: list[GroupInfo]) -> None:
+        for group in groups:
+            known = self.groups.get(group.group_id)
+            # One that was removed before it was ever seen is of a run before this one.
+            if known == group or (known is None and group.state == "REMOVED"):
+                continue
+            self.groups[group.group_id] = group
+            places = [self.nodes.get(place) for place in group.places]
+            self.out.say(
+                "ray.group",
+                None,
+                group_id=group.group_id,
+                name=group.name,
+                namespace=group.namespace,
+                strategy=group.strategy,
+                state=group.state,
+                hosts=[place.hostname if place else None for place in places],
+            )
 
 
 def _short(error: Exception) -> str:

@@ -61,6 +61,26 @@ class ActorInfo:
     ray_node_id: str
 
 
+@dataclass(frozen=True)
+class GroupInfo:
+    """A placement group as the GCS has it.
+
+    Attributes
+    ----------
+    state
+        PENDING, PREPARED, CREATED, RESCHEDULING or REMOVED.
+    places
+        Ray node id of each bundle, in order; "" for one that is placed nowhere.
+    """
+
+    group_id: str
+    name: str
+    namespace: str
+    strategy: str
+    state: str
+    places: tuple[str, ...]
+
+
 class Gcs:
     """Asks the GCS, from a running event loop; raises whatever gRPC raises.
 
@@ -75,6 +95,7 @@ class Gcs:
         channel = init_grpc_channel(address, options=_CHANNEL, asynchronous=True)
         self._nodes: Any = services.NodeInfoGcsServiceStub(channel)
         self._actors: Any = services.ActorInfoGcsServiceStub(channel)
+        self._groups: Any = services.PlacementGroupInfoGcsServiceStub(channel)
         self._publisher: Any = services.ControlPlanePubSubGcsServiceStub(channel)
 
     async def nodes(self, timeout: float) -> list[NodeInfo]:
@@ -112,6 +133,30 @@ class Gcs:
                 else "",
             )
             for info in reply.actor_table_data
+        ]
+
+    async def groups(self, timeout: float) -> list[GroupInfo]:
+        """Every placement group, and those that were removed not long ago."""
+        from ray.core.generated.common_pb2 import PlacementStrategy
+        from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+        from ray.core.generated.gcs_service_pb2 import GetAllPlacementGroupRequest
+
+        reply = await self._groups.GetAllPlacementGroup(
+            GetAllPlacementGroupRequest(), timeout=timeout
+        )
+        return [
+            GroupInfo(
+                group_id=info.placement_group_id.hex(),
+                name=info.name,
+                namespace=info.ray_namespace,
+                strategy=PlacementStrategy.Name(info.strategy),
+                state=PlacementGroupTableData.PlacementGroupState.Name(info.state),
+                places=tuple(
+                    bundle.node_id.hex()
+                    for bundle in sorted(info.bundles, key=lambda b: b.bundle_id.bundle_index)
+                ),
+            )
+            for info in reply.placement_group_table_data
         ]
 
     async def subscribe(self, timeout: float) -> Announcements:

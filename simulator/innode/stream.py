@@ -31,9 +31,12 @@ class _Asked:
 
 
 @dataclass
-class _Actor:
+class Actor:
+    """A named actor, and how often it was called; not called again before it is `due`."""
+
     name: str
     handle: Any
+    fn: str = "counter_add"
     calls: int = 0
     due: float = 0.0
 
@@ -45,9 +48,9 @@ class Stream:
         self.run_id, self.spec = run_id, spec
         self.out = Ledger(run_id, DRIVER)
         self.pending: dict[Any, _Asked] = {}
-        self.calls: dict[Any, tuple[_Actor, str]] = {}
+        self.calls: dict[Any, tuple[Actor, str]] = {}
         self.blocks: dict[str, tuple[str, Any]] = {}
-        self.actors: list[_Actor] = []
+        self.actors: list[Actor] = []
         self.submitted = self.results = self.failures = 0
         self.seconds = float(spec["task_seconds"])
         retries = int(spec["max_retries"])
@@ -64,10 +67,16 @@ class Stream:
         *,
         via: str | None = None,
         kept: str | None = None,
+        **promised: Any,
     ) -> None:
-        self.out.write("driver.submit", key=key, fn=fn, args=args)
+        self.out.write("driver.submit", key=key, fn=fn, args=args, **promised)
         self.submitted += 1
         self.pending[ref] = _Asked(key, fn, via, kept)
+
+    def prepare(self, nodes: Mapping[str, str]) -> None:
+        """What is there before the stream begins, on the workers of these names and Ray node ids."""
+        self.place_actors(nodes)
+        self.hold_objects(nodes)
 
     def hold_objects(self, nodes: Mapping[str, str]) -> None:
         """Make one object on every worker, fetched by nobody: its only copy is there."""
@@ -77,7 +86,7 @@ class Stream:
             key = f"block-{name}"
             self.out.write("driver.submit", key=key, fn="make_block", args=[seed, length])
             self.submitted += 1
-            ref = self.make_block.options(name=key, num_cpus=0, **_preferring(node_id)).remote(
+            ref = self.make_block.options(name=key, num_cpus=0, **preferring(node_id)).remote(
                 self.run_id, key, 0.0, seed, length
             )
             self.blocks[name] = (key, ref)
@@ -112,8 +121,8 @@ class Stream:
         counter = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0)(work.Counter)
         for name, node_id in sorted(nodes.items()):
             actor = f"counter-{name}"
-            handle = counter.options(name=actor, **_preferring(node_id)).remote(self.run_id, actor)
-            self.actors.append(_Actor(actor, handle))
+            handle = counter.options(name=actor, **preferring(node_id)).remote(self.run_id, actor)
+            self.actors.append(Actor(actor, handle))
 
     def call_actors(self) -> None:
         """The next call of every counter whose last one came back."""
@@ -185,20 +194,34 @@ class Stream:
         if asked.kept is not None:
             self.out.write("driver.object_back", object=asked.kept, key=asked.key, value=value)
 
-    def _called(self, actor: _Actor, key: str, ref: Any) -> None:
+    def _called(self, actor: Actor, key: str, ref: Any) -> None:
         try:
             value = ray.get(ref)
         except Exception as error:  # noqa: BLE001
             self.out.write("driver.actor_failure", actor=actor.name, key=key, **described(error))
+            self.call_failed(actor)
             return
         self.out.write(
             "driver.actor_result",
             actor=actor.name,
             key=key,
-            fn="counter_add",
+            fn=actor.fn,
             args=[int(key.rpartition("/")[2])],
             value=value,
         )
+
+    # Where another kind of stream differs
+
+    def in_flight(self) -> int:
+        """How many submissions of the stream itself are not back."""
+        return len(self.pending)
+
+    def call_failed(self, actor: Actor) -> None:
+        """A call of it failed for good."""
+
+    def all_is_back(self) -> bool:
+        """Whether nothing is to be waited for any more, when nothing more is submitted."""
+        return not self.pending and not self.calls
 
     def run(self) -> None:
         nodes = _workers(self.spec["workers"])
@@ -213,8 +236,7 @@ class Stream:
             slots=slots,
             max_retries=int(self.spec["max_retries"]),
         )
-        self.place_actors(nodes)
-        self.hold_objects(nodes)
+        self.prepare(nodes)
         control = root() / self.run_id / CONTROL
         number, looked, said = 0, False, False
         asked: Mapping[str, Any] = {}
@@ -231,12 +253,12 @@ class Stream:
                 said = True
                 self.out.write("driver.planned", tasks=number)
             open_ended = go_on and not finish
-            while len(self.pending) < window and (number < planned or open_ended):
+            while self.in_flight() < window and (number < planned or open_ended):
                 number += 1
                 self.submit_next(number)
             if number < planned or open_ended:
                 self.call_actors()
-            elif not self.pending and not self.calls:
+            elif self.all_is_back():
                 break
             self.collect(0.1)
 
@@ -256,7 +278,7 @@ def _locations(refs: list[Any], timeout: float) -> Mapping[Any, Mapping[str, Any
         time.sleep(0.02)
 
 
-def _preferring(node_id: str) -> dict[str, Any]:
+def preferring(node_id: str) -> dict[str, Any]:
     """Options: on this node while it lives, anywhere else once it is gone.
 
     A soft node affinity does not do: Ray ignores it for actors that ask for no resources.
@@ -277,16 +299,17 @@ def _workers(hostnames: Mapping[str, str]) -> dict[str, str]:
     return {name: alive[host] for name, host in hostnames.items() if host in alive}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(kind: type[Stream], description: str | None) -> None:
+    """The program: a stream of this kind, for the run that the command line names."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--run", required=True, help="id of the run; its folder below the ledger")
     run_id: str = parser.parse_args().run
     spec = read_json(root() / run_id / WORKLOAD)
     ray.init(address="auto", namespace=run_id, log_to_driver=False)
-    stream = Stream(run_id, spec)
+    stream = kind(run_id, spec)
     stream.run()
     stream.end()
 
 
 if __name__ == "__main__":
-    main()
+    main(Stream, __doc__)

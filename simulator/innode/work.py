@@ -10,15 +10,25 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from simulator.innode.ledger import identity, ledger, root
 
 #: How long a task waits for another of its kind beside it, seconds.
 COMPANY_S = 60.0
+#: What a post asks for, and what a bundle of the group reserves: however many posts run on a node, they leave
+#: room for its bundle, so that these wait for a node and never for each other.
+POST_CPU, BUNDLE_CPU = 0.99, 0.01
+#: Name of the placement group, and how long the last roll call of its bundles may take, seconds: one whose
+#: node is gone, and which fits nowhere else, is never placed again.
+GROUP, LAST_CALL_S = "everywhere", 20.0
+#: How often an actor that promises to be the only one of its name says that it lives, seconds.
+TICK_S = 0.25
 
 
 def _squares_below(n: int) -> int:
@@ -41,6 +51,9 @@ EXPECTED: dict[str, Callable[..., Any]] = {
     "block_sum": _block_sum,
     # The n-th call of a counter adds n: in order and exactly once, it returns 1 + 2 + ... + n.
     "counter_add": lambda n: n * (n + 1) // 2,
+    "post": lambda n: n * n,
+    "charge": lambda n: n * n,
+    "roll_call": lambda n: n * n,
 }
 
 
@@ -120,6 +133,45 @@ def block_sum(run_id: str, key: str, seconds: float, block: bytes) -> int:
     return total
 
 
+def _effect(run_id: str, key: str, *, idempotent: bool) -> None:
+    """A deed in the outside world, which outlives the node: a line of the ledger.
+
+    With an idempotency key, the outside world refuses to have it done twice: a file of that name can be
+    made only once, and its making is the deed and the record of it in one.
+    """
+    book, facts = ledger(run_id), {"key": key, "pid": os.getpid(), "task_id": _task_id()}
+    if not idempotent:
+        book.write("program.effect", **facts)
+        return
+    folder = root() / run_id
+    part = folder / f".effect-{key}-{os.urandom(4).hex()}.part"
+    part.write_bytes(book.line("program.effect", **facts))
+    with suppress(FileExistsError):
+        os.link(part, folder / f"effect-{key}.jsonl")
+    part.unlink()
+
+
+def _task_id() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_task_id())
+
+
+def post(run_id: str, key: str, seconds: float, n: int, effect: str, *, idempotent: bool) -> int:
+    """Do the deed `effect`, and be busy with it for a while afterwards: who is cut off has done it."""
+    with ledger(run_id).execution(key, "post", seconds, **_facts()):
+        begun = time.monotonic()
+        _effect(run_id, effect, idempotent=idempotent)
+        _hold(begun, seconds)
+    return n * n
+
+
+def roll_call(run_id: str, key: str, n: int) -> int:
+    """Says by being there that the bundle of a placement group that it was sent to can be used."""
+    with ledger(run_id).execution(key, "roll_call", 0.0, **_facts()):
+        return n * n
+
+
 class Counter:
     """A stateful actor that survives its node: it keeps a checkpoint outside, and counts each call once.
 
@@ -135,20 +187,58 @@ class Counter:
         if self._path.exists():
             saved = json.loads(self._path.read_text(encoding="utf-8"))
             self._calls, self._total = saved["calls"], saved["total"]
-        ledger(run_id).write(
-            "actor.start",
-            actor=name,
-            pid=os.getpid(),
-            exec=os.urandom(8).hex(),
-            restored=self._calls,
-        )
+        self._incarnation = _begin_incarnation(run_id, name, restored=self._calls)
 
     def add(self, n: int) -> int:
         """Add n as the n-th call; a repeated call changes nothing. Returns the total."""
-        with ledger(self._run_id).call(self._name, f"{self._name}/{n}"):
+        with ledger(self._run_id).call(self._name, f"{self._name}/{n}", self._incarnation):
             if n == self._calls + 1:
                 self._calls, self._total = n, self._total + n
                 part = self._path.with_suffix(".part")
                 part.write_text(json.dumps({"calls": self._calls, "total": self._total}))
                 part.replace(self._path)
         return self._total
+
+
+def _begin_incarnation(run_id: str, name: str, restored: int) -> str:
+    """Write that a new incarnation of this actor lives; returns its id."""
+    incarnation = os.urandom(8).hex()
+    ledger(run_id).write(
+        "actor.start", actor=name, pid=os.getpid(), exec=incarnation, restored=restored
+    )
+    return incarnation
+
+
+class Teller:
+    """An actor that is to be the only one of its name at any moment, and whose calls are not to be repeated.
+
+    As long as it lives it says so, whether it is called or not: an incarnation that Ray has replaced, on a
+    node that Ray cannot reach, is called by nobody, and can still do things to the outside world.
+    """
+
+    def __init__(self, run_id: str, name: str) -> None:
+        self._run_id, self._name = run_id, name
+        self._incarnation = _begin_incarnation(run_id, name, restored=0)
+        threading.Thread(target=self._live, name="ticks", daemon=True).start()
+
+    def _live(self) -> None:
+        n = 0
+        while True:
+            n += 1
+            ledger(self._run_id).write(
+                "actor.tick", actor=self._name, incarnation=self._incarnation, n=n
+            )
+            time.sleep(TICK_S)
+
+    def charge(self, n: int, seconds: float) -> int:
+        """The n-th charge; it takes a while, and must not happen twice."""
+        with ledger(self._run_id).call(self._name, f"{self._name}/{n}", self._incarnation):
+            time.sleep(seconds)
+        return n * n
+
+
+class Holder:
+    """An actor that does nothing, and holds what it was given while it lives."""
+
+    def hold(self) -> bool:
+        return True

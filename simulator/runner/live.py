@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from simulator.backends.base import Backend, EngineEvent, Program, Watch
-from simulator.cluster import Cluster, StartEvent, steady_problems
+from simulator.cluster import Cluster, StartEvent, Use, steady_problems, use_of
 from simulator.errors import CannotRun
 from simulator.history import History, Recorder
 from simulator.runner.request import Listener
@@ -25,6 +26,9 @@ OBSERVER = "observer"
 
 #: How long the observer has to say its first word, seconds.
 START_S = 60.0
+
+#: How long what the job had may stay in use after its end, by Ray's late reports, seconds.
+FREE_S = 20.0
 
 
 @dataclass
@@ -171,6 +175,41 @@ class LiveRun:
             return
         self.recorder.record("steady", when=when, ok=True, problems=[])
 
+    def resources_left(self, *, wait: bool) -> None:
+        """Record what is in use now that the job is gone: what stays so for a while was leaked.
+
+        Parameters
+        ----------
+        wait
+            For all to be free: Ray's report is some seconds old.
+        """
+        seen, why = Use({}), ""
+
+        def all_free() -> bool:
+            nonlocal seen, why
+            try:
+                seen, why = use_of(self.cluster), ""
+            except CannotRun as error:
+                seen, why = Use({}), str(error)
+            return seen.all_free
+
+        with suppress(WaitTimeout):
+            self.cluster.wait_until(
+                all_free,
+                name="all resources to be free",
+                timeout=FREE_S if wait else 0.0,
+                interval=0.5,
+            )
+        self.recorder.record(
+            "cluster.resources",
+            nodes={
+                name: {resource: list(pair) for resource, pair in resources.items()}
+                for name, resources in seen.nodes.items()
+            },
+            waiting=[[dict(demand), count] for demand, count in seen.waiting],
+            why=why,
+        )
+
     # -- watching ----------------------------------------------------------------------------------
 
     def observe(self) -> None:
@@ -242,7 +281,7 @@ class LiveRun:
             raw = json.loads(line)
             kind, source, wall, mono = raw["kind"], raw["src"], raw["wall"], raw["mono"]
             host, data = raw["host"], dict(raw["data"])
-            if kind == "driver.object":
+            if kind in ("driver.object", "ray.group"):
                 data["nodes"] = [self.names.get(h, h) for h in data["hosts"]]
             node = None if host is None else self.names.get(host, host)
             if kind == "ray.node" and node is not None:

@@ -369,10 +369,12 @@ class Runner:
             if load.job is not None:
                 gone = [f.node for f in injection.injected if f.stays]
                 whole = [n.name for n in without(request.topology, gone)]
+                alone = load.leaves_nothing
                 live.guard(
                     "the steady state after",
-                    lambda: live.steady(whole, "after", AFTER_S, at_rest=load.leaves_nothing),
+                    lambda: live.steady(whole, "after", AFTER_S, at_rest=alone),
                 )
+                live.guard("the resources left", lambda: live.resources_left(wait=alone))
         live.phase("collect")
         if exists:
             if load.job is not None:

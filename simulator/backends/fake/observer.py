@@ -88,8 +88,14 @@ class FakeObserver:
             events = gcs.events[self._seen :]
             if gcs is not self._gcs:
                 # A GCS that is asked for the first time says how things are, not how they came.
-                things = {e.data.get("actor_id", e.data.get("ray_node_id")): e for e in gcs.events}
-                self._gcs, events = gcs, list(things.values())
+                things = {
+                    next(
+                        e.data[i] for i in ("actor_id", "group_id", "ray_node_id") if i in e.data
+                    ): e
+                    for e in gcs.events
+                }
+                gone = [i for i, e in things.items() if e.data["state"] == "REMOVED"]
+                self._gcs, events = gcs, [e for i, e in things.items() if i not in gone]
             for event in events:
                 self.say(event.kind, event.hostname, **event.data)
             self._seen = len(gcs.events)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from simulator.backends.fake.placement import FakePlacement
+from simulator.backends.fake.promises import FakePromises
 from simulator.backends.fake.stream import FakeStream
 from simulator.backends.fake.tasks import FakeActor, FakeTask, Tasks, usage
 from simulator.backends.fake.world import FakeNode, World
@@ -403,4 +404,5 @@ def workers(world: World, node: FakeNode) -> Iterator[tuple[int, Tasks, FakeTask
 BUILT_IN: Mapping[str, JobFactory] = {
     "simulator.innode.stream": FakeStream,
     "simulator.innode.placement": FakePlacement,
+    "simulator.innode.promises": FakePromises,
 }

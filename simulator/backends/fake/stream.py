@@ -55,11 +55,15 @@ class FakeStream(FakeDriver):
             for name, host in sorted(self.spec["workers"].items())
             if any(n.hostname == host and n.believed_alive for n in self.world.nodes.values())
         ]
+        self.prepare(workers)
+        if not self.making:
+            self._loop()
+
+    def prepare(self, workers: list[str]) -> None:
+        """What is there before the stream begins, on the workers of these names."""
         for name in workers:
             self.actors.append(self.tasks.actor(f"counter-{name}", name))
         self._hold_objects(workers)
-        if not self.making:
-            self._loop()
 
     def _loop(self) -> None:
         if not self.over:
@@ -78,13 +82,21 @@ class FakeStream(FakeDriver):
             self.said = True
             self.out("driver.planned", tasks=self.number)
         open_ended = go_on and not finish
-        while self.pending < self.window and (self.number < self.planned or open_ended):
+        while self.in_flight() < self.window and (self.number < self.planned or open_ended):
             self.number += 1
             self._submit_next(self.number)
         if self.number < self.planned or open_ended:
             self._call_actors()
-        elif not self.pending and not self.calling:
+        elif self.all_is_back():
             self.finish()
+
+    def in_flight(self) -> int:
+        """How many submissions of the stream itself are not back."""
+        return self.pending
+
+    def all_is_back(self) -> bool:
+        """Whether nothing is to be waited for any more, when nothing more is submitted."""
+        return not self.pending and not self.calling
 
     # -- what it asks for ------------------------------------------------------------------------
 
@@ -127,8 +139,8 @@ class FakeStream(FakeDriver):
                 max_retries=retries,
             )
 
-    def _asked(self, key: str, fn: str, args: list[Any]) -> None:
-        self.out("driver.submit", key=key, fn=fn, args=args)
+    def _asked(self, key: str, fn: str, args: list[Any], **promised: Any) -> None:
+        self.out("driver.submit", key=key, fn=fn, args=args, **promised)
         self.submitted += 1
         if key in self.world.script.forgotten:
             # Its owner will never hear of it, and goes on as if it had never asked.
@@ -221,11 +233,20 @@ class FakeStream(FakeDriver):
 
     def _called(self, actor: FakeActor, key: str, n: int, outcome: Outcome) -> None:
         self.calling.discard(actor.name)
+        if outcome.error is not None:
+            self.out(
+                "driver.actor_failure",
+                actor=actor.name,
+                key=key,
+                error=outcome.error,
+                message=outcome.message,
+            )
+            return
         self.out(
             "driver.actor_result",
             actor=actor.name,
             key=key,
-            fn="counter_add",
+            fn=actor.fn,
             args=[n],
             value=outcome.value,
         )

@@ -8,13 +8,14 @@ only copy died is made again if its task may be, and an actor comes back elsewhe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from simulator.backends.fake.groups import FakeGroup
 from simulator.backends.fake.world import FakeNode, World
-from simulator.innode.work import expected_value
+from simulator.innode.work import TICK_S, expected_value
 from simulator.rayapi import Actor, Attempt, FailedAttempt
 
 Done = Callable[["Outcome"], None]
@@ -36,7 +37,17 @@ class Outcome:
 
 @dataclass(eq=False)
 class FakeTask:
-    """A task as it was submitted, and where it is: `gpus` are the ones that it was given."""
+    """A task as it was submitted, and where it is.
+
+    Attributes
+    ----------
+    gpus
+        Those that it was given.
+    effect
+        The deed that it does, and whether it does so with an idempotency key.
+    bundle
+        Of which group it uses which bundle, whose reservation is all that it needs.
+    """
 
     key: str
     fn: str
@@ -49,6 +60,8 @@ class FakeTask:
     done: Done
     needs: FakeTask | None = None
     prefers: str | None = None
+    effect: tuple[str, bool] | None = None
+    bundle: tuple[FakeGroup, int] | None = None
     attempt: int = 0
     node: FakeNode | None = None
     gpus: tuple[int, ...] = ()
@@ -63,11 +76,29 @@ class FakeTask:
 
 @dataclass(eq=False)
 class FakeActor:
-    """A counter actor, whose checkpoint outlives it."""
+    """A named actor; a counter's checkpoint outlives it.
+
+    Attributes
+    ----------
+    seconds
+        How long each of its calls takes.
+    retried
+        Whether a call that was cut off is repeated.
+    ticks
+        Whether it says that it lives, whoever calls it.
+    incarnation
+        Id of the one that lives now.
+    """
 
     name: str
     actor_id: str
     prefers: str
+    cls: str = "Counter"
+    fn: str = "counter_add"
+    seconds: float = 0.0
+    retried: bool = True
+    ticks: bool = False
+    incarnation: str = ""
     node: FakeNode | None = None
     alive: bool = False
     restarts: int = 0
@@ -87,6 +118,9 @@ class Tasks:
         self.failed: list[FailedAttempt] = []
         self.kept: list[FakeTask] = []  # whose outputs the owner still refers to
         self.attempts: dict[tuple[str, int], Attempt] = {}
+        self.groups: list[FakeGroup] = []
+        self.done_deeds: set[str] = set()
+        self.killed: set[str] = set()  # incarnations whose process was, on a node that lives on
         self.over = False
         world.on_nodes.append(self)
 
@@ -105,10 +139,12 @@ class Tasks:
         labels: Mapping[str, str] | None = None,
         needs: FakeTask | None = None,
         prefers: str | None = None,
+        effect: tuple[str, bool] | None = None,
+        bundle: tuple[FakeGroup, int] | None = None,
     ) -> FakeTask:
         task = FakeTask(
             key, fn, args, seconds, demand, labels or {}, max_retries, self.world.hex(48), done,
-            needs, prefers,
+            needs, prefers, effect, bundle,
         )  # fmt: skip
         self.queue.append(task)
         self._note(task, state="PENDING_NODE_ASSIGNMENT")
@@ -117,10 +153,26 @@ class Tasks:
 
     def used(self, node: FakeNode, resource: str = "CPU") -> float:
         """How much of a resource is in use on a node, as the GCS would count it."""
-        return sum(t.demand.get(resource, 0.0) for t in self.placed if t.node is node)
+        reserved = sum(group.used(node, resource) for group in self.groups)
+        return reserved + sum(t.demand.get(resource, 0.0) for t in self.placed if t.node is node)
+
+    def group(self, name: str, bundles: Sequence[Mapping[str, float]]) -> FakeGroup:
+        """A placement group whose bundles are all on different nodes."""
+        group = FakeGroup(self.world, name, self.run_id, self.world.hex(36), bundles)
+        self.groups.append(group)
+        self.pump()
+        return group
+
+    def cancel(self, task: FakeTask) -> None:
+        """Give up a task that has not begun; its owner is told so."""
+        if task in self.queue:
+            self.queue.remove(task)
+            self._fail(task, "TaskCancelledError", "it was cancelled")
 
     def pump(self) -> None:
-        """Place whatever can be placed, in the order of submission."""
+        """Place whatever can be placed: groups, then tasks in the order of submission."""
+        for group in self.groups:
+            group.place(self._free)
         for task in self.queue[:]:
             if self.over:
                 return
@@ -138,6 +190,10 @@ class Tasks:
 
     def _choose(self, task: FakeTask) -> FakeNode | None:
         up = self._up()
+        if task.bundle is not None:
+            group, number = task.bundle
+            place = group.places[number]
+            return place if place in up else None
         if task.prefers is not None:
             liked = next((n for n in up if n.name == task.prefers), None)
             if liked is not None:
@@ -213,6 +269,8 @@ class Tasks:
             demand={name: float(amount) for name, amount in task.demand.items()},
             gpu_ids=[str(number) for number in task.gpus],
         )
+        if task.effect is not None:
+            self._do(task, node, *task.effect)
 
         def end() -> None:
             if attempt in task.cut:
@@ -221,6 +279,16 @@ class Tasks:
             node.do(ANSWER_S, lambda: node.when_heard(lambda: self._finish(task, node)))
 
         node.do(task.seconds, end)
+
+    def _do(self, task: FakeTask, node: FakeNode, deed: str, idempotent: bool) -> None:
+        """The deed itself; with an idempotency key, the outside world refuses to have it done twice."""
+        facts = {"key": deed, "pid": 4000 + node.starts, "task_id": task.task_id}
+        if not idempotent:
+            self._write(node, "program.effect", **facts)
+        elif deed not in self.done_deeds and not self.over:
+            self.done_deeds.add(deed)
+            file = f"effect-{deed}.jsonl"
+            self.world.write(self.run_id, file, node, "program.effect", **facts)
 
     def _finish(self, task: FakeTask, node: FakeNode) -> None:
         if task.node is not node or self.over:
@@ -248,15 +316,16 @@ class Tasks:
 
     # -- actors ----------------------------------------------------------------------------------
 
-    def actor(self, name: str, prefers: str) -> FakeActor:
-        actor = FakeActor(name, self.world.hex(32), prefers)
+    def actor(self, name: str, prefers: str, **kind: Any) -> FakeActor:
+        """A counter, unless `kind` says otherwise: attributes of `FakeActor`."""
+        actor = FakeActor(name, self.world.hex(32), prefers, **kind)
         self.actors.append(actor)
         self._tell(actor, "PENDING_CREATION")
         self._create(actor)
         return actor
 
     def call(self, actor: FakeActor, n: int, key: str, done: Done) -> None:
-        """Call ``add(n)``; a call that its node cut off is repeated when the actor is back."""
+        """The n-th call; one that its node cut off is repeated when the actor is back, or fails."""
         actor.pending = (n, key, done)
         self._perform(actor)
 
@@ -274,40 +343,64 @@ class Tasks:
     def _created(self, actor: FakeActor, node: FakeNode) -> None:
         if self.over or actor.node is not node:
             return
-        actor.alive = True
+        actor.alive, actor.incarnation = True, self.world.hex(16)
         self._write(
             node,
             "actor.start",
             actor=actor.name,
             pid=5000 + node.starts,
-            exec=self.world.hex(16),
-            restored=actor.calls,
+            exec=actor.incarnation,
+            restored=0 if actor.ticks else actor.calls,
         )
+        if actor.ticks:
+            self._tick(actor, node, actor.incarnation, 1)
         self._tell(actor, "ALIVE")
         self._perform(actor)
+
+    def _tick(self, actor: FakeActor, node: FakeNode, incarnation: str, n: int) -> None:
+        """It lives as long as its node runs: whether Ray has replaced it, it does not know."""
+        if not self.over and incarnation not in self.killed:
+            self._write(node, "actor.tick", actor=actor.name, incarnation=incarnation, n=n)
+            node.do(TICK_S, lambda: self._tick(actor, node, incarnation, n + 1))
 
     def _perform(self, actor: FakeActor) -> None:
         node = actor.node
         if actor.alive and actor.pending is not None and node is not None:
             n, key, done = actor.pending
-            hear = partial(self._add, actor, node, n, key, done)
+            hear = partial(self._execute, actor, node, n, key, done)
             node.do(ANSWER_S, lambda: node.when_heard(hear))
 
-    def _add(self, actor: FakeActor, node: FakeNode, n: int, key: str, done: Done) -> None:
+    def _execute(self, actor: FakeActor, node: FakeNode, n: int, key: str, done: Done) -> None:
         if self.over or not actor.alive or actor.node is not node:
             return
-        execution = self.world.hex(16)
-        self._write(node, "call.start", actor=actor.name, key=key, exec=execution)
-        if n == actor.calls + 1:
-            actor.calls, actor.total = n, actor.total + n
-        self._write(node, "call.end", actor=actor.name, key=key, exec=execution)
+        execution, incarnation = self.world.hex(16), actor.incarnation
+        self._write(
+            node,
+            "call.start",
+            actor=actor.name,
+            key=key,
+            exec=execution,
+            incarnation=incarnation,
+        )
+
+        def end() -> None:
+            if incarnation in self.killed:
+                return
+            if n == actor.calls + 1:
+                actor.calls, actor.total = n, actor.total + n
+            self._write(node, "call.end", actor=actor.name, key=key, exec=execution)
+            node.do(ANSWER_S, lambda: node.when_heard(answer))
 
         def answer() -> None:
             if not self.over and actor.pending is not None and actor.pending[1] == key:
                 actor.pending = None
-                done(Outcome(actor.total + (key in self.world.script.wrong)))
+                value = actor.total if actor.fn == "counter_add" else expected_value(actor.fn, [n])
+                done(Outcome(value + (key in self.world.script.wrong)))
 
-        node.do(ANSWER_S, lambda: node.when_heard(answer))
+        if actor.seconds:
+            node.do(actor.seconds, end)
+        else:
+            end()
 
     def _tell(self, actor: FakeActor, state: str) -> None:
         where = actor.node.hostname if actor.node is not None and state == "ALIVE" else None
@@ -317,7 +410,7 @@ class Tasks:
             {
                 "actor_id": actor.actor_id,
                 "name": actor.name,
-                "class": "Counter",
+                "class": actor.cls,
                 "state": state,
                 "restarts": actor.restarts,
                 "hostname": where,
@@ -337,11 +430,14 @@ class Tasks:
         for actor in self.actors:
             if actor.node is node:
                 self._restart(actor)
+        for group in self.groups:
+            group.node_dead(node)
         self.pump()
 
     def worker_gone(self, worker: FakeTask | FakeActor) -> None:
         """The process of a running task, or of a living actor, was killed; its node lives on."""
         if isinstance(worker, FakeActor):
+            self.killed.add(worker.incarnation)
             self._restart(worker)
         elif worker.node is not None:
             entry = worker.node.entry
@@ -370,6 +466,10 @@ class Tasks:
         actor.restarts += 1
         self._tell(actor, "RESTARTING")
         self._create(actor)
+        if actor.pending is not None and not actor.retried:
+            _, _, done = actor.pending
+            actor.pending = None
+            done(Outcome(None, "ActorUnavailableError", f"The actor {actor.name} was restarted."))
 
     def gcs_gone(self) -> None:
         """The owner lived on the head: nothing of the job is left."""
@@ -389,6 +489,9 @@ class Tasks:
         if say:
             for actor in self.actors:
                 self._tell(actor, "DEAD")
+            for group in self.groups:
+                group.remove()
+        self.groups.clear()
         if self in self.world.on_nodes:
             self.world.on_nodes.remove(self)
 
@@ -434,7 +537,11 @@ def usage(world: World, jobs: list[Tasks]) -> Mapping[str, Mapping[str, tuple[fl
     for entry in world.gcs.entries if world.gcs else []:
         if entry.alive:
             result[entry.ray_node_id] = {
-                name: (sum(job.used(entry.node, name) for job in jobs), amount)
+                name: (
+                    sum(job.used(entry.node, name) for job in jobs)
+                    + sum(d.get(name, 0.0) for node, d in world.left_behind if node is entry.node),
+                    amount,
+                )
                 for name, amount in entry.node.spec.resources.items()
             }
     return result

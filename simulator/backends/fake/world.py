@@ -200,6 +200,8 @@ class World:
         self.on_nodes: list[NodeWatcher] = []
         self.files: dict[str, bytes] = {}
         self.ledger: dict[str, list[str]] = {}
+        #: What detached actors hold, whose programs have ended.
+        self.left_behind: list[tuple[FakeNode, Mapping[str, float]]] = []
         self.removed = False
 
     # -- the engine's side -----------------------------------------------------------------------
