@@ -19,6 +19,7 @@ from simulator.backends.fake import FakeBackend
 from simulator.cli.options import BACKENDS, HEALTHS
 from simulator.cluster import HEALTH
 from simulator.errors import CannotRun
+from simulator.experiment import known_experiments
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,7 +94,7 @@ def test_files_and_runs_of_the_user_s_are_offered_too(complete: Complete, tmp_pa
     run = tmp_path / "runs" / "node_failure" / "20260101-000000-7"
     run.mkdir(parents=True)
     (run / "spec.json").write_text("{}")
-    assert complete("run ") == ["node_failure", "task_placement", "mine.py"]
+    assert complete("run ") == [*known_experiments(), "mine.py"]
     assert complete("up --topology m") == ["mine.yaml"]
     assert complete("check ") == [
         "latest", "node_failure/latest", "node_failure/20260101-000000-7",
