@@ -303,7 +303,7 @@ def test_a_full_disk_is_the_nodes_own_and_never_the_machines(cluster: Cluster) -
     layer = inspected("SizeRw")
     fault = DiskFull()
     site = struck(cluster, fault)
-    said = inside(f"echo more 2>&1 > {SPILL_TARGET}/more; true")
+    said = inside(f"dd if=/dev/zero of={SPILL_TARGET}/more bs=4k count=1 2>&1; true")
     assert "No space left on device" in said
     assert inside(f"stat -f -c %a {SPILL_TARGET}") == "0"
     assert inspected("SizeRw") - layer < MIB
