@@ -135,6 +135,25 @@ def test_a_later_process_of_that_pid_is_not_the_one_that_was_struck(cluster: Clu
         fault.inject(cluster, site)
 
 
+def test_a_node_that_ends_while_it_is_looked_into_has_lost_its_process(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault, backend = CrashProcess("raylet"), backend_of(cluster)
+    site = fault.locate(cluster, Site("worker-1"))
+
+    def cut_off(self: FakeBackend, cluster: str, node: str) -> list[NodeProcess]:
+        backend.later(0.5, lambda: backend.crash("c", "worker-1", 11))
+        raise CannotRun("worker-1 ended meanwhile")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeBackend, "processes", cut_off)
+        assert fault.holds(cluster, site)
+        cluster.start()
+        patched.setattr(backend, "later", lambda *_: None)
+        with pytest.raises(CannotRun, match="ended meanwhile"):
+            fault.holds(cluster, site)
+
+
 # ---- workers
 
 

@@ -59,6 +59,12 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         Path("/tmp/holding.py").unlink(missing_ok=True)  # where processes share this machine's
 
 
+@pytest.fixture(autouse=True)
+def whole(cluster: Cluster) -> None:
+    """Whatever became of the test before."""
+    cluster.start()
+
+
 def seen(cluster: Cluster, node: str = NODE) -> list[tuple[str, str]]:
     """State and title of every process of a node, as the machine shows them."""
     backend = cluster.backend
@@ -145,23 +151,24 @@ def healed(cluster: Cluster, fault: Fault, site: Site) -> str:
 
 
 @pytest.mark.parametrize(
-    ("fault", "title", "code"),
+    ("fault", "title", "codes"),
     [
-        (CrashProcess("raylet"), "raylet/raylet", 11),
-        (CrashProcess("raylet", signal="SIGTERM"), "raylet/raylet", 12),
-        (CrashProcess("agent"), "ray::DashboardAgent", 11),
-        (CrashProcess("runtime_env_agent"), "ray::RuntimeEnvAgent", 11),
+        (CrashProcess("raylet"), "raylet/raylet", {11}),
+        (CrashProcess("raylet", signal="SIGTERM"), "raylet/raylet", {12}),
+        # The raylet ends with its agents; whether with an error is Ray's business.
+        (CrashProcess("agent"), "ray::DashboardAgent", {11, 12}),
+        (CrashProcess("runtime_env_agent"), "ray::RuntimeEnvAgent", {11, 12}),
     ],
     ids=str,
 )
 def test_a_node_ends_with_any_of_rays_own_processes_and_comes_back_as_a_new_one(
-    cluster: Cluster, fault: CrashProcess, title: str, code: int
+    cluster: Cluster, fault: CrashProcess, title: str, codes: set[int]
 ) -> None:
     assert [t for _, t in seen(cluster) if title in t]
     before = ray_id(cluster)
     site = struck(cluster, fault)
     until(lambda: cluster.node(NODE).state == "exited", "the node follows")
-    assert cluster.node(NODE).exit_code == code
+    assert cluster.node(NODE).exit_code in codes
     assert seen(cluster) == []
     assert "joined as a new node" in healed(cluster, fault, site)
     assert ray_id(cluster) != before

@@ -43,6 +43,9 @@ FOUND_S = 10.0
 #: How long a node may take to follow the process without which it cannot be, seconds.
 FOLLOWS_S = 30.0
 
+#: How long after a look into it that failed a node may take to be seen down, seconds.
+ENDS_S = 3.0
+
 _STOPPED = "T"
 
 _WORKER = "ray::"  # how the title of a process begins that Ray started for somebody's work
@@ -116,10 +119,8 @@ class ProcessFault(Fault):
 
     def struck(self, cluster: Cluster, site: Site) -> NodeProcess | None:
         """The very process that was found at the injection; None if it is gone."""
-        if cluster.node(site.node).state != "running":
-            return None
         wanted = (site.details["pid"], site.details["started"])
-        rows = _processes(cluster, site.node)
+        rows = _rows_of_any(cluster, site.node)
         return next((p for p in rows if (p.pid, p.started) == wanted), None)
 
     def _send(self, cluster: Cluster, site: Site, number: Signals) -> None:
@@ -148,7 +149,7 @@ class ProcessFault(Fault):
         try:
             return self._find(cluster, node) is not None
         except CannotRun:
-            return False  # it ended while it was looked into
+            return False  # it ended while it was looked into, or Ray does not answer
 
 
 def _hosts_actor(cluster: Cluster, node: str, name: str) -> Callable[[NodeProcess], bool]:
@@ -180,6 +181,24 @@ def _processes(cluster: Cluster, node: str) -> list[NodeProcess]:
     backend = cluster.backend
     assert isinstance(backend, CanSignal)
     return backend.processes(cluster.name, node)
+
+
+def _rows_of_any(cluster: Cluster, node: str) -> list[NodeProcess]:
+    """As `_processes`, of a node that is down too, or that goes down while it is looked into."""
+
+    def down() -> bool:
+        return cluster.node(node).state != "running"
+
+    if down():
+        return []
+    try:
+        return _processes(cluster, node)
+    except CannotRun:
+        # The engine may say so a moment later.
+        with suppress(WaitTimeout):
+            cluster.wait_until(down, name=f"{node} is down", timeout=ENDS_S)
+            return []
+        raise
 
 
 def _ray_node_id(cluster: Cluster, node: str) -> str | None:
