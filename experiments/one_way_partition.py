@@ -37,4 +37,4 @@ class OneWayPartition(Experiment):
         return parse_schedule(f"{cut} @10s for {params.seconds:g}s busy")
 
     def mandatory_phases(self, params: Params) -> Sequence[str]:
-        return ["effect", "first_retry", "declared_dead", "rejoined", "full_throughput"]
+        return ["effect", "declared_dead", "rejoined", "full_throughput"]

@@ -33,4 +33,4 @@ class PartitionMinority(Experiment):
         return parse_schedule(f"partition minority from majority @10s for {params.seconds:g}s busy")
 
     def mandatory_phases(self, params: Params) -> Sequence[str]:
-        return ["effect", "first_retry", "declared_dead", "rejoined", "full_throughput"]
+        return ["effect", "declared_dead", "rejoined", "full_throughput"]

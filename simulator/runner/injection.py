@@ -300,11 +300,19 @@ class Injection:
             )
             return
         fault.verified = True
+        if event is None:
+            # Looking takes its time, and what was looked for has been there since the call returned.
+            event = next(
+                op
+                for op in recorder.snapshot().ops[since:]
+                if op.kind == "fault.done" and op.data["id"] == fault.site.id
+            )
         recorder.record(
             "fault.effect",
-            source="engine",
+            source=event.source,
             node=node,
-            wall=None if event is None else event.wall,
+            wall=event.wall,
+            mono=event.mono,
             verified=True,
             how=f"{shown}{holds}",
             data=facts,
