@@ -20,10 +20,13 @@ from simulator.runner.live import LiveRun
 from simulator.runner.load import Load
 from simulator.schedule import After, AtEnd, Look, Never, PlannedFault, WhenDeclaredDead
 from simulator.topology import Topology
-from simulator.waiting import WaitTimeout
+from simulator.waiting import Deadline, WaitTimeout
 
 #: How long healing one fault may take, seconds.
 HEAL_S = 150.0
+
+#: How long something that is to be hit may be nowhere when its fault is due, seconds.
+FOUND_S = 10.0
 
 #: How long after its injection a fault must be seen to hold, and after its healing to be gone, seconds.
 SEEN_S = 15.0
@@ -195,9 +198,8 @@ class Injection:
 
     def _strike(self, planned: PlannedFault) -> None:
         """Inject it on every node that it hits."""
-        look = Look(self.live.cluster, self.live.recorder.snapshot, self.load.driver_node)
         try:
-            planned = planned.resolve(self.topology, look)
+            planned = self._found(planned)
         except (NotFound, BadInput, CannotRun) as error:
             self._skip(planned, Site("", planned.id), f"{planned.step.target}: {error}")
             return
@@ -211,6 +213,21 @@ class Injection:
                 self._strike_again(fault.node)
         if begun:
             self.load.go_on()
+
+    def _found(self, planned: PlannedFault) -> PlannedFault:
+        """With all that it hits; what runs nowhere at the moment is waited for, a few seconds.
+
+        Between two tasks there is none, and of a node that has just died Ray still tells.
+        """
+        look = Look(self.live.cluster, self.live.recorder.snapshot, self.load.driver_node)
+        deadline = Deadline(FOUND_S, clock=self.live.clock.mono)
+        while True:
+            try:
+                return planned.resolve(self.topology, look)
+            except (NotFound, BadInput, CannotRun):
+                if planned.nodes or planned.step.target.early or deadline.passed or self.load.over:
+                    raise
+            self.live.clock.sleep(0.2)
 
     def _inject(self, planned: PlannedFault, site: Site) -> tuple[LiveFault, int] | None:
         """Break one node; the fault, and how long the history was before. None if it was skipped."""
