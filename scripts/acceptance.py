@@ -269,9 +269,16 @@ def crash(work: Path) -> dict[str, Any]:  # noqa: ARG001
     for number in range(1, rounds + 1):
         say(f"round {number} of {rounds}")
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "tests/test_crash_safety_real.py"],
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "--acceptance",
+                "tests/test_crash_safety_real.py",
+            ],
             cwd=ROOT,
-            env={**os.environ, "RAY_SIM_TEST_MOMENTS": "all", "SIMULATOR_REQUIRE_DOCKER": "1"},
+            env={**os.environ, "SIMULATOR_REQUIRE_DOCKER": "1"},
             stdout=subprocess.PIPE,
             text=True,
             check=False,
@@ -279,6 +286,19 @@ def crash(work: Path) -> dict[str, Any]:  # noqa: ARG001
         if done.returncode:
             raise Failed(f"round {number}: {done.stdout[-2000:]}")
     return {"rounds": rounds, "last": done.stdout.strip().splitlines()[-1]}
+
+
+def long_tests(work: Path) -> dict[str, Any]:  # noqa: ARG001
+    """The long tests of faults, programs and promises that CI leaves out."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--acceptance", "-m", "acceptance",
+         "--deselect", "tests/test_crash_safety_real.py"],
+        cwd=ROOT, env={**os.environ, "SIMULATOR_REQUIRE_DOCKER": "1"}, stdout=subprocess.PIPE,
+        text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise Failed(done.stdout[-3000:])
+    return {"last": done.stdout.strip().splitlines()[-1]}
 
 
 PARTS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
@@ -289,6 +309,7 @@ PARTS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "kill9": kill9,
     "shrink": shrink,
     "crash": crash,
+    "long-tests": long_tests,
 }
 
 

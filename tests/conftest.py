@@ -75,8 +75,18 @@ RINGS: tuple[tuple[str, Callable[[], str | None]], ...] = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--acceptance", action="store_true", help="also the long ones that `make acceptance` runs"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Pure tests first, then those on the fake backend, then real processes, then real Docker."""
+    if not config.getoption("--acceptance"):
+        long = [item for item in items if item.get_closest_marker("acceptance")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
     items.sort(key=_ring)
     for marker, why_not in RINGS:
         marked = [item for item in items if item.get_closest_marker(marker)]

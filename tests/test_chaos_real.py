@@ -90,9 +90,16 @@ SCRIPTS = {
     ),
     "pipeline.py": (("--blocks", "8", "--seconds", "2"), ("--max-retries", "0")),
 }
+EACH = pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(name, marks=() if name == "map_tasks.py" else pytest.mark.acceptance)
+        for name in SCRIPTS
+    ],
+)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@EACH
 @pytest.mark.parametrize("cluster", [PROCESS], indirect=True)
 def test_a_script_is_valid_undisturbed_and_when_a_worker_dies(
     cluster: Cluster, tmp_path: Path, script: str
@@ -112,7 +119,7 @@ def test_a_script_is_valid_undisturbed_and_when_a_worker_dies(
     assert "sum is" in printed
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@EACH
 @pytest.mark.parametrize("cluster", [PROCESS], indirect=True)
 def test_a_script_without_retries_is_invalid_and_what_it_lost_is_named(
     cluster: Cluster, tmp_path: Path, script: str

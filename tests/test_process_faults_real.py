@@ -23,6 +23,8 @@ from simulator.faults.nodes import draining
 from simulator.topology import parse_topology
 from simulator.waiting import wait_until
 
+pytestmark = pytest.mark.acceptance
+
 NODE = "worker-1"
 
 TOPOLOGY = parse_topology(

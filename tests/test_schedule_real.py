@@ -109,6 +109,7 @@ def test_a_strangers_tasks_actors_and_objects_are_found_where_they_are(
         )
 
 
+@pytest.mark.acceptance
 def test_a_schedule_waits_finds_and_hits_what_it_means(cluster: Cluster, tmp_path: Path) -> None:
     text = (
         "kill node_of(actor:counter-worker-2) when 'tasks(finished) > 20' busy; "

@@ -24,6 +24,8 @@ from simulator.runner import Runner, RunRequest
 from simulator.store import RunDir, Store
 from simulator.topology import load_topology
 
+pytestmark = pytest.mark.acceptance
+
 BACKENDS = [
     pytest.param("process", marks=pytest.mark.real_process),
     pytest.param("docker", marks=pytest.mark.real_docker),
