@@ -333,7 +333,13 @@ def test_after_its_orchestrator_was_killed_a_run_keeps_every_start(shell: Shell)
     assert "interrupted" in (run / "report.html").read_text()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.acceptance),
+    ],
+)
 @pytest.mark.parametrize("shell", [BACKENDS[0]], indirect=True)
 def test_one_interrupt_heals_collects_takes_down_and_reports(
     shell: Shell, sent: signal.Signals

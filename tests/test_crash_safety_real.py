@@ -116,6 +116,7 @@ def traces(cluster: str) -> list[str]:
         (state,) = json.loads(docker("inspect", ident))
         if state["State"]["Paused"]:
             found.append(f"{name} is frozen")
+            continue  # nothing can be asked in there
         if state["HostConfig"]["NanoCpus"] not in (0, 2_000_000_000):
             found.append(f"{name} has {state['HostConfig']['NanoCpus']} billionths of a core")
         used = docker("exec", ident, "sh", "-c", "df --output=pcent /spill 2>/dev/null || true")
@@ -152,7 +153,7 @@ def test_an_orchestrator_that_is_killed_leaves_nothing(
     run = subprocess.Popen(
         [
             *(sys.executable, "-m", "simulator", "run", str(experiment), "--backend", "docker"),
-            *("--name", made_cluster, "--set", "worker_groups.worker.spill_size=64m"),
+            *("--name", made_cluster, "--set", "worker_groups.worker.spill_size=128m"),
         ],
         env={**os.environ, "RAY_SIM_RUNS": str(runs)},
         stdout=subprocess.DEVNULL,

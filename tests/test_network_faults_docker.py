@@ -483,6 +483,7 @@ def test_a_node_that_starts_again_has_a_new_network_and_is_struck_again(cluster:
     assert fault.lingers(cluster, site) == ""
 
 
+@pytest.mark.acceptance
 def test_a_node_that_ray_gave_up_works_on_and_comes_back_as_a_new_one(cluster: Cluster) -> None:
     before = ray_id(cluster, "worker-1")
     fault = Partition()

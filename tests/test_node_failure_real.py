@@ -109,6 +109,7 @@ def test_a_fault_after_the_work_is_done_proves_nothing(cluster: Cluster, tmp_pat
     assert verdicts(result)["no_task_lost"] == "valid"
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize(
     "cluster", [pytest.param("docker", marks=pytest.mark.real_docker)], indirect=True
 )
