@@ -116,9 +116,11 @@ def test_the_wheel_carries_every_file_that_the_package_looks_for() -> None:
     section = re.findall(r"wheel\.force-include\]\n(.*?)\n\n", text("pyproject.toml"), re.DOTALL)[0]
     carried = dict(re.findall(r'"(\S+)" = "(\S+)"', section))
     # What a user's program may import, it imports by this name on the user's own machine too.
-    importable = carried.pop("simulator/innode/importable/ray_sim.py")
+    importable = carried.pop("packaging/ray_sim.py")
     assert importable == "ray_sim.py"
-    assert (ROOT / "simulator/innode/importable" / importable).is_file()
+    on_nodes = text("simulator/innode/importable/ray_sim.py")
+    offered = set(re.findall(r"import (\w+) as \1", text("packaging/ray_sim.py")))
+    assert offered == set(re.findall(r'__all__ = \["(\w+)", "(\w+)"\]', on_nodes)[0])
     sources = [p.read_text(encoding="utf-8") for p in (ROOT / "simulator").rglob("*.py")]
     wanted = {
         name for code in sources for name in re.findall(r'asset_(?:path|names)\("([^"]+)"', code)

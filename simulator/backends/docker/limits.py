@@ -71,6 +71,10 @@ def set_limits(container: str, limits: Limits, *, swap: int | None) -> None:
             DockerClient().container.update(container, **changed)
 
 
+#: Where memory has run out, the kernel may kill whoever looks.
+_LOOKS = 5
+
+
 def load(execute: Execute, node: str) -> Load:
     """A look at the cgroup from inside, by a program that needs next to nothing.
 
@@ -79,8 +83,10 @@ def load(execute: Execute, node: str) -> Load:
     CannotRun
         The node does not show its cgroup.
     """
-    done = execute(["grep", "-s", "", *cgroup.paths()])
-    seen = cgroup.parse(done.output.splitlines())
+    for _ in range(_LOOKS):
+        seen = cgroup.parse(execute(["grep", "-s", "", *cgroup.paths()]).output.splitlines())
+        if seen.version:
+            break
     if not seen.version:
         raise CannotRun(
             f"what {node} has of CPU and memory cannot be read",
