@@ -153,7 +153,15 @@ class ShippedWatch:
         self.true |= op.kind == "program.effect" and op.node == "worker-1"
 
 
-@pytest.mark.parametrize("cluster", [PROCESS, DOCKER], indirect=True)
+@pytest.mark.parametrize("cluster", [PROCESS], indirect=True)
+def test_process_nodes_can_import_what_a_script_reports_with(cluster: Cluster) -> None:
+    argv = ["python", "-c", "import ray_sim; print(ray_sim.__file__)"]
+    for node in ("head", "worker-1"):
+        done = cluster.backend.execute(cluster.name, node, argv)
+        assert "innode/importable/ray_sim.py" in done.output
+
+
+@pytest.mark.parametrize("cluster", [DOCKER], indirect=True)
 def test_what_a_script_reports_comes_from_every_node_and_an_effect_that_came_twice_is_named(
     cluster: Cluster, tmp_path: Path
 ) -> None:
