@@ -14,9 +14,11 @@ if [ -s /run/secrets/apt_conf ]; then export APT_CONFIG=/run/secrets/apt_conf; f
 source=
 if ! grep -Eqrs '^(deb |URIs:)' /etc/apt/sources.list /etc/apt/sources.list.d; then
   source=/etc/apt/sources.list.d/of-the-build.list
-  mirror=${APT_MIRROR:?no Debian mirror is known}
-  if [ -s /run/secrets/apt_mirror ]; then mirror=$(cat /run/secrets/apt_mirror); fi
-  echo "deb $mirror $(. /etc/os-release && echo "$VERSION_CODENAME") main" >"$source"
+  if ! [ -s /run/secrets/apt_mirror ]; then
+    echo "the base image knows no Debian mirror, and the machine's apt names none" >&2
+    exit 1
+  fi
+  echo "deb $(cat /run/secrets/apt_mirror) $(. /etc/os-release && echo "$VERSION_CODENAME") main" >"$source"
 fi
 
 apt-get --quiet update
