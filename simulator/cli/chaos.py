@@ -16,20 +16,27 @@ from typer.core import TyperCommand
 
 from simulator.cli import complete, output
 from simulator.cli.options import (
-    HEALTHS,
     MOST_SECONDS,
     AsJson,
     BackendToUse,
     BudgetOption,
     FaultOption,
+    HealthOfRun,
     ImageOption,
     JunitOption,
+    KeepOption,
+    NameOfNew,
     ParallelismOption,
     RateOption,
+    RepeatOption,
+    ReuseOption,
     RpcFaultOption,
+    RuntimeEnvOption,
     ScheduleFileOption,
+    SeedOption,
     SetOption,
     WorkersOption,
+    WorkingDirOption,
     a_number,
 )
 from simulator.cli.runs import exit_code_of, say_kept, show_results
@@ -80,25 +87,8 @@ def chaos(
     rate: RateOption = None,
     budget: BudgetOption = None,
     rpc_fault: RpcFaultOption = None,
-    working_dir: Annotated[
-        str | None,
-        typer.Option(
-            "--working-dir",
-            metavar="DIR",
-            help="Ship this folder too: the script's current folder on every node. Left out is what "
-            ".gitignore and .rayignore say.",
-            show_default=False,
-        ),
-    ] = None,
-    runtime_env: Annotated[
-        str | None,
-        typer.Option(
-            "--runtime-env",
-            metavar="FILE|JSON",
-            help="Ray's runtime_env: a YAML or JSON file, or JSON itself.",
-            show_default=False,
-        ),
-    ] = None,
+    working_dir: WorkingDirOption = None,
+    runtime_env: RuntimeEnvOption = None,
     baseline: Annotated[
         bool,
         typer.Option("--baseline", help="Run it once undisturbed before, to compare with."),
@@ -121,22 +111,8 @@ def chaos(
             help="Tasks may fail for good: the script deals with that by itself.",
         ),
     ] = False,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            min=0,
-            help="Fixes every draw; without it one is drawn and recorded.",
-            show_default=False,
-        ),
-    ] = None,
-    repeat: Annotated[
-        int,
-        typer.Option(
-            "--repeat", metavar="N", min=1, help="N runs on one cluster, then the distribution."
-        ),
-    ] = 1,
+    seed: SeedOption = None,
+    repeat: RepeatOption = 1,
     topology: Annotated[
         str,
         typer.Option(
@@ -150,37 +126,10 @@ def chaos(
     workers: WorkersOption = None,
     settings: SetOption = None,
     backend: BackendToUse = "auto",
-    health: Annotated[
-        str | None,
-        typer.Option(
-            "--health",
-            metavar="|".join(HEALTHS),
-            autocompletion=complete.choices(*HEALTHS),
-            help="How Ray detects a lost node: fast (about 4 s, the default) or its own settings.",
-            show_default=False,
-        ),
-    ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the cluster up at the end.")] = False,
-    reuse: Annotated[
-        str | None,
-        typer.Option(
-            "--reuse",
-            metavar="CLUSTER",
-            help="Run on a cluster that is up, and leave it up.",
-            show_default=False,
-            autocompletion=complete.cluster,
-        ),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--name",
-            "-n",
-            metavar="CLUSTER",
-            help="Name of the cluster that is made; by default one that is free.",
-            show_default=False,
-        ),
-    ] = None,
+    health: HealthOfRun = None,
+    keep: KeepOption = False,
+    reuse: ReuseOption = None,
+    name: NameOfNew = None,
     image: ImageOption = None,
     start_parallelism: ParallelismOption = None,
     as_json: AsJson = False,

@@ -12,7 +12,14 @@ import typer
 from typer.core import TyperCommand
 
 from simulator.cli import output
-from simulator.cli.options import AsJson, BackendOfExisting, NameOfExisting, command_line
+from simulator.cli.options import (
+    AsJson,
+    BackendOfExisting,
+    NameOfExisting,
+    RuntimeEnvOption,
+    WorkingDirOption,
+    command_line,
+)
 
 if TYPE_CHECKING:
     from simulator.cluster import Cluster
@@ -43,25 +50,8 @@ def submit(
             show_default=False,
         ),
     ] = None,
-    working_dir: Annotated[
-        str | None,
-        typer.Option(
-            "--working-dir",
-            metavar="DIR",
-            help="Ship this folder too: the script's current folder on every node. Left out is what "
-            ".gitignore and .rayignore say.",
-            show_default=False,
-        ),
-    ] = None,
-    runtime_env: Annotated[
-        str | None,
-        typer.Option(
-            "--runtime-env",
-            metavar="FILE|JSON",
-            help="Ray's runtime_env: a YAML or JSON file, or JSON itself.",
-            show_default=False,
-        ),
-    ] = None,
+    working_dir: WorkingDirOption = None,
+    runtime_env: RuntimeEnvOption = None,
     no_wait: Annotated[
         bool,
         typer.Option("--no-wait", help="Print the job's id and return, instead of following it."),

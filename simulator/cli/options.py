@@ -143,6 +143,80 @@ JoinTimeout = Annotated[
     ),
 ]
 
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        min=0,
+        help="Fixes every draw; without it one is drawn and recorded.",
+        show_default=False,
+    ),
+]
+
+RepeatOption = Annotated[
+    int,
+    typer.Option(
+        "--repeat", metavar="N", min=1, help="N runs on one cluster, then the distribution."
+    ),
+]
+
+HealthOfRun = Annotated[
+    str | None,
+    typer.Option(
+        "--health",
+        metavar="|".join(HEALTHS),
+        autocompletion=complete.choices(*HEALTHS),
+        help="How Ray detects a lost node: fast (about 4 s, the default) or its own settings.",
+        show_default=False,
+    ),
+]
+
+KeepOption = Annotated[bool, typer.Option("--keep", help="Leave the cluster up at the end.")]
+
+ReuseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reuse",
+        metavar="CLUSTER",
+        help="Run on a cluster that is up, and leave it up.",
+        show_default=False,
+        autocompletion=complete.cluster,
+    ),
+]
+
+NameOfNew = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        "-n",
+        metavar="CLUSTER",
+        help="Name of the cluster that is made; by default one that is free.",
+        show_default=False,
+    ),
+]
+
+WorkingDirOption = Annotated[
+    str | None,
+    typer.Option(
+        "--working-dir",
+        metavar="DIR",
+        help="Ship this folder too: the script's current folder on every node. Left out is what "
+        ".gitignore and .rayignore say.",
+        show_default=False,
+    ),
+]
+
+RuntimeEnvOption = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime-env",
+        metavar="FILE|JSON",
+        help="Ray's runtime_env: a YAML or JSON file, or JSON itself.",
+        show_default=False,
+    ),
+]
+
 JunitOption = Annotated[
     str | None,
     typer.Option(

@@ -13,18 +13,23 @@ import typer
 
 from simulator.cli import complete, output
 from simulator.cli.options import (
-    HEALTHS,
     AsJson,
     BackendToUse,
     BudgetOption,
     FaultOption,
+    HealthOfRun,
     ImageOption,
     JunitOption,
+    KeepOption,
+    NameOfNew,
     ParallelismOption,
     RateOption,
+    RepeatOption,
+    ReuseOption,
     RpcFaultOption,
     RunArgument,
     ScheduleFileOption,
+    SeedOption,
     SetOption,
     WorkersOption,
 )
@@ -83,22 +88,8 @@ def run(
             autocompletion=complete.param,
         ),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            min=0,
-            help="Fixes every draw; without it one is drawn and recorded.",
-            show_default=False,
-        ),
-    ] = None,
-    repeat: Annotated[
-        int,
-        typer.Option(
-            "--repeat", metavar="N", min=1, help="N runs on one cluster, then the distribution."
-        ),
-    ] = 1,
+    seed: SeedOption = None,
+    repeat: RepeatOption = 1,
     topology: Annotated[
         str | None,
         typer.Option(
@@ -113,38 +104,11 @@ def run(
     workers: WorkersOption = None,
     settings: SetOption = None,
     backend: BackendToUse = "auto",
-    health: Annotated[
-        str | None,
-        typer.Option(
-            "--health",
-            metavar="|".join(HEALTHS),
-            autocompletion=complete.choices(*HEALTHS),
-            help="How Ray detects a lost node: fast (about 4 s, the default) or its own settings.",
-            show_default=False,
-        ),
-    ] = None,
+    health: HealthOfRun = None,
     rpc_fault: RpcFaultOption = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the cluster up at the end.")] = False,
-    reuse: Annotated[
-        str | None,
-        typer.Option(
-            "--reuse",
-            metavar="CLUSTER",
-            help="Run on a cluster that is up, and leave it up.",
-            show_default=False,
-            autocompletion=complete.cluster,
-        ),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--name",
-            "-n",
-            metavar="CLUSTER",
-            help="Name of the cluster that is made; by default one that is free.",
-            show_default=False,
-        ),
-    ] = None,
+    keep: KeepOption = False,
+    reuse: ReuseOption = None,
+    name: NameOfNew = None,
     image: ImageOption = None,
     start_parallelism: ParallelismOption = None,
     faults: FaultOption = None,
