@@ -10,7 +10,7 @@ import pytest
 
 from simulator.backends.base import ClusterSpec
 from simulator.backends.process import ProcessBackend
-from simulator.cli.plan import rpc_faults_of
+from simulator.cli.place import started_with
 from simulator.cluster import HEALTH, Cluster
 from simulator.faults import rpc_environment, rpc_faults
 from simulator.topology import load_topology
@@ -53,7 +53,7 @@ def cluster() -> Iterator[Cluster]:
 def test_calls_fail_and_are_late_and_the_work_is_done_all_the_same(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    assert rpc_faults_of(cluster) == [str(fault) for fault in FAULTS]
+    assert started_with(cluster)[1] == [str(fault) for fault in FAULTS]
     (tmp_path / "driver.py").write_text(DRIVER)
     cluster.ray.submit(f"python {tmp_path / 'driver.py'}", "rpc")
     job = wait_until(

@@ -142,8 +142,9 @@ def chaos(
     that fails is invalid.
     """
     from simulator.chaos import Chaos
+    from simulator.cli.asked import AskedFaults
     from simulator.cli.place import choose, refuse_contradictions
-    from simulator.cli.plan import AskedFaults, Problems, load_nodes
+    from simulator.cli.plan import Problems, load_nodes
     from simulator.cli.screen import Screen
     from simulator.faults import rpc_faults
     from simulator.runner import Runner, RunRequest

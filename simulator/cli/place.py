@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,11 @@ from simulator.backends import select
 from simulator.backends.base import Backend, ClusterRecord
 from simulator.cli import output
 from simulator.cli.find import find, refuse_taken
-from simulator.cli.plan import Problems, health_of, rpc_faults_of
-from simulator.cluster import HEALTH
+from simulator.cli.plan import Problems
+from simulator.cluster import HEALTH, Cluster
 from simulator.errors import Problem
 from simulator.faults import rpc_faults
+from simulator.faults.rpc import VARIABLE
 from simulator.topology import Topology
 
 
@@ -86,14 +88,13 @@ def choose(
         output.say(f"Backend: {chosen.name}, where cluster {reuse} is")
         _refuse_unready(problems, found.record)
         nodes = nodes or chosen.spec(reuse).topology
-        actual = health_of(found.cluster)
+        actual, has = started_with(found.cluster)
         if actual is None or (health is not None and health != actual):
             what = f"was started with {'--health ' + actual if actual else 'settings of its own'}"
             problems.found.append(
                 Problem(f"--reuse {reuse}", what, "a running cluster's failure detection is fixed")
             )
         health = actual
-        has = rpc_faults_of(found.cluster)
         wanted = [str(fault) for fault in rpc_faults([*rpc_own, *rpc_asked])]
         if wanted and sorted(wanted) != sorted(has):
             what = f"was started with {'--rpc-fault ' + ', '.join(has) if has else 'no RPC faults'}"
@@ -112,6 +113,20 @@ def choose(
     assert nodes is not None
     assert health is not None
     return Place(chosen, nodes, health, tuple(rpc_asked))
+
+
+def started_with(cluster: Cluster) -> tuple[str | None, list[str]]:
+    """The name of a cluster's failure-detection settings, None if they are none of ours, and its RPC faults.
+
+    A run on a borrowed cluster must report what that has, not a default.
+    """
+    lines = cluster.backend.execute(cluster.name, "head", ["env"]).output.splitlines()
+    env = dict(line.split("=", 1) for line in lines if "=" in line)
+    names = {name for settings in HEALTH.values() for name in settings}
+    has = {name: env[name] for name in names if env.get(name)}
+    health = next((name for name, settings in HEALTH.items() if has == dict(settings)), None)
+    faults: list[str] = json.loads(env.get(VARIABLE) or "[]")
+    return health, faults
 
 
 def _refuse_unready(problems: Problems, record: ClusterRecord) -> None:

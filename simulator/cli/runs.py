@@ -164,8 +164,9 @@ def _request(
     rpc_texts: Sequence[str],
 ) -> tuple[Any, RunRequest]:
     """The backend and what is to be run on it; raises `BadInput` with every problem."""
+    from simulator.cli.asked import AskedFaults
     from simulator.cli.place import choose, refuse_contradictions
-    from simulator.cli.plan import AskedFaults, Problems, load_nodes, replay_command
+    from simulator.cli.plan import Problems, load_nodes, replay_command
     from simulator.experiment import load_experiment, plan_problems
     from simulator.faults import rpc_faults
     from simulator.runner import RunRequest

@@ -133,7 +133,8 @@ def schedule(
     from random import Random
 
     from simulator.backends import select
-    from simulator.cli.plan import AskedFaults, Problems, load_nodes
+    from simulator.cli.asked import AskedFaults
+    from simulator.cli.plan import Problems, load_nodes
     from simulator.cli.timetables import schedule_view
     from simulator.errors import CannotRun, Problem
     from simulator.report.console import show
