@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 from simulator.cluster import Cluster
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
@@ -177,8 +178,15 @@ class Drawn(Target):
 
 
 class OfGroup(Drawn):
-    """Base of those that may be told one worker group; None is all workers."""
+    """Base of those that may be told one worker group; None is all workers.
 
+    Attributes
+    ----------
+    word
+        As the language has it.
+    """
+
+    word: ClassVar[str]
     group: str | None
 
     def of_group(self, nodes: Iterable[NodeSpec], topology: Topology) -> list[NodeSpec]:
@@ -187,8 +195,8 @@ class OfGroup(Drawn):
             raise NotFound("group", self.group, _groups(topology))
         return [n for n in nodes if self.group in (None, n.group)]
 
-    def _word(self, word: str) -> str:
-        return f"{word}({quoted(self.group)})" if self.group is not None else word
+    def __str__(self) -> str:
+        return f"{self.word}({quoted(self.group)})" if self.group is not None else self.word
 
 
 @dataclass(frozen=True)
@@ -197,15 +205,14 @@ class RandomWorker(OfGroup):
 
     group: str | None = None
 
+    word: ClassVar[str] = "one"
+
     def choose(
         self, among: Sequence[NodeSpec], topology: Topology, rng: Random
     ) -> Sequence[NodeSpec]:
         mine = self.of_group(among, topology)
         self._enough(mine, topology)
         return (rng.choice(mine),)
-
-    def __str__(self) -> str:
-        return self._word("one")
 
 
 @dataclass(frozen=True)
@@ -214,6 +221,8 @@ class All(OfGroup):
 
     group: str | None = None
 
+    word: ClassVar[str] = "all"
+
     def choose(
         self, among: Sequence[NodeSpec], topology: Topology, rng: Random
     ) -> Sequence[NodeSpec]:
@@ -221,15 +230,14 @@ class All(OfGroup):
         self._enough(mine, topology)
         return mine
 
-    def __str__(self) -> str:
-        return self._word("all")
-
 
 @dataclass(frozen=True)
 class Minority(OfGroup):
     """As many as can be while they are fewer than half of all nodes, or of the group's."""
 
     group: str | None = None
+
+    word: ClassVar[str] = "minority"
 
     def choose(
         self, among: Sequence[NodeSpec], topology: Topology, rng: Random
@@ -242,15 +250,14 @@ class Minority(OfGroup):
         self._enough(mine, topology, count)
         return _sorted(rng.sample(mine, count))
 
-    def __str__(self) -> str:
-        return self._word("minority")
-
 
 @dataclass(frozen=True)
 class Majority(OfGroup):
     """As few as can be while they are more than half of all nodes, or of the group's."""
 
     group: str | None = None
+
+    word: ClassVar[str] = "majority"
 
     def choose(
         self, among: Sequence[NodeSpec], topology: Topology, rng: Random
@@ -259,9 +266,6 @@ class Majority(OfGroup):
         count = len(of) // 2 + 1
         self._enough(mine, topology, count)
         return _sorted(rng.sample(mine, count))
-
-    def __str__(self) -> str:
-        return self._word("majority")
 
 
 @dataclass(frozen=True)
