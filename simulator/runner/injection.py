@@ -154,7 +154,6 @@ class Injection:
         seen = _Seen(waiting)
         while waiting:
             now = self.live.clock.mono() - began
-            self.live.look()
             seen.read(self.live.recorder)
             over, too_late = self.load.over or seen.work_over, self.load.too_late
             for planned in list(waiting):
