@@ -16,11 +16,15 @@ from typing import Any
 
 import psutil
 import pytest
+from cli import Command, runner_of, use_backends
+from fakes import Lab, fake
 from hypothesis import HealthCheck, settings
 
 from simulator.backends.base import LABEL_CLUSTER, ClusterSpec
 from simulator.backends.docker import DockerBackend, engine_answers
+from simulator.backends.fake import FakeBackend
 from simulator.backends.process.table import MARKER
+from simulator.checkers.base import RunView
 
 # Timing never decides a test; a machine that starts sixteen nodes meanwhile is slow.
 settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -182,3 +186,38 @@ def made_cluster() -> str:
     name = f"test-{os.getpid()}-{secrets.token_hex(2)}"
     MADE.add(name)
     return name
+
+
+# ---- shared by the tests of the command line and of runs, on the fake backend
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return fake()
+
+
+@pytest.fixture
+def command(
+    backend: FakeBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
+    """Runs one command line in an empty folder; it sees this backend and no other."""
+    monkeypatch.setenv("RAY_SIM_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    use_backends(monkeypatch, backend)
+    return runner_of(capsys)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """Its runs write a page that costs nothing."""
+
+    def page(path: Path, view: RunView) -> Path:
+        (path / "report.html").write_text("a report", encoding="utf-8")
+        return path / "report.html"
+
+    monkeypatch.setattr("simulator.runner.judging.write_html", page)
+    (tmp_path / "runs").mkdir()
+    return Lab(tmp_path / "runs")

@@ -42,6 +42,16 @@ def cluster_up(backend: FakeBackend, name: str = "c", workers: int = 3) -> Clust
     return cluster
 
 
+def fake_of(cluster: Cluster) -> FakeBackend:
+    assert isinstance(cluster.backend, FakeBackend)
+    return cluster.backend
+
+
+def state(cluster: Cluster, node: str = "worker-1") -> str:
+    """What engine and Ray say of a node together."""
+    return next(n.state for n in cluster.status().nodes if n.name == node)
+
+
 @dataclass
 class Lab:
     """A fake backend, a store, and experiments run on them."""

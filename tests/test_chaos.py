@@ -15,7 +15,6 @@ from simulator.backends.fake import Behaviour, FakeBackend
 from simulator.backends.fake.program import FakeProgram
 from simulator.backends.fake.ray import jobs_of
 from simulator.chaos import Chaos
-from simulator.checkers.base import RunView
 from simulator.errors import CannotRun, Interrupted
 from simulator.faults import Kill
 from simulator.jobs import plan_program
@@ -28,16 +27,9 @@ KILL = Step(4, Kill(), Named("worker-1"), After(3))
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """Its runs write a page that costs nothing."""
-
-    def page(path: Path, view: RunView) -> Path:
-        (path / "report.html").write_text("a report", encoding="utf-8")
-        return path / "report.html"
-
-    monkeypatch.setattr("simulator.runner.judging.write_html", page)
-    (tmp_path / "my_app.py").write_text("print('mine')\n", encoding="utf-8")
-    lab = Lab(tmp_path / "runs")
+def lab(lab: Lab) -> Lab:
+    """One whose cluster knows a script of the user's."""
+    (lab.root.parent / "my_app.py").write_text("print('mine')\n", encoding="utf-8")
     lab.backend.programs["my_app.py"] = FakeProgram(tasks=40, seconds=1.0)
     return lab
 

@@ -26,24 +26,6 @@ from simulator.errors import CannotRun
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def backend() -> FakeBackend:
-    return fake()
-
-
-@pytest.fixture
-def command(
-    backend: FakeBackend,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> Command:
-    monkeypatch.setenv("RAY_SIM_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(tmp_path)
-    use_backends(monkeypatch, backend)
-    return runner_of(capsys)
-
-
 # ---- help
 
 

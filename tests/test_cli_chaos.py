@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Command, runner_of, use_backends
+from cli import Command
 from fakes import fake
 
 from simulator.backends.base import Completed
@@ -26,17 +26,9 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-def command(
-    backend: FakeBackend,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> Command:
-    monkeypatch.setenv("RAY_SIM_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(tmp_path)
+def command(command: Command) -> Command:
     Path("my_app.py").write_text("print('mine')\n")
-    use_backends(monkeypatch, backend)
-    return runner_of(capsys)
+    return command
 
 
 def spec_of(data: dict[str, Any]) -> dict[str, Any]:

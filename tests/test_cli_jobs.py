@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Command, runner_of, use_backends
+from cli import Command
 from fakes import cluster_up, fake
 
 from simulator.backends.base import Endpoint
@@ -30,16 +30,9 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-def command(
-    backend: FakeBackend,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> Command:
-    monkeypatch.chdir(tmp_path)
+def command(command: Command) -> Command:
     Path("train.py").write_text("print('hello')\n")
-    use_backends(monkeypatch, backend)
-    return runner_of(capsys)
+    return command
 
 
 # ---- submit

@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli import SHORT, Command, runner_of, use_backends
-from fakes import fake
+from cli import SHORT, Command
 
 from simulator.backends.base import Completed
 from simulator.backends.fake import FakeBackend
@@ -21,21 +20,7 @@ from simulator.errors import CannotRun
 
 
 @pytest.fixture
-def backend() -> FakeBackend:
-    return fake()
-
-
-@pytest.fixture
-def command(
-    backend: FakeBackend,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> Command:
-    monkeypatch.setenv("RAY_SIM_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(tmp_path)
-    use_backends(monkeypatch, backend)
-    command = runner_of(capsys)
+def command(command: Command) -> Command:
     assert command("up", "--workers", "2").code == 0
     return command
 

@@ -6,32 +6,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-from cli import SHORT, Command, runner_of, use_backends
-from fakes import fake
+from cli import SHORT, Command
 
 from simulator.backends.base import Capability
 from simulator.backends.fake import FakeBackend
 from simulator.faults import FAULTS, Pause
 from simulator.schedule import parse_schedule
 from simulator.store import Store
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return fake()
-
-
-@pytest.fixture
-def command(
-    backend: FakeBackend,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> Command:
-    monkeypatch.setenv("RAY_SIM_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(tmp_path)
-    use_backends(monkeypatch, backend)
-    return runner_of(capsys)
 
 
 class CanFly:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from fakes import cluster_up, fake
+from fakes import cluster_up, fake, fake_of, state
 
 from simulator.backends.base import KILL, PAUSE, Capability, EngineEvent
-from simulator.backends.fake import FakeBackend
 from simulator.cluster import Cluster
 from simulator.errors import CannotRun, NodeStartFailed, NotFound
 from simulator.faults import (
@@ -29,15 +28,6 @@ ALL = [Kill(), Stop(grace=5), Restart(), Pause()]
 @pytest.fixture
 def cluster() -> Cluster:
     return cluster_up(fake())
-
-
-def fake_of(cluster: Cluster) -> FakeBackend:
-    assert isinstance(cluster.backend, FakeBackend)
-    return cluster.backend
-
-
-def state(cluster: Cluster, node: str) -> str:
-    return next(n.state for n in cluster.status().nodes if n.name == node)
 
 
 def ray_ids(cluster: Cluster, node: str) -> set[str]:

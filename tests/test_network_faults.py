@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from fakes import Lab, cluster_up, fake, finding, kinds, only
+from fakes import Lab, cluster_up, fake, fake_of, finding, kinds, only, state
 
 from simulator.backends.base import DISCONNECT, SHAPE_NETWORK
-from simulator.backends.fake import FakeBackend
 from simulator.checkers.base import RunView
 from simulator.cluster import Cluster
 from simulator.errors import BadInput, CannotRun
@@ -55,15 +54,6 @@ SITE = Site("worker-1", "f1", ("head", "worker-2", "worker-3"))
 @pytest.fixture
 def cluster() -> Cluster:
     return cluster_up(fake())
-
-
-def fake_of(cluster: Cluster) -> FakeBackend:
-    assert isinstance(cluster.backend, FakeBackend)
-    return cluster.backend
-
-
-def state(cluster: Cluster, node: str) -> str:
-    return next(n.state for n in cluster.status().nodes if n.name == node)
 
 
 def ray_id(cluster: Cluster, node: str) -> str:

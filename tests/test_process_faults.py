@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Lab, cluster_up, fake, finding
+from fakes import Lab, cluster_up, fake, fake_of, finding, state
 
 from simulator.backends.base import SIGNAL, CanSignal, NodeProcess
 from simulator.backends.fake import FakeBackend
@@ -42,11 +42,6 @@ def cluster() -> Cluster:
     return cluster_up(fake())
 
 
-def backend_of(cluster: Cluster) -> FakeBackend:
-    assert isinstance(cluster.backend, FakeBackend)
-    return cluster.backend
-
-
 def struck(cluster: Cluster, fault: Fault, node: str = "worker-1") -> Site:
     site = fault.locate(cluster, Site(node))
     fault.inject(cluster, site)
@@ -56,10 +51,6 @@ def struck(cluster: Cluster, fault: Fault, node: str = "worker-1") -> Site:
 
 def ray_id(cluster: Cluster, node: str = "worker-1") -> str | None:
     return next(n.ray_node_id for n in cluster.status().nodes if n.name == node)
-
-
-def state(cluster: Cluster, node: str = "worker-1") -> str:
-    return next(n.state for n in cluster.status().nodes if n.name == node)
 
 
 @pytest.mark.parametrize("fault", CORE, ids=str)
@@ -86,7 +77,7 @@ def test_healing_what_was_never_broken_changes_nothing(cluster: Cluster, fault: 
 
 @pytest.mark.parametrize("fault", [CrashProcess("raylet"), FreezeProcess("agent")], ids=str)
 def test_a_signal_without_effect_does_not_hold(cluster: Cluster, fault: Fault) -> None:
-    backend_of(cluster).without_effect("signal_process", "worker-1")
+    fake_of(cluster).without_effect("signal_process", "worker-1")
     site = struck(cluster, fault)
     assert fault.holds(cluster, site) == ""
 
@@ -124,7 +115,7 @@ def test_a_later_process_of_that_pid_is_not_the_one_that_was_struck(cluster: Clu
     site = struck(cluster, fault)
     before = cluster.backend
     assert isinstance(before, CanSignal)
-    backend_of(cluster).kill("c", "worker-1")
+    fake_of(cluster).kill("c", "worker-1")
     cluster.start_nodes(["worker-1"])
     (now,) = [p for p in before.processes("c", "worker-1") if p.name == "raylet"]
     assert now.pid == site.details["pid"]
@@ -138,7 +129,7 @@ def test_a_later_process_of_that_pid_is_not_the_one_that_was_struck(cluster: Clu
 def test_a_node_that_ends_while_it_is_looked_into_has_lost_its_process(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fault, backend = CrashProcess("raylet"), backend_of(cluster)
+    fault, backend = CrashProcess("raylet"), fake_of(cluster)
     site = fault.locate(cluster, Site("worker-1"))
 
     def cut_off(self: FakeBackend, cluster: str, node: str) -> list[NodeProcess]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Lab, cluster_up, fake, finding, topology
+from fakes import Lab, cluster_up, fake, finding, state, topology
 
 from simulator.backends.base import (
     LIMIT,
@@ -73,10 +73,6 @@ def struck(cluster: Cluster, fault: Fault, site: Site | None = None) -> Site:
     fault.inject(cluster, found)
     cluster.clock.sleep(1.0)
     return found
-
-
-def state(cluster: Cluster, node: str) -> str:
-    return next(n.state for n in cluster.status().nodes if n.name == node)
 
 
 def cpus(cluster: Cluster) -> float | None:

@@ -33,19 +33,6 @@ from simulator.topology import Topology
 from simulator.workload import TaskStream
 
 
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """Its runs write a page that costs nothing; one test below looks at the real one."""
-
-    def page(path: Path, view: RunView) -> Path:
-        (path / "report.html").write_text("a report", encoding="utf-8")
-        return path / "report.html"
-
-    monkeypatch.setattr("simulator.runner.judging.write_html", page)
-    (tmp_path / "runs").mkdir()
-    return Lab(tmp_path / "runs")
-
-
 class Scheduled(Experiment):
     """Any schedule, and no phase that must be seen."""
 

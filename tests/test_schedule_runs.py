@@ -11,20 +11,9 @@ import pytest
 from fakes import Lab, fake, finding, topology
 
 from simulator.backends.fake import FakeBackend
-from simulator.checkers.base import RunView
 from simulator.history import History, Op
 from simulator.runner import replay_request
 from simulator.schedule import parse_schedule
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    def page(path: Path, view: RunView) -> Path:
-        (path / "report.html").write_text("a report", encoding="utf-8")
-        return path / "report.html"
-
-    monkeypatch.setattr("simulator.runner.judging.write_html", page)
-    return Lab(tmp_path / "runs")
 
 
 def run(lab: Lab, text: str, *params: str, **more: Any) -> tuple[dict[str, Any], History]:
