@@ -141,6 +141,22 @@ def first_fault(view: RunView) -> Any:
     return some(index_of(view).injected()[:1], "injected fault")
 
 
+def without_fault(view: RunView) -> RunView:
+    """As if the first fault had been skipped."""
+    fault = first_fault(view)
+    parts = [fault.inject, fault.done, fault.effect, fault.heal, fault.healed]
+    gone = {id(op) for op in parts if op is not None}
+    skipped = replace(
+        fault.inject, kind="fault.skipped", data={**fault.inject.data, "why": "no node was busy"}
+    )
+    ops = [
+        skipped if op is fault.inject else op
+        for op in view.history
+        if op is fault.inject or id(op) not in gone
+    ]
+    return rebuilt(view, ops)
+
+
 def of_kind(view: RunView, kind: str, **data: Any) -> Op:
     found: Op = some(
         (
@@ -914,19 +930,8 @@ def effect_not_verified(view: RunView) -> Mutated:
 @mutation
 def fault_skipped(view: RunView) -> Mutated:
     """Nothing was injected: what ran again has no reason now, and nothing recovered."""
-    fault = first_fault(view)
-    parts = [fault.inject, fault.done, fault.effect, fault.heal, fault.healed]
-    skipped = replace(
-        fault.inject, kind="fault.skipped", data={**fault.inject.data, "why": "no node was busy"}
-    )
-    gone = {id(op) for op in parts if op is not None}
-    ops = [
-        skipped if op is fault.inject else op
-        for op in view.history
-        if op is fault.inject or id(op) not in gone
-    ]
     flips = {"fault_hit_work": UNKNOWN, "recovers": UNKNOWN, "evidence": UNKNOWN}
-    return Mutated(rebuilt(view, ops), flips)
+    return Mutated(without_fault(view), flips)
 
 
 @mutation

@@ -18,9 +18,9 @@ from history_mutations import (
     doubled,
     first_fault,
     of_kind,
-    rebuilt,
     some,
     without,
+    without_fault,
 )
 
 from simulator.checkers.base import RunView, Verdict
@@ -190,17 +190,8 @@ def it_had_ended_before_the_fault(view: RunView) -> Mutated:
 
 @mutation
 def the_fault_was_skipped(view: RunView) -> Mutated:
-    fault = first_fault(view)
-    parts = [fault.inject, fault.done, fault.effect, fault.heal, fault.healed]
-    gone = {id(op) for op in parts if op is not None}
-    skipped = replace(fault.inject, kind="fault.skipped", data={**fault.inject.data, "why": "x"})
-    ops = [
-        skipped if op is fault.inject else op
-        for op in view.history
-        if op is fault.inject or id(op) not in gone
-    ]
     flips = {"fault_hit_work": UNKNOWN, "whole_again": UNKNOWN, "evidence": UNKNOWN}
-    return Mutated(rebuilt(view, ops), flips)
+    return Mutated(without_fault(view), flips)
 
 
 @mutation

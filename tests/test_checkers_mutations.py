@@ -6,43 +6,28 @@ It runs on a built history and on every recorded one: ``tests/histories/<name>/`
 
 from __future__ import annotations
 
-import gzip
-import json
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from history_builder import build
 from history_mutations import MUTATIONS, NotHere
+from recorded import HISTORIES, flips_exactly, load, recorded
 
 from simulator.checkers.base import RunView, Verdict
 from simulator.checkers.registry import BUILT_IN, OF_ONE_WORKLOAD, OF_PROGRAMS, run_checks
-from simulator.history import read_history
-
-HISTORIES = Path(__file__).parent / "histories"
-RECORDED = sorted(path.parent.name for path in HISTORIES.glob("*/spec.json"))
 
 
-def load(name: str, folder: Path) -> RunView:
+def named(name: str, folder: Path) -> RunView:
     """A recorded run; or the built one."""
     if name == "built":
         return RunView(*build())
-    spec = json.loads((HISTORIES / name / "spec.json").read_text(encoding="utf-8"))
-    packed = HISTORIES / name / "history.jsonl.gz"
-    plain = HISTORIES / name / "history.jsonl"
-    if packed.exists():
-        plain = folder / "history.jsonl"
-        plain.write_bytes(gzip.decompress(packed.read_bytes()))
-    return RunView(read_history(plain), spec)
+    return load(HISTORIES / name, folder)
 
 
-@pytest.fixture(scope="module", params=["built", *RECORDED])
+@pytest.fixture(scope="module", params=["built", *recorded(HISTORIES)])
 def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunView:
-    return load(request.param, tmp_path_factory.mktemp("history"))
-
-
-def verdicts(view: RunView) -> dict[str, Verdict]:
-    return {f.check: f.verdict for f in run_checks(view)}
+    return named(request.param, tmp_path_factory.mktemp("history"))
 
 
 def test_the_original_is_valid_by_every_check(original: RunView) -> None:
@@ -52,23 +37,13 @@ def test_the_original_is_valid_by_every_check(original: RunView) -> None:
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_mutation_flips_exactly_the_checks_that_it_should(original: RunView, name: str) -> None:
-    try:
-        mutated = MUTATIONS[name](original)
-    except NotHere as why:
-        pytest.skip(str(why))
-    expected = verdicts(original)
-    expected.update(mutated.flips)
-    findings = run_checks(mutated.view)
-    found = {f.check: f.verdict for f in findings}
-    said = [f"{f.check} is {f.verdict.value}: {f.summary}" for f in findings]
-    assert found == expected, "\n".join(said)
-    assert found != verdicts(original), "a mutation that nobody notices tests nothing"
+    flips_exactly(original, MUTATIONS[name])
 
 
 def test_no_mutation_is_skipped_everywhere_and_every_check_is_flipped(tmp_path: Path) -> None:
     """On the built history, or on the recorded one of a workload that the built one does not have."""
     views = [
-        load(name, tmp_path) for name in ("built", "docker-task-placement", "process-promises")
+        named(name, tmp_path) for name in ("built", "docker-task-placement", "process-promises")
     ]
     flipped: set[str] = set()
     for name, mutate in MUTATIONS.items():
@@ -80,14 +55,3 @@ def test_no_mutation_is_skipped_everywhere_and_every_check_is_flipped(tmp_path: 
         flipped |= flips
     # Those of programs have a table of their own, which makes the same claim (test_checkers_program).
     assert flipped >= set(BUILT_IN) - (OF_ONE_WORKLOAD & set(OF_PROGRAMS))
-
-
-def test_findings_cite_operations_that_exist(original: RunView) -> None:
-    for mutate in MUTATIONS.values():
-        try:
-            view = mutate(original).view
-        except NotHere:
-            continue
-        known = {op.index for op in view.history}
-        for finding in run_checks(view):
-            assert set(finding.cites) <= known, finding.check
