@@ -6,17 +6,15 @@ depends on how long a machine takes to begin.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from real import running
 
-from simulator.backends.base import ClusterSpec
-from simulator.backends.select import choose
 from simulator.chaos import Chaos
-from simulator.cluster import HEALTH, Cluster
+from simulator.cluster import Cluster
 from simulator.faults import Kill
 from simulator.history import Op
 from simulator.jobs import plan_program
@@ -36,15 +34,8 @@ DOCKER = pytest.param("docker", marks=pytest.mark.real_docker)
 
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    backend = choose(request.param).backend
-    cluster = Cluster(backend, f"test-chaos-{secrets.token_hex(2)}")
-    topology = load_topology("default")
-    spec = ClusterSpec(cluster.name, topology, backend.gpu_kind(topology), env=HEALTH["fast"])
-    try:
-        cluster.up(backend.prepare(spec, lambda text: None))
+    with running(request.param, load_topology("default"), "chaos") as cluster:
         yield cluster
-    finally:
-        cluster.down()
 
 
 def run(

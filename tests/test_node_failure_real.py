@@ -5,16 +5,14 @@ One cluster for each backend serves all of these runs; a run by itself starts, b
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from real import running
 
-from simulator.backends.base import ClusterSpec
-from simulator.backends.select import choose
-from simulator.cluster import HEALTH, Cluster
+from simulator.cluster import Cluster
 from simulator.experiment import PHASES, load_experiment
 from simulator.history import read_history
 from simulator.runner import Runner, RunRequest, exit_code
@@ -43,15 +41,8 @@ def nodes_on(backend: str) -> Topology:
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    backend = choose(request.param).backend
-    cluster = Cluster(backend, f"test-main-{secrets.token_hex(2)}")
-    topology = nodes_on(backend.name)
-    spec = ClusterSpec(cluster.name, topology, backend.gpu_kind(topology), env=HEALTH["fast"])
-    try:
-        cluster.up(backend.prepare(spec, lambda text: None))
+    with running(request.param, nodes_on(request.param), "main") as cluster:
         yield cluster
-    finally:
-        cluster.down()
 
 
 def run(cluster: Cluster, folder: Path, *params: str, seed: int = 1) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from real import running
 
-from simulator.backends.base import ClusterSpec
-from simulator.backends.select import choose
-from simulator.cluster import HEALTH, Cluster
+from simulator.cluster import Cluster
 from simulator.experiment import load_experiment
 from simulator.history import History, read_history
 from simulator.runner import Runner, RunRequest
@@ -73,15 +72,8 @@ WANTED: list[tuple[Target, str]] = [
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    backend = choose("process").backend
-    cluster = Cluster(backend, f"test-lang-{secrets.token_hex(2)}")
-    topology = load_topology("default")
-    spec = ClusterSpec(cluster.name, topology, backend.gpu_kind(topology), env=HEALTH["fast"])
-    try:
-        cluster.up(backend.prepare(spec, lambda text: None))
+    with running("process", load_topology("default"), "lang") as cluster:
         yield cluster
-    finally:
-        cluster.down()
 
 
 def test_a_strangers_tasks_actors_and_objects_are_found_where_they_are(

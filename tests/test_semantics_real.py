@@ -5,19 +5,17 @@ One cluster for each backend serves all of these runs.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import finding
+from real import running
 
-from simulator.backends.base import ClusterSpec
-from simulator.backends.select import choose
 from simulator.checkers.base import RunView, Verdict
 from simulator.checkers.registry import run_checks
-from simulator.cluster import HEALTH, Cluster
+from simulator.cluster import Cluster
 from simulator.experiment import load_experiment
 from simulator.history import History
 from simulator.runner import Runner, RunRequest
@@ -38,14 +36,8 @@ TOPOLOGY = load_topology("cpu_only").with_workers(3)
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    backend = choose(request.param).backend
-    cluster = Cluster(backend, f"test-sem-{secrets.token_hex(2)}")
-    spec = ClusterSpec(cluster.name, TOPOLOGY, backend.gpu_kind(TOPOLOGY), env=HEALTH["fast"])
-    try:
-        cluster.up(backend.prepare(spec, lambda text: None))
+    with running(request.param, TOPOLOGY, "sem") as cluster:
         yield cluster
-    finally:
-        cluster.down()
 
 
 def run(

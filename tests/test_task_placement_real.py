@@ -6,17 +6,15 @@ One small cluster for each backend serves both runs: the topology `hybrid` with 
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import finding
+from real import running
 
-from simulator.backends.base import ClusterSpec
-from simulator.backends.select import choose
-from simulator.cluster import HEALTH, Cluster
+from simulator.cluster import Cluster
 from simulator.experiment import load_experiment
 from simulator.history import read_history
 from simulator.runner import Runner, RunRequest, exit_code
@@ -35,14 +33,8 @@ TOPOLOGY = override(
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    backend = choose(request.param).backend
-    cluster = Cluster(backend, f"test-place-{secrets.token_hex(2)}")
-    spec = ClusterSpec(cluster.name, TOPOLOGY, backend.gpu_kind(TOPOLOGY), env=HEALTH["fast"])
-    try:
-        cluster.up(backend.prepare(spec, lambda text: None))
+    with running(request.param, TOPOLOGY, "place") as cluster:
         yield cluster
-    finally:
-        cluster.down()
 
 
 def run(cluster: Cluster, folder: Path, *params: str) -> dict[str, Any]:
