@@ -441,7 +441,9 @@ def _need_limit(fault: Fault, cluster: Cluster, site: Site) -> None:
 @register_fault
 @dataclass(frozen=True)
 class DiskFull(_Burden):
-    """The disk that the node spills objects to is full; it is one of its own size, never the machine's.
+    """The disk that the node spills objects to is full, and stays so whatever Ray deletes there.
+
+    It is a disk of the node's own size, never the machine's.
 
     Parameters
     ----------
@@ -488,7 +490,10 @@ class DiskFull(_Burden):
         return f"{how}; {recover(cluster, site.node, timeout)}"
 
     def lingers(self, cluster: Cluster, site: Site) -> str:
-        disk = self.look(cluster, site, site.details["folder"]).get("disk")
+        found = self.look(cluster, site, site.details["folder"])
+        if found["processes"]:
+            return "the process that keeps the disk full is still there"
+        disk = found.get("disk")
         return "" if disk is None or disk["filler"] is None else "its file is still there"
 
 

@@ -3,8 +3,9 @@
 ``start MARK cpu N`` starts N processes that compute for ever. ``start MARK memory SHARE`` starts one that takes
 memory until the node holds this share of its limit, and keeps it there. ``start MARK oom`` starts one that takes
 memory until the kernel kills something in the node. ``fill MARK FOLDER SHARE`` writes a file until this share of
-the disk at FOLDER is taken, and refuses any FOLDER that is not a disk of its own size. ``look MARK`` and
-``end MARK [FOLDER]`` tell of it, and take it away; the mark ``*`` means every one.
+the disk at FOLDER is taken, starts a process that takes what others free there, and refuses any FOLDER that is not
+a disk of its own size. ``look MARK`` and ``end MARK [FOLDER]`` tell of it, and take it away; the mark ``*`` means
+every one.
 
 A burden is known by its mark, which stands in its processes' arguments and in its file's name, and by nothing
 else: not by a pid, which may be somebody else's by then. Each command prints one line of JSON. Exit codes: 0 done,
@@ -81,15 +82,19 @@ def start(mark: str, kind: str, argument: str) -> int:
     count = int(argument) if kind == "cpu" else 1
     if kind != "cpu" and cgroup.read().memory is None:
         raise Refused("the node has no memory limit, so the machine's own memory would be filled")
-    command = [sys.executable, "-m", _MODULE, _BURN, mark, kind, argument]
     for _ in range(count):
-        nothing = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-        ]
-        os.posix_spawn(sys.executable, command, os.environ, file_actions=nothing, setpgroup=0)
+        _spawn(mark, kind, argument)
     return count
+
+
+def _spawn(*burden: str) -> None:
+    nothing = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+    ]
+    command = [sys.executable, "-m", _MODULE, _BURN, *burden]
+    os.posix_spawn(sys.executable, command, os.environ, file_actions=nothing, setpgroup=0)
 
 
 def end(mark: str, kind: str = ANY) -> int:
@@ -154,7 +159,22 @@ def _touched(size: int) -> mmap.mmap:
 
 
 def fill(mark: str, folder: str, share: float) -> dict[str, Any]:
-    """Write a file until so much of the disk is taken; what the disk looks like then."""
+    """Take so much of the disk, and start what keeps it taken; what the disk looks like then."""
+    _take_disk(mark, folder, share)
+    if not processes(mark, "disk"):
+        _spawn(mark, "disk", folder, str(share))
+    return look_at_disk(mark, folder)
+
+
+def keep_full(mark: str, folder: str, share: float) -> None:
+    """Take what others free there, ten times a second; Ray deletes what it spilled once nobody needs it."""
+    while True:
+        _take_disk(mark, folder, share)
+        time.sleep(0.1)
+
+
+def _take_disk(mark: str, folder: str, share: float) -> None:
+    """Write its file until so much of the disk is taken."""
     size = _size_of_own(folder)
     path = _file_of(mark, folder)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -170,7 +190,6 @@ def fill(mark: str, folder: str, share: float) -> dict[str, Any]:
             raise
     finally:
         os.close(descriptor)
-    return look_at_disk(mark, folder)
 
 
 def look_at_disk(mark: str, folder: str) -> dict[str, Any]:
@@ -236,6 +255,8 @@ def _main(argv: list[str]) -> int:
             burn_cpu()
         elif rest[0] == "memory":
             take_memory(float(rest[1]))
+        elif rest[0] == "disk":
+            keep_full(mark, rest[1], float(rest[2]))
         else:
             exhaust_memory()
         return 0
