@@ -12,6 +12,7 @@ from pydantic import Field
 
 from simulator import Experiment, Step, TaskStream, parse_schedule
 from simulator import Params as BaseParams
+from simulator.experiment import MaxRetries, Tasks
 from simulator.topology import Topology
 
 
@@ -26,10 +27,11 @@ class LossyNetwork(Experiment):
     class Params(BaseParams):
         percent: float = Field(5.0, gt=0, le=100, description="share of the packets, each way")
         seconds: float = Field(20.0, gt=0, le=3600, description="how long, seconds")
-        tasks: int = Field(200, ge=1, le=1_000_000, description="number of tasks planned")
+        tasks: Tasks = 200
+        max_retries: MaxRetries = 3
 
     def workload(self, params: Params) -> TaskStream:
-        return TaskStream(tasks=params.tasks)
+        return TaskStream(tasks=params.tasks, max_retries=params.max_retries)
 
     def schedule(self, params: Params, topology: Topology) -> Sequence[Step]:
         lossy = f"loss(percent={params.percent:g}) one(worker)"

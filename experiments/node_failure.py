@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from simulator.errors import NotFound, Problem
-from simulator.experiment import PHASES, Experiment
+from simulator.experiment import PHASES, Experiment, MaxRetries, Tasks
 from simulator.experiment import Params as BaseParams
 from simulator.faults import Kill
 from simulator.schedule import Named, Never, RandomWorker, Step, WhenDeclaredDead
@@ -28,13 +28,11 @@ class NodeFailure(Experiment):
     claim = "A worker dies in the middle of its work, and no task is lost and no result is wrong."
 
     class Params(BaseParams):
-        tasks: int = Field(160, ge=1, le=1_000_000, description="number of tasks planned")
+        tasks: Tasks = 160
         task_seconds: float = Field(
             0.5, ge=0.05, le=600, description="how long each holds its slot, seconds"
         )
-        max_retries: int = Field(
-            3, ge=-1, le=1_000_000, description="Ray's max_retries of each task; -1 without end"
-        )
+        max_retries: MaxRetries = 3
         victim: str = Field(
             "random", description="which worker dies: a name, or random (drawn with the seed)"
         )

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from simulator import Experiment, Step, TaskStream, parse_schedule
 from simulator import Params as BaseParams
+from simulator.experiment import MaxRetries, Tasks
 from simulator.topology import Topology
 
 
@@ -27,10 +28,11 @@ class OneWayPartition(Experiment):
             "in", description="in: the worker hears nothing; out: nobody hears it"
         )
         seconds: float = Field(20.0, gt=0, le=3600, description="how long, seconds")
-        tasks: int = Field(240, ge=1, le=1_000_000, description="number of tasks planned")
+        tasks: Tasks = 240
+        max_retries: MaxRetries = 3
 
     def workload(self, params: Params) -> TaskStream:
-        return TaskStream(tasks=params.tasks)
+        return TaskStream(tasks=params.tasks, max_retries=params.max_retries)
 
     def schedule(self, params: Params, topology: Topology) -> Sequence[Step]:
         cut = f"partition(direction={params.direction}) one(worker)"

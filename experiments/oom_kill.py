@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
-
 from simulator import Experiment, Step, TaskStream, parse_schedule
 from simulator import Params as BaseParams
+from simulator.experiment import MaxRetries, Tasks
 from simulator.topology import Topology
 
 
@@ -24,10 +23,11 @@ class OomKill(Experiment):
     )
 
     class Params(BaseParams):
-        tasks: int = Field(160, ge=1, le=1_000_000, description="number of tasks planned")
+        tasks: Tasks = 160
+        max_retries: MaxRetries = 3
 
     def workload(self, params: Params) -> TaskStream:
-        return TaskStream(tasks=params.tasks)
+        return TaskStream(tasks=params.tasks, max_retries=params.max_retries)
 
     def schedule(self, params: Params, topology: Topology) -> Sequence[Step]:
         return parse_schedule("oom one(worker) @10s busy")

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from simulator import Experiment, Step, TaskStream, parse_schedule
 from simulator import Params as BaseParams
+from simulator.experiment import MaxRetries
 from simulator.topology import Topology
 
 
@@ -29,9 +30,7 @@ class RandomChaos(Experiment):
         gap: float = Field(
             20.0, ge=5, le=3600, description="from one to the next, at least, seconds"
         )
-        max_retries: int = Field(
-            -1, ge=-1, le=1_000_000, description="Ray's max_retries of each task; -1 without end"
-        )
+        max_retries: MaxRetries = -1
 
     def workload(self, params: Params) -> TaskStream:
         seconds = params.faults * 1.5 * params.gap

@@ -25,6 +25,7 @@ from simulator import (
     register_check,
 )
 from simulator import Params as BaseParams
+from simulator.experiment import Tasks
 from simulator.topology import Topology
 
 
@@ -44,7 +45,7 @@ class WorkerPause(Experiment):
             False, description="whether that is short enough for Ray to bear with it"
         )
         victim: str = Field("random", description="which worker: a name, or random")
-        tasks: int = Field(200, ge=1, le=1_000_000, description="number of tasks planned")
+        tasks: Tasks = 200
 
     def workload(self, params: Params) -> TaskStream:
         return TaskStream(tasks=params.tasks)

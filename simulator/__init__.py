@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.topology import Topology as Topology
     from simulator.topology import WorkerGroup as WorkerGroup
     from simulator.topology import load_topology as load_topology
+    from simulator.workload import Hoard as Hoard
     from simulator.workload import Placement as Placement
     from simulator.workload import Promises as Promises
     from simulator.workload import TaskKind as TaskKind
@@ -106,6 +107,7 @@ _HOMES = {
     "Site": "simulator.faults",
     "register_fault": "simulator.faults",
     "TaskStream": "simulator.workload",
+    "Hoard": "simulator.workload",
     "Placement": "simulator.workload",
     "TaskKind": "simulator.workload",
     "Promises": "simulator.workload",

@@ -16,9 +16,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.assets import asset_names
 from simulator.checkers import anatomy, registry
@@ -45,6 +45,14 @@ class Params(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+
+#: What most experiments ask for their workload.
+Tasks = Annotated[int, Field(ge=1, le=1_000_000, description="number of tasks planned")]
+MaxRetries = Annotated[
+    int,
+    Field(ge=-1, le=1_000_000, description="Ray's max_retries of each task; -1 without end"),
+]
 
 
 class Experiment(ABC):

@@ -63,6 +63,9 @@ class TaskStream:
         Least time between two calls of one actor, seconds.
     loop
         How many numbers a task adds up.
+    speculate_after_s
+        A task that is not back after so many seconds is submitted a second time, as ``<name>-copy``, for whichever
+        comes back first; None for never.
     """
 
     tasks: int = 120
@@ -74,6 +77,7 @@ class TaskStream:
     block_bytes: int = 1_048_576
     actor_period_s: float = 0.5
     loop: int = 20_000
+    speculate_after_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -222,6 +226,51 @@ class Promises:
 
     def nominal_seconds(self, topology: Topology) -> float:
         return self.tasks * self.task_seconds / max(1.0, topology.total("CPU"))
+
+
+@dataclass(frozen=True, slots=True)
+class Hoard:
+    """On every worker more objects than its store holds, so that it spills them and fetches them back all the time.
+
+    Each task makes a block on one worker, by turns, and adds it up there. A worker keeps its last `kept` blocks;
+    from then on it reads the oldest again, and gives it up, for each new one.
+
+    Parameters
+    ----------
+    tasks
+        How many blocks are made as planned.
+    task_seconds
+        Nominal length of the making of one, seconds.
+    kept
+        How many blocks each worker keeps.
+    block_bytes
+        Size of a block.
+    max_retries
+        Ray's ``max_retries`` of each task.
+    in_flight_per_slot
+        How many are submitted and not back at any moment, for each CPU of the cluster.
+    """
+
+    tasks: int = 200
+    task_seconds: float = 0.4
+    kept: int = 14
+    block_bytes: int = 8_388_608
+    max_retries: int = 3
+    in_flight_per_slot: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return "hoard"
+
+    def entrypoint(self, run_id: str) -> str:
+        return f"python -m simulator.innode.hoard --run {run_id}"
+
+    def spec(self, hostnames: Mapping[str, str]) -> dict[str, Any]:
+        return {**asdict(self), "workers": dict(hostnames)}
+
+    def nominal_seconds(self, topology: Topology) -> float:
+        slots = max(1.0, sum(n.resources.get("CPU", 0.0) for n in topology.workers()))
+        return self.tasks * self.task_seconds / slots
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,13 @@ from simulator.innode.ledger import CONTROL, DRIVER, WORKLOAD, Ledger, read_json
 
 
 @dataclass
-class _Asked:
+class Asked:
     """One submission that has not come back: its key, and what else came back with it."""
 
     key: str
     fn: str
+    args: list[Any]
+    since: float  # on the monotonic clock, seconds
     via: str | None = None  # key of the producer whose block it consumes
     kept: str | None = None  # name of the kept object that it looks at
 
@@ -47,10 +49,11 @@ class Stream:
     def __init__(self, run_id: str, spec: Mapping[str, Any]) -> None:
         self.run_id, self.spec = run_id, spec
         self.out = Ledger(run_id, DRIVER)
-        self.pending: dict[Any, _Asked] = {}
+        self.pending: dict[Any, Asked] = {}
         self.calls: dict[Any, tuple[Actor, str]] = {}
         self.blocks: dict[str, tuple[str, Any]] = {}
         self.actors: list[Actor] = []
+        self.copied: set[str] = set()
         self.submitted = self.results = self.failures = 0
         self.seconds = float(spec["task_seconds"])
         retries = int(spec["max_retries"])
@@ -71,7 +74,7 @@ class Stream:
     ) -> None:
         self.out.write("driver.submit", key=key, fn=fn, args=args, **promised)
         self.submitted += 1
-        self.pending[ref] = _Asked(key, fn, via, kept)
+        self.pending[ref] = Asked(key, fn, args, time.monotonic(), via, kept)
 
     def prepare(self, nodes: Mapping[str, str]) -> None:
         """What is there before the stream begins, on the workers of these names and Ray node ids."""
@@ -163,6 +166,26 @@ class Stream:
             )
             self.submit(key, "square_sum", [start, count], ref)
 
+    def speculate(self) -> None:
+        """A second copy of each task that is late; whichever comes back first answers, and neither is cancelled.
+
+        The copy has a key of its own, so that no execution is taken for a repetition.
+        """
+        patience = self.spec.get("speculate_after_s")
+        if patience is None:
+            return
+        now = time.monotonic()
+        for asked in list(self.pending.values()):
+            copy = f"{asked.key}-copy"
+            late = now - asked.since >= float(patience)
+            if not late or asked.fn != "square_sum" or asked.key in self.copied:
+                continue
+            self.copied.update((asked.key, copy))
+            ref = self.square_sum.options(name=copy, scheduling_strategy="SPREAD").remote(
+                self.run_id, copy, self.seconds, *asked.args
+            )
+            self.submit(copy, "square_sum", asked.args, ref)
+
     def collect(self, timeout: float) -> None:
         """Record whatever came back, waiting up to `timeout` seconds for the first of it."""
         refs = [*self.pending, *self.calls]
@@ -179,7 +202,7 @@ class Stream:
             else:
                 self._came_back(self.pending.pop(ref), ref)
 
-    def _came_back(self, asked: _Asked, ref: Any) -> None:
+    def _came_back(self, asked: Asked, ref: Any) -> None:
         keys = [asked.key] if asked.via is None else [asked.via, asked.key]
         try:
             value = ray.get(ref)
@@ -187,12 +210,14 @@ class Stream:
             for key in keys:
                 self.failures += 1
                 self.out.write("driver.failure", key=key, **described(error))
+            self.came_back(asked, failed=True)
             return
         for key in keys:
             self.results += 1
             self.out.write("driver.result", key=key, value=value if key == asked.key else None)
         if asked.kept is not None:
             self.out.write("driver.object_back", object=asked.kept, key=asked.key, value=value)
+        self.came_back(asked, failed=False)
 
     def _called(self, actor: Actor, key: str, ref: Any) -> None:
         try:
@@ -215,6 +240,9 @@ class Stream:
     def in_flight(self) -> int:
         """How many submissions of the stream itself are not back."""
         return len(self.pending)
+
+    def came_back(self, asked: Asked, *, failed: bool) -> None:
+        """It has its result, or failed for good."""
 
     def call_failed(self, actor: Actor) -> None:
         """A call of it failed for good."""
@@ -260,6 +288,7 @@ class Stream:
                 self.call_actors()
             elif self.all_is_back():
                 break
+            self.speculate()
             self.collect(0.1)
 
     def end(self) -> None:
