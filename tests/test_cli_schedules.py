@@ -176,6 +176,18 @@ def test_targets_are_held_against_the_topology(command: Command) -> None:
     assert command("schedule", "kill worker-5", "--workers", "5").code == 0
 
 
+@pytest.mark.parametrize("condition", ["", " when 'fault(f9) == healed'"])
+def test_whom_a_step_means_is_looked_at_though_another_cannot_be_read(
+    command: Command, condition: str
+) -> None:
+    steps = f"kill worker-9 @5s{condition}; loss(percnt=3) worker-1 @1s", "random"
+    done = command("schedule", *steps, "--rate", "0")
+    assert done.code == 2
+    assert done.err.startswith("error: 3 problems:")
+    for part in ("no node or group named 'worker-9'", "named 'percnt'", "--rate: is 0 faults"):
+        assert part in done.err
+
+
 def test_no_step_at_all_is_wrong_usage_and_shows_an_example(command: Command) -> None:
     done = command("schedule")
     assert done.code == 2

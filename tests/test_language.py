@@ -508,6 +508,11 @@ def test_all_that_is_wrong_with_one_step_comes_together() -> None:
         ("kill worker when 'node(a) == ded'", "the state is 'ded'; did you mean dead?", "ded"),
         ("kill worker when 'node(a).mark > 3'", "node has no .mark", "mark"),
         ("kill worker when 'actor(a).marks > 3'", "did you mean mark?", "marks"),
+        (
+            "kill worker when 'fault(f1) healed'",
+            "'healed' cannot stand here; expected the end",
+            "healed",
+        ),
         ("kill worker when", "the end cannot stand here", " "),
         ("kill worker when '" + "not " * 5000 + "mark(a)'", "is nested too deeply", None),
         ("kill worker for", "the end cannot stand here; expected good or a number", " "),

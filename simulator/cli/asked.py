@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 from simulator.backends.base import Backend
 from simulator.cli import output
 from simulator.cli.plan import Problems
 from simulator.errors import Problem
 from simulator.faults import FAULTS
-from simulator.schedule import Step, random_schedule, read_schedule
+from simulator.schedule import Step, chance_problems, random_schedule, read_schedule, resolve
 from simulator.topology import Topology
 
 #: What stands for faults that are drawn, and how many a second and in all unless told otherwise.
@@ -40,26 +41,32 @@ class AskedFaults:
     @classmethod
     def read(
         cls,
+        problems: Problems,
         faults: Sequence[str],
         file: Path | None,
         rate: float | None,
         budget: int | None,
+        topology: Topology | None,
         *,
         where: str = "--fault",
     ) -> AskedFaults:
-        """What the options say; raises `BadInput` with every problem."""
-        problems = Problems()
+        """What the options say, and every problem noted: of the language, and with whom they mean."""
         drawn = {text for text in map(_words, faults) if text in (RANDOM, RANDOM_WITH_HEAD)}
         said = [text for text in faults if _words(text) not in drawn]
-        steps: Sequence[Step] = ()
-        if said or file is not None:
-            steps = problems.attempt(where, lambda: read_schedule(said, file, where=where)) or ()
+        before = len(problems.found)
+        steps = read_schedule(said, file, where=where, problems=problems.found)
+        if topology is not None:
+            whole = len(problems.found) == before
+            # Without the steps that cannot be read, a condition that names a fault names another.
+            known = steps if whole else [replace(step, when=None) for step in steps]
+            problems.attempt(where, lambda: resolve(known, topology, Random(0)))
         for option, given in (("--rate", rate), ("--budget", budget)):
             if given is not None and not drawn:
                 what = f"belongs to {where} {RANDOM}"
                 problems.found.append(Problem(option, what, f"leave it out, or say {RANDOM} too"))
-        problems.raise_any()
         chance = (RATE if rate is None else rate, BUDGET if budget is None else budget)
+        if drawn:
+            problems.found.extend(chance_problems(*chance))
         return cls(steps, chance if drawn else None, head=RANDOM_WITH_HEAD in drawn)
 
     def all_steps(self, backend: Backend, topology: Topology, seed: int) -> list[Step]:

@@ -148,24 +148,19 @@ def chaos(
     from simulator.cli.screen import Screen
     from simulator.faults import rpc_faults
     from simulator.runner import Runner, RunRequest
-    from simulator.schedule import resolve
     from simulator.store import Store
     from simulator.workload import Script
 
     problems = Problems()
     program = _program(problems, script, arguments or (), working_dir, runtime_env)
-    asked = problems.attempt("--fault", lambda: AskedFaults.read(faults or (), file, rate, budget))
     problems.attempt("--rpc-fault", lambda: rpc_faults(rpc_fault or ()))
     refuse_contradictions(problems, backend, health, name, reuse, image)
     problems.output_file("--junit", junit)
     shaped = topology != "default" or workers is not None or bool(settings)
     nodes = load_nodes(problems, topology, workers, settings or []) if shaped or not reuse else None
-    if asked is not None and nodes is not None:
-        shape = nodes
-        problems.attempt("--fault", lambda: resolve(asked.steps, shape, Random(0)))
+    asked = AskedFaults.read(problems, faults or (), file, rate, budget, nodes)
     problems.raise_any()
     assert program is not None
-    assert asked is not None
 
     place = choose(problems, backend, health, name, reuse, nodes, rpc_asked=rpc_fault or ())
     seed = secrets.randbelow(2**31) if seed is None else seed

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -170,7 +169,6 @@ def _request(
     from simulator.experiment import load_experiment, plan_problems
     from simulator.faults import rpc_faults
     from simulator.runner import RunRequest
-    from simulator.schedule import resolve
 
     problems = Problems()
     loaded = problems.attempt(source, lambda: load_experiment(source))
@@ -189,13 +187,9 @@ def _request(
         problems.found.extend(plan_problems(loaded, parsed, nodes))
     # The experiment's file may have registered faults of its own.
     texts, file, rate, budget = faults
-    asked = problems.attempt("--fault", lambda: AskedFaults.read(texts, file, rate, budget))
-    if asked is not None and nodes is not None:
-        shape = nodes
-        problems.attempt("--fault", lambda: resolve(asked.steps, shape, Random(0)))
+    asked = AskedFaults.read(problems, texts, file, rate, budget, nodes)
     problems.raise_any()
     assert loaded is not None
-    assert asked is not None
 
     place = choose(
         problems, backend, health, name, reuse, nodes,

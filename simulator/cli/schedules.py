@@ -147,14 +147,8 @@ def schedule(
         example = 'python -m simulator schedule "kill one(worker) @20s"'
         problems.found.append(Problem("STEPS", "are missing", f"for example: {example}"))
     nodes = load_nodes(problems, topology, workers, settings or [])
-    asked = problems.attempt(
-        "STEPS", lambda: AskedFaults.read(steps or [], file, rate, budget, where="STEPS")
-    )
-    shape = nodes
-    if asked is not None and shape is not None:
-        problems.attempt("STEPS", lambda: resolve(asked.steps, shape, Random(0)))
+    asked = AskedFaults.read(problems, steps or [], file, rate, budget, nodes, where="STEPS")
     problems.raise_any()
-    assert asked is not None
     assert nodes is not None
     seed = secrets.randbelow(2**31) if seed is None else seed
     chosen = None

@@ -1,5 +1,6 @@
 """Which fault hits whom, when, and when it is undone."""
 
+from simulator.schedule.chance import chance_problems as chance_problems
 from simulator.schedule.chance import random_schedule as random_schedule
 from simulator.schedule.conditions import Condition as Condition
 from simulator.schedule.files import read_schedule as read_schedule

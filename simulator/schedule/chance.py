@@ -19,6 +19,16 @@ SHORTEST_S, LONGEST_S = 5.0, 15.0
 REST_S, RECOVERY_S = 5.0, 30.0
 
 
+def chance_problems(rate: float, budget: int) -> list[Problem]:
+    """What makes no sense of these two."""
+    problems = []
+    if not 0 < rate <= 100:  # NaN too
+        problems.append(Problem("--rate", f"is {rate:g} faults a second", "use 0.2, for example"))
+    if not 0 < budget <= 1000:
+        problems.append(Problem("--budget", f"is {budget} faults", "use 1 to 1000"))
+    return problems
+
+
 def random_schedule(
     backend: Backend,
     topology: Topology,
@@ -47,11 +57,7 @@ def random_schedule(
     BadInput, CannotRun
         The figures make no sense, or there is no node to hit; nothing can be done here.
     """
-    problems = []
-    if not 0 < rate <= 100:  # NaN too
-        problems.append(Problem("--rate", f"is {rate:g} faults a second", "use 0.2, for example"))
-    if not 0 < budget <= 1000:
-        problems.append(Problem("--budget", f"is {budget} faults", "use 1 to 1000"))
+    problems = chance_problems(rate, budget)
     specs = {n.name: n for n in topology.nodes() if head or n.role == "worker"}
     nodes = sorted(specs)
     if not nodes:

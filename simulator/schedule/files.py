@@ -61,7 +61,11 @@ _CLAUSES = {
 
 
 def read_schedule(
-    faults: Sequence[str], file: Path | None = None, *, where: str = "--fault"
+    faults: Sequence[str],
+    file: Path | None = None,
+    *,
+    where: str = "--fault",
+    problems: list[Problem] | None = None,
 ) -> list[Step]:
     """The steps of several texts and of a file, in this order.
 
@@ -71,21 +75,23 @@ def read_schedule(
         Texts of the language, as ``--fault`` takes them.
     where
         What the problems of the texts are said to be problems of.
+    problems
+        Where to note them instead of raising; the steps that can be read are returned all the same.
 
     Raises
     ------
     BadInput
         Every problem of all of them.
     """
-    problems: list[Problem] = []
+    found: list[Problem] = [] if problems is None else problems
     steps: list[Step] = []
     for i, text in enumerate(faults, 1):
         place = where if len(faults) == 1 else f"{where} {i}"
-        steps += read_text(text, place, problems)
+        steps += read_text(text, place, found)
     if file is not None:
-        steps += _read_file(file, problems)
-    if problems:
-        raise BadInput(problems)
+        steps += _read_file(file, found)
+    if found and problems is None:
+        raise BadInput(found)
     return steps
 
 

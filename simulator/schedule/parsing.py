@@ -130,6 +130,8 @@ def syntax_problem(error: UnexpectedInput, source: Source) -> Problem:
         begin = len(text) if at_end else error.token.start_pos or 0
         end = begin + (1 if at_end else len(error.token))
         accepted = error.accepts or error.expected
+        if (word := re.match(r"\w+", text[begin:])) is not None:
+            end = max(end, begin + word.end())  # "heal" of "healed" is a word of the language
     else:
         begin = error.pos_in_stream or 0
         end = begin + 1
@@ -152,6 +154,8 @@ def syntax_problem(error: UnexpectedInput, source: Source) -> Problem:
         return source.problem(
             *alone.span(2), f"what is {alone[2]}?", f"expected {looks} or 5 times"
         )
+    # Nothing at all, where what came before was whole and was taken for it: so it should end there.
+    accepted = accepted or ("$END",)
     found = repr(text[begin:end]) if begin < len(text) else "the end"
     return source.problem(
         begin, end, f"{found} cannot stand here", f"expected {_expected(accepted)}"
@@ -171,5 +175,5 @@ def _expected(accepted: Collection[str]) -> str:
         _LOOKS.get(n, n.lower()): None
         for n in sorted(names, key=lambda n: (n == "$END", order.get(n, 0)))
     }
-    *others, last = looks or ["something else"]
+    *others, last = looks
     return f"{', '.join(others)} or {last}" if others else last
