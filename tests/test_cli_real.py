@@ -267,6 +267,14 @@ print(ray.get([holder.ready.remote() for holder in made]))
 """
 
 
+@pytest.mark.parametrize(
+    "shell",
+    [
+        pytest.param("process", marks=[pytest.mark.real_process, pytest.mark.acceptance]),
+        BACKENDS[1],
+    ],
+    indirect=True,
+)
 def test_a_cluster_is_scaled_followed_stopped_and_started_again(
     shell: Shell, tmp_path: Path
 ) -> None:
@@ -307,6 +315,7 @@ def test_a_cluster_is_scaled_followed_stopped_and_started_again(
     assert "(worker-1) " in shell.attached("worker-1", "exit 7", code=7)
 
 
+@pytest.mark.parametrize("shell", [BACKENDS[0]], indirect=True)  # on Docker: test_promises_real.py
 def test_after_its_orchestrator_was_killed_a_run_keeps_every_start(shell: Shell) -> None:
     with shell.running() as process:
         run = shell.wait_for("fault.effect", process)

@@ -53,8 +53,9 @@ LIMIT = {"1": "memory/memory.limit_in_bytes", "2": "memory.max"}
 USED = {"1": "memory/memory.usage_in_bytes", "2": "memory.current"}
 
 
-#: Seconds: a worker that Ray starts while the memory is full may hang, and Ray waits a minute for it.
-PATIENCE = 120
+#: A worker that Ray starts while the memory is full may hang, and Ray waits for it, a minute unless told otherwise.
+HANGS = {"RAY_worker_register_timeout_seconds": "15"}
+PATIENCE = 120  # seconds
 
 
 def docker(*arguments: str, code: int = 0) -> str:
@@ -85,7 +86,7 @@ def cluster() -> Iterator[Cluster]:
     backend = DockerBackend()
     cluster = Cluster(backend, NAME)
     try:
-        cluster.up(ClusterSpec(NAME, TOPOLOGY, "none", env=HEALTH["fast"]))
+        cluster.up(ClusterSpec(NAME, TOPOLOGY, "none", env={**HEALTH["fast"], **HANGS}))
         yield cluster
     finally:
         backend.remove(NAME)

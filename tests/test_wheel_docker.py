@@ -127,7 +127,8 @@ def test_everything_runs_from_an_empty_directory(tool: Tool, made_cluster: str) 
     assert status["count"] == {"desired": 3, "running": 3, "alive": 3}
 
     for experiment in ("node_failure", "./my_experiment.py"):
-        result = json.loads(simulator("run", experiment, "--reuse", made_cluster, "--json"))
+        wanted = ("--reuse", made_cluster, "--param", "tasks=80", "--json")
+        result = json.loads(simulator("run", experiment, *wanted))
         assert (result["status"], result["verdict"]) == ("completed", "valid"), result["findings"]
         report = Path(result["report"])
         assert report.parts[-4] == "runs"  # below the empty directory
