@@ -329,6 +329,27 @@ def test_work_cut_off_without_a_fault_is_not_explained() -> None:
     assert "cut off, and no fault did it" in finding.summary
 
 
+def test_a_node_that_was_given_up_may_do_belatedly_what_is_done_elsewhere() -> None:
+    view = of()
+    effect = effect_of(view)
+    dead = next(op for op in ops_of(view, "ray.node") if op.data["state"] == "DEAD")
+    late = view.history.at(dead) + 1.0  # it is back as a new one four seconds later
+    tasks = [e for e in index_of(view).tasks() if e.key.startswith("t-") and e.node == "worker-1"]
+    whole = [(e, e.end) for e in tasks if e.end is not None]
+    cut = next(e for e, end in whole if e.start > view.history.at(effect) and end < late)
+    finding = find(with_op(view, dead, *again(view, cut, late, "worker-2")), "executions_explained")
+    assert (finding.verdict, finding.metrics["belated"]) == (VALID, 1), finding
+    # Elsewhere, or in its new life, nothing explains it.
+    elsewhere = with_op(view, dead, *again(view, cut, late, "worker-3"))
+    assert find(elsewhere, "executions_explained").verdict is INVALID
+    anew = with_op(view, dead, *again(view, cut, late + 6.0, "worker-2"))
+    assert find(anew, "executions_explained").verdict is INVALID
+    # Nor does anything explain what had been done before the node failed.
+    done = next(e for e, end in whole if end < view.history.at(effect) - 1.0)
+    repeated = with_op(view, dead, *again(view, done, late, "worker-2"))
+    assert find(repeated, "executions_explained").verdict is INVALID
+
+
 def test_an_end_that_arrives_before_its_start_still_belongs_to_it() -> None:
     view = of()
     execution = next(e for e in index_of(view).tasks() if e.key == "t-3")

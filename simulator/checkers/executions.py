@@ -1,8 +1,8 @@
 """Did every piece of work run at least once, and is every further execution explained?
 
 The effect ledger says what really ran. A task may run twice when a fault cut its first execution
-off, when Ray reports that an attempt failed, or when its output was lost with the node that held it
-and was needed again; nothing else makes a second execution right.
+off, when Ray reports that an attempt failed, when its output was lost with the node that held it
+and was needed again, or when a node that Ray had given up worked on; nothing else makes a second execution right.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def check_executions_explained(view: RunView) -> Finding:
             ("after a fault cut the one before off", reasons["after_fault"]),
             ("after a failed attempt", reasons["after_failed_attempt"]),
             ("to rebuild a lost output", reasons["rebuilt"]),
+            ("on a node that had been given up and worked on", reasons["belated"]),
         )
         if count
     )
@@ -116,7 +117,7 @@ def _results_have_executions(index: Index, case: _Case, ledger_gaps: list[str]) 
 def _further_executions(
     index: Index, case: _Case, ledger_gaps: list[str], attempt_gaps: list[str]
 ) -> dict[str, int]:
-    counts = {"after_fault": 0, "after_failed_attempt": 0, "rebuilt": 0}
+    counts = {"after_fault": 0, "after_failed_attempt": 0, "rebuilt": 0, "belated": 0}
     for key, of_key in index.executions.items():
         if len(of_key) < 2:
             continue
@@ -152,7 +153,22 @@ def _reason(index: Index, before: Execution, again: Execution, attempts: list[Op
         return "rebuilt"
     if any(_answer_lost(index, before, again, down) for down in downs):
         return "after_fault"
+    if _belated(index, before, again):
+        return "belated"
     return None
+
+
+def _belated(index: Index, before: Execution, again: Execution) -> bool:
+    """Did a node that Ray has given up do, once it could, what it had been handed before?
+
+    It works on until it learns that it was given up, while its work is done elsewhere too.
+    """
+    for late, other in ((again, before), (before, again)):
+        if index.given_up(late) and any(
+            down.begin <= other.start + SLACK for down in index.downs(late.node)
+        ):
+            return True
+    return False
 
 
 def _explains(index: Index, attempt: Op, before: Execution, again: Execution) -> bool:

@@ -405,6 +405,14 @@ class Index:
                 return op
         return None
 
+    def given_up(self, execution: Execution) -> bool:
+        """Had Ray already declared that life of the node dead in which the execution began?"""
+        last: Op | None = None
+        for op in self.node_ops.get(execution.node or "", []):
+            if self.at(op) <= execution.start + SLACK:
+                last = op
+        return last is not None and last.data.get("state") == "DEAD"
+
     def rejoin(self, node: str, when: float) -> Op | None:
         """The first ``ray.node`` ALIVE of the node after `when` with an id not seen before."""
         known = {
