@@ -36,3 +36,7 @@ class PartitionMinority(Experiment):
 
     def mandatory_phases(self, params: Params) -> Sequence[str]:
         return ["effect", "declared_dead", "rejoined", "full_throughput"]
+
+    def recovery_timeout(self, params: Params) -> float:
+        # An answer that was lost on its way is missed only by gRPC's keepalive, 5 + 2 minutes.
+        return 480.0

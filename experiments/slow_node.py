@@ -39,7 +39,7 @@ class SlowNode(Experiment):
         seconds: float = Field(20.0, gt=0, le=3600, description="how long, seconds")
         speculate: bool = Field(False, description="submit what is late a second time")
         patience: float = Field(
-            2.0,
+            1.2,
             gt=0,
             le=3600,
             description="after how many seconds without an answer a task is late",
@@ -51,7 +51,7 @@ class SlowNode(Experiment):
         return TaskStream(
             tasks=params.tasks,
             in_flight_per_slot=1.0,
-            loop=500_000,
+            loop=2_000_000,
             speculate_after_s=params.patience if params.speculate else None,
         )
 

@@ -26,7 +26,7 @@ from simulator.experiment import PHASES, Experiment, load_experiment
 from simulator.experiment import Params as BaseParams
 from simulator.faults import Kill, Pause, Restart, Stop
 from simulator.history import History
-from simulator.runner import RunRequest, exit_code, judge_run, run_view
+from simulator.runner import RunRequest, exit_code, judge_run, own, run_view
 from simulator.schedule import After, Named, Never, Step, WhenDeclaredDead
 from simulator.store import RunDir, Store
 from simulator.topology import Topology
@@ -445,6 +445,21 @@ def test_a_workload_that_never_starts_aborts_the_run(lab: Lab) -> None:
     assert result["status"] == "aborted"
     assert "the workload's beginning did not happen" in result["error"]
     assert lab.backend.clusters() == []
+
+
+def test_a_workload_that_does_not_end_is_stopped_where_the_cluster_stays(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster_up(lab.backend, "mine")
+    monkeypatch.setattr(own, "DRAIN_S", 0.01)
+    monkeypatch.setattr(TaskStream, "nominal_seconds", lambda self, topology: 0.0)
+    stopped: list[str] = []
+    lab.backend.before("ray.stop_job", lambda: stopped.append("once"))
+    result = lab.run("recovery_timeout=0.01", "tasks=5000", reuse="mine")
+    end = lab.history(result).of("workload.end")[-1]
+    assert end.data["status"] == "RUNNING"
+    assert stopped == ["once"]
+    assert finding(result, "no_task_lost")["verdict"] != "valid"
 
 
 def test_a_workload_that_fails_at_once_is_shown_with_its_last_words(lab: Lab) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from simulator.errors import CannotRun
 from simulator.history import Op
@@ -15,7 +16,7 @@ from simulator.workload import Workload
 LEDGER_CONTROL = "control.json"
 
 #: How long the workload has to say its first word, and its last, seconds; the last also gets what the
-#: planned work takes.
+#: planned work takes, and as long as the experiment gives recovery.
 START_S, DRAIN_S = 60.0, 120.0
 
 
@@ -28,10 +29,12 @@ class OwnLoad(Load):
         How long it may take to finish what it has, seconds.
     """
 
-    def __init__(self, live: LiveRun, workload: Workload, topology: Topology) -> None:
+    def __init__(
+        self, live: LiveRun, workload: Workload, topology: Topology, recovery_s: float
+    ) -> None:
         super().__init__(live)
         self.workload, self.topology = workload, topology
-        self.drain_s = DRAIN_S
+        self.drain_s = max(DRAIN_S, recovery_s)
         self._asked: dict[str, bool] = {}
         self._attempts: set[tuple[str, int]] = set()
 
@@ -108,6 +111,8 @@ class OwnLoad(Load):
             )
         except WaitTimeout as error:
             message = str(error)
+            with suppress(CannotRun):  # on a cluster that stays up it would be there in the next run
+                live.cluster.ray.stop_job(self.job)
         self._ended(status, message)
 
     def stop(self, why: str) -> None:

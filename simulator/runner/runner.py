@@ -424,7 +424,8 @@ def _load_of(request: RunRequest, live: LiveRun, run: RunDir) -> Load:
     workload = request.experiment.workload(request.params)
     if isinstance(workload, Script):
         return ProgramLoad(live, workload, run.path)
-    return OwnLoad(live, workload, request.topology)
+    patience = request.experiment.recovery_timeout(request.params)
+    return OwnLoad(live, workload, request.topology, patience)
 
 
 def _nothing_more_to_see(live: LiveRun, load: Load, injection: Injection) -> bool:
