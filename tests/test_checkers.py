@@ -282,6 +282,15 @@ def test_a_block_whose_consumer_had_not_come_back_may_be_made_again() -> None:
     assert finding.metrics["rebuilt"] == 2
 
 
+def test_a_kept_object_is_rebuilt_though_nobody_asks_for_it() -> None:
+    view = of()
+    kept = [op for op in view.history if op.data.get("key") == "block-worker-2"]
+    assert len([op for op in kept if op.kind == "task.start"]) == 2
+    unasked = rebuilt(view, (o for o in view.history if o.data.get("key") != "look-worker-2"))
+    finding = find(unasked, "executions_explained")
+    assert (finding.verdict, finding.metrics["rebuilt"]) == (VALID, 1)
+
+
 def test_a_failed_attempt_explains_one_further_execution_and_not_two() -> None:
     view = of()
     index = index_of(view)

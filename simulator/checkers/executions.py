@@ -177,7 +177,7 @@ def _explains(index: Index, attempt: Op, before: Execution, again: Execution) ->
 
 
 def _output_lost(index: Index, before: Execution, down: Down) -> bool:
-    """Did its output stay on the node that went down, and did anybody need it afterwards?"""
+    """Did its output stay on the node that went down, and did its owner still hold it?"""
     if before.end is None or before.end > down.sure + SLACK:
         return False
     result = index.results.get(before.key)
@@ -187,16 +187,8 @@ def _output_lost(index: Index, before: Execution, down: Down) -> bool:
         return result is None
     if index.at(result) >= down.begin - SLACK:
         return True
-    kept = [
-        name
-        for name, ops in index.objects.items()
-        if any(op.data.get("key") == before.key for op in ops)
-    ]
-    asked = [op for name in kept for op in index.objects_back.get(name, [])]
-    return any(index.at(op) >= down.begin - SLACK for op in asked) or (
-        # It was to be looked at, but the run ended before that came back.
-        bool(kept) and not asked and index.last("driver.end") is None
-    )
+    # Its owner holds a kept object to the end, and Ray rebuilds what is held, whether anybody asks or not.
+    return any(op.data.get("key") == before.key for ops in index.objects.values() for op in ops)
 
 
 def _answer_lost(index: Index, before: Execution, again: Execution, down: Down) -> bool:

@@ -407,11 +407,14 @@ class Index:
 
     def given_up(self, execution: Execution) -> bool:
         """Had Ray already declared that life of the node dead in which the execution began?"""
-        last: Op | None = None
-        for op in self.node_ops.get(execution.node or "", []):
-            if self.at(op) <= execution.start + SLACK:
-                last = op
-        return last is not None and last.data.get("state") == "DEAD"
+        node, when = execution.node or "", execution.start + SLACK
+        alive = self.incarnation(node, when)
+        return alive is not None and any(
+            op.data.get("state") == "DEAD"
+            and op.data.get("ray_node_id") == alive.data.get("ray_node_id")
+            and self.at(op) <= when
+            for op in self.node_ops[node]
+        )
 
     def rejoin(self, node: str, when: float) -> Op | None:
         """The first ``ray.node`` ALIVE of the node after `when` with an id not seen before."""

@@ -111,7 +111,9 @@ class OwnLoad(Load):
             )
         except WaitTimeout as error:
             message = str(error)
-            with suppress(CannotRun):  # on a cluster that stays up it would be there in the next run
+            with suppress(
+                CannotRun
+            ):  # on a cluster that stays up it would be there in the next run
                 live.cluster.ray.stop_job(self.job)
         self._ended(status, message)
 
