@@ -35,7 +35,7 @@ class SlowNode(Experiment):
     checks = (*DEFAULT_CHECKS, "late_but_alive")
 
     class Params(BaseParams):
-        cores: float = Field(0.1, gt=0, le=64, description="how much of a core it may use")
+        cores: float = Field(0.1, ge=0.05, le=64, description="how much of a core it may use")
         seconds: float = Field(20.0, gt=0, le=3600, description="how long, seconds")
         speculate: bool = Field(False, description="submit what is late a second time")
         patience: float = Field(
