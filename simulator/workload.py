@@ -253,7 +253,7 @@ class Hoard:
 
     tasks: int = 200
     task_seconds: float = 0.4
-    kept: int = 14
+    kept: int = 12
     block_bytes: int = 8_388_608
     max_retries: int = 3
     in_flight_per_slot: float = 1.0
