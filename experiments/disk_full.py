@@ -47,7 +47,7 @@ class DiskFull(Experiment):
     class Params(BaseParams):
         seconds: float = Field(20.0, gt=0, le=3600, description="how long it is full, seconds")
         kept: int = Field(
-            14, ge=1, le=10_000, description="how many blocks of 8 MiB a worker keeps"
+            12, ge=1, le=10_000, description="how many blocks of 8 MiB a worker keeps"
         )
         tasks: Tasks = 300
         max_retries: MaxRetries = 3
