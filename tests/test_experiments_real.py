@@ -119,7 +119,7 @@ def test_a_full_disk_that_nobody_needs_shows_nothing(spilling: Cluster, tmp_path
 
 
 def test_what_fails_by_another_name_refutes_it(spilling: Cluster, tmp_path: Path) -> None:
-    schedule = "kill one(worker) @10s busy until dead"
+    schedule = 'crash_process("task:make_block") one(worker) @10s busy'
     result = run(spilling, tmp_path, "disk_full", ["max_retries=0"], schedule)
     found = finding(result, "only_what_does_not_fit_fails")
     assert found["verdict"] == "invalid", result["findings"]
