@@ -173,8 +173,9 @@ def ray_arguments(node: Head | WorkerGroup) -> list[str]:
     }
     if custom:
         arguments.append("--resources=" + json.dumps(custom, separators=(",", ":")))
-    if node.labels:
-        arguments.append("--labels=" + ",".join(f"{k}={v}" for k, v in sorted(node.labels.items())))
+    labels = node.all_labels
+    if labels:
+        arguments.append("--labels=" + ",".join(f"{k}={v}" for k, v in sorted(labels.items())))
     return arguments
 
 

@@ -651,7 +651,7 @@ class DockerBackend:
         mount = self._connection.shares_files
         for attempt in range(_NETWORK_ATTEMPTS):
             network = self._network_of(spec.name) or free_network(
-                taken_subnets(self._api, self._connection), len(spec.topology.nodes()), skip=attempt
+                taken_subnets(self._api, self._connection), spec.topology.most_nodes, skip=attempt
             )
             project = expand(
                 spec,
