@@ -11,6 +11,7 @@ machine carries, each is watched until the GCS counts it alive, and one that fai
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,12 +20,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from simulator.autoscaling import files
 from simulator.backends.base import (
+    AUTOSCALE,
     Backend,
     CanKill,
     CanPause,
     ClusterRecord,
     ClusterSpec,
+    HostsAutoscaler,
     KeepsTime,
     NodeRecord,
     NodeState,
@@ -152,7 +156,7 @@ def plan(desired: Iterable[str], actual: ClusterRecord | None) -> Plan:
     return Plan(
         create=tuple(missing),
         start=(*missing, *stopped),
-        superfluous=tuple(sorted(set(have) - set(wanted))),
+        superfluous=tuple(sorted(n for n in set(have) - set(wanted) if not have[n].managed)),
     )
 
 
@@ -351,7 +355,29 @@ class Cluster:
         # Nodes that ran already may still be joining; a paused one is left as it is.
         running = {n.name for n in self.record().nodes if n.state == "running"}
         wait_alive(self, [name for name in wanted if name in running], timeout)
+        if spec.topology.autoscaling:
+            self.have_autoscaler(spec, parallelism)
+            wait_least(self, spec.topology, timeout)
         return todo
+
+    def have_autoscaler(self, spec: ClusterSpec, parallelism: int | None = None) -> None:
+        """Have Ray's autoscaler run, with its settings and the cloud's as the topology has them.
+
+        Raises
+        ------
+        CannotRun
+            The backend has no nodes that an autoscaler could start.
+        """
+        backend = self.backend
+        if not isinstance(backend, HostsAutoscaler):
+            raise CannotRun(
+                f"there is no autoscaler on backend {backend.name}",
+                why=f"it needs one that {AUTOSCALE.means}",
+                remedy="Use --backend docker or --backend process",
+            )
+        parallel = parallelism or default_parallelism(backend.cores())
+        folder = backend.cloud_folder(self.name)
+        backend.start_autoscaler(self.name, files(spec, folder, spec.seed, parallel))
 
     def start_nodes(
         self,
@@ -403,6 +429,8 @@ class Cluster:
         CannotRun
             Some could not be stopped; the others are.
         """
+        if isinstance(self.backend, HostsAutoscaler):
+            self.backend.stop_autoscaler(self.name)  # it would replace what is stopped
         record = self.record()
         head = [n for n in record.nodes if n.role == "head"]
         workers = [n for n in record.nodes if n.role != "head"]
@@ -451,7 +479,8 @@ class Cluster:
 
         With its GCS in memory, as it is unless the image says otherwise, a head that starts again
         knows no job, actor or placement group of before, and workers that outlived it are started
-        anew with it. A frozen node is left as it is.
+        anew with it. A frozen node is left as it is. Where Ray's autoscaler decides, it is started too,
+        and the workers of before are not: it asks for new ones.
 
         Raises
         ------
@@ -459,7 +488,7 @@ class Cluster:
             Some nodes did not join; the others are up.
         """
         record = self.record()
-        nodes = record.nodes
+        nodes = [n for n in record.nodes if not n.managed]
         if _head_state(record) == "missing":
             raise without_head(f"{self.name} cannot be started", "missing")
         down = tuple(n.name for n in nodes if n.state in ("created", "exited"))
@@ -472,6 +501,10 @@ class Cluster:
             [*down, *lost], timeout=timeout, parallelism=parallelism, progress=progress
         )
         wait_alive(self, [n.name for n in nodes if n.name not in paused], timeout)
+        made = self.backend.spec(self.name)
+        if made.topology.autoscaling:
+            self.have_autoscaler(made, parallelism)
+            wait_least(self, made.topology, timeout)
         return plan
 
     def need_head(self, what: str) -> None:
@@ -586,6 +619,14 @@ class Cluster:
         record = self.node(node)
         if record.state == "paused":
             raise BadInput(Problem(node, "is paused", f"resume or kill it first: resume {node}"))
+        if record.managed:
+            raise BadInput(
+                Problem(
+                    node,
+                    "is Ray's autoscaler's: a machine that is gone does not come back, another one comes",
+                    "kill it, and see what comes in its place: status --watch",
+                )
+            )
         # Before anything is stopped: a node that cannot come back is better left as it is.
         if node != "head":
             self.need_head(f"{node} could not join")
@@ -803,6 +844,37 @@ def wait_alive(cluster: Cluster, names: Sequence[str], timeout: float) -> None:
                 wanted=len(names),
                 seconds=timeout,
                 why=seen if status.ray["answers"] else f"Ray does not answer: {status.ray['why']}",
+            )
+        cluster.clock.sleep(0.2)
+
+
+def wait_least(cluster: Cluster, topology: Topology, timeout: float) -> None:
+    """Wait until each group that Ray's autoscaler manages has its `min_replicas` alive.
+
+    Raises
+    ------
+    NodeStartFailed
+        Some have not, after `timeout` seconds from the last one that joined.
+    """
+    missing: list[str] = []
+    deadline = Deadline(timeout, clock=cluster.clock.mono)
+    while True:
+        before, missing = missing, []
+        alive = Counter(n.group for n in cluster.status().nodes if n.state == "alive")
+        for group in topology.managed:
+            lacks = group.least - alive[group.group_name]
+            missing += [group.group_name] * max(0, lacks)
+        if not missing:
+            return
+        if before and len(missing) < len(before):
+            deadline = Deadline(timeout, clock=cluster.clock.mono)
+        if deadline.passed:
+            raise NodeStartFailed(
+                missing=missing,
+                wanted=sum(g.least for g in topology.managed),
+                seconds=timeout,
+                why="Ray's autoscaler has not brought up as many as min_replicas says",
+                remedy="See: status, and logs of the node",
             )
         cluster.clock.sleep(0.2)
 

@@ -330,8 +330,8 @@ class Autoscaling(BaseModel):
     Attributes
     ----------
     upscaling_speed
-        How many nodes it may have pending, as a multiple of those that run; Ray lets it start
-        five at least.
+        How many nodes of a group it may ask for in one look, once a second, as a multiple of those
+        that run; one at least.
     idle_timeout
         After how long without work a node leaves; seconds.
     max_workers
@@ -394,6 +394,13 @@ class Topology(BaseModel):
     def managed(self) -> Sequence[WorkerGroup]:
         """The worker groups whose nodes Ray's autoscaler starts and stops: all, or none."""
         return self.worker_groups if self.autoscaling else ()
+
+    def group(self, name: str) -> WorkerGroup:
+        """A worker group by name; `NotFound` names the nearest."""
+        groups = {g.group_name: g for g in self.worker_groups}
+        if name not in groups:
+            raise NotFound("worker group", name, groups)
+        return groups[name]
 
     @property
     def most_nodes(self) -> int:
