@@ -8,7 +8,8 @@ word on how long they take and when there are none. All of it is pure: a topolog
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -16,7 +17,7 @@ import yaml
 from simulator.backends.base import ClusterSpec
 from simulator.errors import CannotRun
 from simulator.innode.cloud import SETTINGS
-from simulator.topology import Topology
+from simulator.topology import RAYS_RESOURCES, Topology
 
 #: Ray's settings for its autoscaler, in the cloud's folder.
 CONFIG = "autoscaling.yaml"
@@ -126,6 +127,51 @@ def files(spec: ClusterSpec, folder: str, seed: int, parallel: int) -> dict[str,
         CONFIG: ray_yaml(spec.name, spec.topology, folder).encode(),
         SETTINGS: json.dumps(cloud_settings(spec.topology, seed, parallel)).encode(),
     }
+
+
+def can_ever(topology: Topology, wanted: Mapping[str, Any]) -> bool:
+    """Whether some node that there may be could give this, if it were free.
+
+    Parameters
+    ----------
+    wanted
+        One demand or one placement group, as `simulator.innode.autoscaler.state_of` has them. Ray calls both
+        infeasible: what no node can give, and what would take more nodes than its limits allow.
+    """
+    offers = [
+        (topology.head.resources, topology.head.all_labels),
+        *((g.resources, g.all_labels) for g in topology.worker_groups if g.most),
+    ]
+    if "bundles" not in wanted:
+        labels = wanted.get("labels", {})
+        return any(
+            _has(resources, wanted["needs"]) and _is(has, labels) for resources, has in offers
+        )
+    bundles: Sequence[Mapping[str, float]] = wanted["bundles"]
+    if "STRICT_PACK" in wanted.get("group", ""):
+        together: Counter[str] = Counter()
+        for bundle in bundles:
+            together.update(bundle)
+        bundles = [together]
+    return all(any(_has(resources, bundle) for resources, _ in offers) for bundle in bundles)
+
+
+def _has(resources: Mapping[str, float], needs: Mapping[str, float]) -> bool:
+    # Ray's own, such as memory, a topology says nothing of.
+    return all(
+        resources.get(name, 0.0) >= amount
+        for name, amount in needs.items()
+        if name not in RAYS_RESOURCES
+    )
+
+
+def _is(has: Mapping[str, str], wanted: Mapping[str, Sequence[str]]) -> bool:
+    """Whether labels are as wanted; conditions other than *one of these* are Ray's to judge."""
+    return all(
+        has.get(key) in values
+        for key, values in wanted.items()
+        if values and not key.startswith("ray.io/node")
+    )
 
 
 def _whole(resources: Mapping[str, float]) -> dict[str, int]:

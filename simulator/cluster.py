@@ -10,6 +10,7 @@ machine carries, each is watched until the GCS counts it alive, and one that fai
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from simulator.autoscaling import files
+from simulator.autoscaling import AUTOSCALER, CONFIG, STATE, can_ever, files
 from simulator.backends.base import (
     AUTOSCALE,
     Backend,
@@ -39,7 +40,7 @@ from simulator.backends.base import (
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
 from simulator.rayapi import RayApi, RayNode, Usage
 from simulator.topology import Profile, Topology
-from simulator.waiting import Deadline, T, wait_until
+from simulator.waiting import Deadline, T, WaitTimeout, wait_until
 
 State = Literal["alive", "starting", "paused", "exited", "dead"]
 
@@ -56,6 +57,7 @@ HEALTH: Mapping[str, Mapping[str, str]] = {
 }
 
 START_ATTEMPTS = 3
+LOOK_S = 60.0  # until Ray's autoscaler has looked for the first time
 AT_A_TIME = 8  # nodes that are stopped together
 
 
@@ -78,20 +80,82 @@ class NodeStatus:
     used: Mapping[str, float]
     exit_code: int | None
     profile: Profile = Profile.DEFAULT
+    managed: bool = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was the autoscaler's, and does not come back: only its logs are left."""
+        return self.managed and self.state == "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscalerStatus:
+    """What Ray's autoscaler sees and wants.
+
+    Attributes
+    ----------
+    runs
+        Whether it and its cloud do.
+    age_s
+        How long ago it looked; None if it never did.
+    topology
+        With the limits of each group.
+    state
+        What it said last, as `simulator.innode.autoscaler.state_of` has it.
+    """
+
+    runs: bool
+    age_s: float | None
+    topology: Topology
+    state: Mapping[str, Any]
+
+    @property
+    def never(self) -> list[Mapping[str, Any]]:
+        """What work waits for that no node which there may be can give."""
+        return [i for i in self.state.get("infeasible", ()) if not can_ever(self.topology, i)]
+
+    def counts(self, group: str) -> dict[str, int]:
+        """Of a group: how many nodes are busy, idle, draining, starting, launching, failed."""
+        nodes = Counter(n["state"] for n in self.state.get("nodes", ()) if n["group"] == group)
+
+        def asked(what: str) -> int:
+            return sum(
+                i.get("count", 1) for i in self.state.get(what, ()) if i.get("group") == group
+            )
+
+        return {
+            **{state: nodes[state] for state in ("busy", "idle", "draining")},
+            **{what: asked(what) for what in ("starting", "launching", "failed")},
+        }
+
+    def to_data(self) -> dict[str, Any]:
+        return {
+            "runs": self.runs,
+            "age_s": self.age_s,
+            "groups": {
+                g.group_name: {"min": g.least, "max": g.most, **self.counts(g.group_name)}
+                for g in self.topology.worker_groups
+            },
+            "demand": [*self.state.get("demand", ()), *self.state.get("asked", ())],
+            "placement_groups": list(self.state.get("groups", ())),
+            "never": self.never,
+            "failed": list(self.state.get("failed", ())),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """A cluster, seen once."""
+    """A cluster, seen once; `autoscaler` is None where the user says how many nodes there are."""
 
     cluster: str
     backend: str
     gpu: str
     nodes: Sequence[NodeStatus]
     ray: Mapping[str, Any]
+    autoscaler: AutoscalerStatus | None = None
 
     def to_data(self) -> dict[str, Any]:
-        count = {"desired": len(self.nodes)}
+        count = {"desired": sum(not n.gone for n in self.nodes)}
         count["running"] = sum(n.state in ("alive", "starting", "dead") for n in self.nodes)
         count["alive"] = sum(n.state == "alive" for n in self.nodes)
         return {
@@ -106,7 +170,7 @@ class ClusterStatus:
                     "role": n.role,
                     "group": n.group,
                     "state": n.state,
-                    "desired": True,
+                    "desired": not n.gone,
                     "running": n.state in ("alive", "starting", "dead"),
                     "alive": n.state == "alive",
                     "address": n.address,
@@ -117,9 +181,11 @@ class ClusterStatus:
                     "gpu": self.gpu if n.resources.get("GPU") else "none",
                     "exit_code": n.exit_code,
                     "profile": n.profile.value,
+                    "managed": n.managed,
                 }
                 for n in self.nodes
             ],
+            "autoscaler": self.autoscaler.to_data() if self.autoscaler else None,
         }
 
 
@@ -309,6 +375,26 @@ class Cluster:
             gpu=record.gpu,
             nodes=[_node_status(n, known, usage) for n in record.nodes],
             ray=ray,
+            autoscaler=self._autoscaler(),
+        )
+
+    def _autoscaler(self) -> AutoscalerStatus | None:
+        backend = self.backend
+        if not isinstance(backend, HostsAutoscaler):
+            return None
+        runs = backend.autoscaler_runs(self.name)
+        if runs is None:
+            return None
+        data = backend.cloud_file(self.name, STATE)
+        state: dict[str, Any] = json.loads(data) if data else {}
+        looked = state.pop("wall", None)
+        return AutoscalerStatus(
+            runs=runs,
+            age_s=None
+            if looked is None
+            else round(max(0.0, self.backend.wall_clock() - looked), 1),
+            topology=self.backend.spec(self.name).topology,
+            state=state,
         )
 
     # -- up and down -----------------------------------------------------------------------------
@@ -334,6 +420,8 @@ class Cluster:
         CannotRun
             The engine failed, or the head is not running so that nothing can join.
         """
+        if spec.topology.autoscaling:
+            _with_autoscaler(self.backend)
         wanted = [n.name for n in spec.topology.nodes()]
         existing = next((c for c in self.backend.clusters() if c.name == self.name), None)
         todo = plan(wanted, existing)
@@ -368,16 +456,28 @@ class Cluster:
         CannotRun
             The backend has no nodes that an autoscaler could start.
         """
-        backend = self.backend
-        if not isinstance(backend, HostsAutoscaler):
+        backend = _with_autoscaler(self.backend)
+        parallel = parallelism or default_parallelism(self.backend.cores())
+        told = files(spec, backend.cloud_folder(self.name), spec.seed, parallel)
+        if spec.run_dir is not None and spec.run_dir.is_dir():
+            (spec.run_dir / CONFIG).write_bytes(told[CONFIG])
+        since = self.backend.wall_clock()
+        backend.start_autoscaler(self.name, told)
+
+        def looked() -> bool:
+            data = backend.cloud_file(self.name, STATE)
+            return data is not None and float(json.loads(data)["wall"]) >= since
+
+        try:
+            self.wait_until(looked, name="its first look", timeout=LOOK_S, interval=0.3)
+        except WaitTimeout as error:
             raise CannotRun(
-                f"there is no autoscaler on backend {backend.name}",
-                why=f"it needs one that {AUTOSCALE.means}",
-                remedy="Use --backend docker or --backend process",
-            )
-        parallel = parallelism or default_parallelism(backend.cores())
-        folder = backend.cloud_folder(self.name)
-        backend.start_autoscaler(self.name, files(spec, folder, spec.seed, parallel))
+                f"Ray's autoscaler of {self.name} did not look at the cluster",
+                why=str(error),
+                remedy=f"See its last words: docker logs {self.name}-program-{AUTOSCALER}"
+                if self.backend.name == "docker"
+                else "",
+            ) from None
 
     def start_nodes(
         self,
@@ -679,8 +779,21 @@ def refuse_unable(
     remedy: str = "",
 ) -> None:
     """Raise `CannotRun` if the machine has not what such a cluster needs."""
+    if topology.autoscaling:
+        _with_autoscaler(backend)
     if why := why_unable(backend, topology):
         raise CannotRun(what, why=why, remedy=remedy)
+
+
+def _with_autoscaler(backend: Backend) -> HostsAutoscaler:
+    """The backend as one that runs Ray's autoscaler; raises `CannotRun` if it does not."""
+    if isinstance(backend, HostsAutoscaler):
+        return backend
+    raise CannotRun(
+        f"backend {backend.name} has no nodes that an autoscaler could start",
+        why=f"it takes one that {AUTOSCALE.means}",
+        remedy="Use --backend docker or --backend process",
+    )
 
 
 class _Starter:
@@ -819,6 +932,7 @@ def _node_status(record: NodeRecord, known: Sequence[RayNode], usage: Usage) -> 
         used={name: pair[0] for name, pair in used.items()},
         exit_code=record.exit_code,
         profile=record.profile,
+        managed=record.managed,
     )
 
 

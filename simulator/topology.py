@@ -50,7 +50,7 @@ _LONGEST_S = 30 * 86400.0
 
 #: Resources that Ray measures by itself, and the prefix of those that it gives a node by itself
 #: (Ray 2.60, `ResourceAndLabelSpec`): what a topology says of them is overwritten or refused.
-_RAYS_RESOURCES, _RAYS_PREFIX = ("memory", "object_store_memory"), "node:"
+RAYS_RESOURCES, _RAYS_PREFIX = ("memory", "object_store_memory"), "node:"
 
 #: Labels by Ray's rule, which is Kubernetes' (Ray 2.60, `ray._private.label_utils.validate_label_key` and
 #: `validate_label_value`; a test holds them together), less the prefixes that only a slip in Ray's pattern
@@ -162,7 +162,7 @@ class _Node(BaseModel):
         for name, amount in value.items():
             if not name.strip() or not name.isprintable():
                 raise ValueError(f"{name!r} is not a name; use letters, digits, - and _")
-            if name in _RAYS_RESOURCES or name.startswith(_RAYS_PREFIX):
+            if name in RAYS_RESOURCES or name.startswith(_RAYS_PREFIX):
                 raise ValueError(f"{name} is Ray's own to say; choose another name")
             if amount < 0:
                 raise ValueError(f"{name} is {amount:g}; a node cannot offer less than 0")

@@ -245,7 +245,8 @@ def test_every_problem_of_the_overrides_comes_at_once() -> None:
     assert [str(p) for p in caught.value.problems] == [
         "--set workers: is not key=value; for example head.resources.CPU=2",
         "--set worker_groups.gpu.replicas=2: there is no worker group 'gpu'; there is worker",
-        "--set haed.resources.CPU=2: 'haed' is not a known key; known: name, description, head, worker_groups, autoscaling",
+        "--set haed.resources.CPU=2: 'haed' is not a known key; "
+        "known: name, description, head, worker_groups, autoscaling",
         "--set head.gpus.x=1: head.gpus has no keys below it",
         "--set head.gpus=[: '[' is not a YAML value",
     ]

@@ -293,7 +293,8 @@ class DockerBackend:
         else:
             made = self._read_back(record, containers)
         counts = Counter(node.group for node in record.nodes)
-        groups = [g.group_name for g in made.topology.worker_groups]
+        unmanaged = () if made.topology.autoscaling else made.topology.worker_groups
+        groups = [g.group_name for g in unmanaged]
         return made.with_counts({group: counts[group] for group in groups})
 
     def remove(self, cluster: str) -> None:

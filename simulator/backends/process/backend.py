@@ -224,7 +224,8 @@ class ProcessBackend:
     def spec(self, cluster: str) -> ClusterSpec:
         made = self._made(cluster)
         counts = Counter(node["group"] for node in self._facts(cluster)["nodes"].values())
-        groups = [g.group_name for g in made.topology.worker_groups]
+        unmanaged = () if made.topology.autoscaling else made.topology.worker_groups
+        groups = [g.group_name for g in unmanaged]
         return made.with_counts({group: counts[group] for group in groups})
 
     def remove_node(self, cluster: str, node: str) -> None:
