@@ -227,14 +227,22 @@ def kill9(work: Path) -> dict[str, Any]:
 
 #: Of these eight faults the value is lost by the second and the seventh together, and by nothing less.
 EIGHT = """
-pause worker-3 @3s for 500ms
+pause worker-2 @3s for 500ms
 kill node_of(actor:a) @5s until dead
 pause worker-1 @12s for 300ms
 pause worker-2 @13s for 300ms
-pause worker-3 @14s for 300ms
-stop(grace=1s) worker-3 @15s until dead
+pause right-1 @14s for 300ms
+stop(grace=1s) worker-2 @15s until dead
 kill node_of(actor:b) @23s until dead
 pause worker-1 @31s for 300ms
+"""
+#: Where the replicas are is said, so that a pinned node hosts the same one in every run.
+TWO_PLACES = """
+head: {resources: {CPU: 0}}
+worker_groups:
+  - {group_name: worker, replicas: 2, resources: {CPU: 1}}
+  - {group_name: left, resources: {CPU: 1, left: 1}}
+  - {group_name: right, resources: {CPU: 1, right: 1}}
 """
 
 
@@ -244,9 +252,11 @@ def shrink(work: Path) -> dict[str, Any]:
     script = str(ROOT / "tests" / "apps" / "replicas.py")
     file = work / "eight.txt"
     file.write_text(EIGHT, encoding="utf-8")
+    topology = work / "two_places.yaml"
+    topology.write_text(TWO_PLACES, encoding="utf-8")
     code, out = simulator(
-        "chaos", script, "--backend", "process", "--workers", "4", "--set", "head.resources.CPU=0",
-        "--file", str(file), "--seed", "5", "--json", "--", "--seconds", "32", runs=runs,
+        "chaos", script, "--backend", "process", "--topology", str(topology), "--file", str(file),
+        "--seed", "5", "--json", "--", "--seconds", "32", "--places", "left", "right", runs=runs,
     )  # fmt: skip
     if code != 1:
         raise Failed(f"the whole schedule ended with {code}, not invalid")

@@ -21,10 +21,15 @@ class Replica:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20, help="how long it is kept")
+    parser.add_argument("--places", nargs=2, help="custom resources, one of each replica's machine")
     args = parser.parse_args()
     ray.init()
 
-    made = [Replica.options(name=name, scheduling_strategy="SPREAD").remote(42) for name in "ab"]
+    where = [{"resources": {p: 1}} for p in args.places or ()] or [{}, {}]
+    made = [
+        Replica.options(name=name, scheduling_strategy="SPREAD", **place).remote(42)
+        for name, place in zip("ab", where, strict=True)
+    ]
     ray.get([replica.read.remote() for replica in made])
     time.sleep(args.seconds)
     for replica in made:
