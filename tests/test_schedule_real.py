@@ -177,7 +177,10 @@ def test_the_same_seed_breaks_the_same_and_a_replay_too(cluster: Cluster, tmp_pa
     replayed = run(replace(replay_request(first), reuse=cluster.name, name=None))
     assert struck(replayed) == struck(once)
     times = [
-        [(f["id"], f["at"]) for f in RunDir(Path(r["run_dir"])).spec()["schedule"]]
+        [
+            (f["id"], f["fault"], f["when"], f["at_s"])
+            for f in RunDir(Path(r["run_dir"])).spec()["schedule"]
+        ]
         for r in (once, replayed)
     ]
     assert times[0] == times[1]
