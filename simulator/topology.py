@@ -22,6 +22,7 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -371,6 +372,9 @@ class Topology(BaseModel):
     worker_groups: Sequence[WorkerGroup] = ()
     autoscaling: Autoscaling | None = None
 
+    #: Of the groups that Ray's autoscaler manages: those that are there now, where somebody looked.
+    _living: tuple[NodeSpec, ...] = PrivateAttr(default=())
+
     @model_validator(mode="after")
     def _room_for_the_least(self) -> Topology:
         most = self.autoscaling and self.autoscaling.max_workers
@@ -424,8 +428,29 @@ class Topology(BaseModel):
             group.spill_size,
         )
 
+    def with_living(self, names: Iterable[str]) -> Topology:
+        """The same, with these nodes of groups that Ray's autoscaler manages."""
+        made = self.model_copy()
+        found = []
+        for name in names:
+            group, _, number = name.rpartition("-")
+            found.append(self.node_of(self.group(group), int(number)))
+        made._living = tuple(found)
+        return made
+
+    def imagined(self) -> Topology:
+        """The same, as if every group had as many nodes as it may."""
+        groups = [(g, g.most if self.autoscaling else 0) for g in self.worker_groups]
+        return self.with_living(
+            f"{g.group_name}-{n}" for g, most in groups for n in range(1, most + 1)
+        )
+
     def nodes(self) -> list[NodeSpec]:
-        """Every node that should exist, head first; those that Ray's autoscaler manages are its own to say."""
+        """Every node that should exist, head first.
+
+        How many there are of the groups that Ray's autoscaler manages is not ours to say: none, unless
+        somebody looked (`with_living`).
+        """
         head = NodeSpec(
             "head",
             "head",
@@ -444,6 +469,7 @@ class Topology(BaseModel):
                 if not self.autoscaling
                 for i in range(1, g.replicas + 1)
             ),
+            *self._living,
         ]
 
     def workers(self) -> list[NodeSpec]:

@@ -82,6 +82,11 @@ def told(cluster: Cluster, program: str, kind: str) -> list[dict[str, Any]]:
     return [line["data"] for line in lines if line["kind"] == kind]
 
 
+def runs(cluster: Cluster) -> bool | None:
+    assert isinstance(cluster.backend, HostsAutoscaler)
+    return cluster.backend.autoscaler_runs(cluster.name)
+
+
 def managed(cluster: Cluster) -> list[NodeRecord]:
     return [n for n in cluster.record().nodes if n.managed]
 
@@ -135,7 +140,6 @@ def end_hard(cluster: Cluster, program: str) -> None:
 
 
 def test_a_program_that_dies_is_started_again_and_loses_no_node(cluster: Cluster) -> None:
-    assert isinstance(cluster.backend, HostsAutoscaler)
     eventually(lambda: len(alive(cluster)) == 1, "one worker")
     have = alive(cluster)
     job = begin(cluster, 4, 2)
@@ -146,7 +150,7 @@ def test_a_program_that_dies_is_started_again_and_loses_no_node(cluster: Cluster
     for program in (CLOUD, AUTOSCALER):
         end_hard(cluster, program)
     eventually(lambda: cluster.ray.job(job).over, "the job's end")
-    eventually(lambda: cluster.backend.autoscaler_runs(cluster.name), "both programs")
+    eventually(lambda: runs(cluster), "both programs")
     eventually(lambda: len(told(cluster, AUTOSCALER, "autoscaler.start")) == 2, "the second start")
     assert len(told(cluster, CLOUD, "cloud.start")) == 2
     assert "4 tasks on 2 nodes" in cluster.ray.job_logs(job)
@@ -160,10 +164,9 @@ def test_a_program_that_dies_is_started_again_and_loses_no_node(cluster: Cluster
 def test_stopped_it_starts_nothing_and_started_again_it_goes_on(cluster: Cluster) -> None:
     cluster.stop(grace=5.0)
     assert not any(n.state == "running" for n in cluster.record().nodes)
-    assert isinstance(cluster.backend, HostsAutoscaler)
-    assert cluster.backend.autoscaler_runs(cluster.name) is False
+    assert runs(cluster) is False
     cluster.start()
-    assert cluster.backend.autoscaler_runs(cluster.name)
+    assert runs(cluster)
     assert len(alive(cluster)) == 1
 
 

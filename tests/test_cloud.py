@@ -98,7 +98,8 @@ def sky(folder: Path, *, parallel: int = 2, **how: Any) -> Sky:
         folder / SETTINGS,
         {"seed": 7, "parallel": parallel, "groups": {"cpu": group, "gpu": {**group}}},
     )
-    engine, told = MemoryEngine(), []  # type: ignore[var-annotated]
+    engine = MemoryEngine()
+    told: list[tuple[str, dict[str, Any]]] = []
     made = Sky(Cloud(engine, folder, lambda k, **d: told.append((k, d))), engine, told)
     made.cloud.wall = lambda: made.now
     return made

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from simulator.checkers.anatomy import PHASES, Phase, anatomy
+from simulator.checkers.anatomy import PHASES, anatomy
 from simulator.checkers.base import Finding, RunView, Verdict, worst
 from simulator.checkers.evidence import MAX_SILENCE_S, blindness
 from simulator.checkers.index import SLACK, FaultRecord, Index, index_of
+from simulator.checkers.phases import Phase
 from simulator.checkers.program import at_work
 from simulator.history import Op
 

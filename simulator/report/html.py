@@ -21,8 +21,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Finding, RunView, Verdict
+from simulator.checkers.phases import Phase
 from simulator.history import Op, without_collecting
 from simulator.report import placement, program, story
 from simulator.report.run import Run, clean, load_run

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Finding, RunView, Verdict, worst
 from simulator.checkers.judge import judge
+from simulator.checkers.phases import Phase
 from simulator.errors import BadInput, Problem
 from simulator.history import History, Op
 from simulator.store import HISTORY, RESULT, SPEC, RunDir

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Verdict
+from simulator.checkers.phases import Phase
 from simulator.report import placement, program
 from simulator.report.run import STATUSES, Run, number
 from simulator.report.timeline import FAULT_WORDS, FaultBand, Outcome, Timeline
