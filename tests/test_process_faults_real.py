@@ -76,7 +76,7 @@ def seen(cluster: Cluster, node: str = NODE) -> list[tuple[str, str]]:
             try:
                 one = psutil.Process(process.pid)
                 state = "T" if one.status() == psutil.STATUS_STOPPED else "S"
-                found.append((state, " ".join(one.cmdline())))
+                found.append((state, " ".join(one.cmdline()).strip()))
             except psutil.Error:
                 continue
         return found
