@@ -128,6 +128,24 @@ class AutoscalerStatus:
             **{what: asked(what) for what in ("starting", "launching", "failed")},
         }
 
+    def usage(self) -> Usage:
+        """What was in use on the nodes that it saw, and what waited."""
+        by_node = {
+            n["ray_node_id"]: {
+                name: (total - n["available"].get(name, 0.0), total)
+                for name, total in n["total"].items()
+            }
+            for n in self.state.get("nodes", ())
+        }
+        total: dict[str, tuple[float, float]] = {}
+        for resources in by_node.values():
+            for name, (used, offered) in resources.items():
+                before = total.get(name, (0.0, 0.0))
+                total[name] = (before[0] + used, before[1] + offered)
+        waiting = [(item["needs"], item["count"]) for item in self.state.get("demand", ())]
+        waiting += [(b, 1) for group in self.state.get("groups", ()) for b in group["bundles"]]
+        return Usage(total, by_node, waiting)
+
     def to_data(self) -> dict[str, Any]:
         return {
             "runs": self.runs,
@@ -356,6 +374,7 @@ class Cluster:
         ray: dict[str, Any] = {"answers": False, "version": None, "why": "", "remedy": ""}
         known: list[RayNode] = []
         usage = Usage()
+        auto = self.autoscaler()
         if (head := _head_state(record)) != "running":
             error = without_head("Ray does not answer", head)
             ray |= {"why": error.why, "remedy": error.remedy}
@@ -363,7 +382,7 @@ class Cluster:
             try:
                 ray["version"] = self.ray.version()
                 known = self.ray.nodes()
-                usage = self.ray.usage()
+                usage = self.ray.usage() if auto is None else auto.usage()
             except CannotRun as error:
                 ray["why"] = str(error)
             else:
@@ -375,10 +394,11 @@ class Cluster:
             gpu=record.gpu,
             nodes=[_node_status(n, known, usage) for n in record.nodes],
             ray=ray,
-            autoscaler=self._autoscaler(),
+            autoscaler=auto,
         )
 
-    def _autoscaler(self) -> AutoscalerStatus | None:
+    def autoscaler(self) -> AutoscalerStatus | None:
+        """What Ray's autoscaler sees and wants; None where it decides nothing."""
         backend = self.backend
         if not isinstance(backend, HostsAutoscaler):
             return None
@@ -388,14 +408,19 @@ class Cluster:
         data = backend.cloud_file(self.name, STATE)
         state: dict[str, Any] = json.loads(data) if data else {}
         looked = state.pop("wall", None)
+        age = None if looked is None else max(0.0, self.backend.wall_clock() - looked)
         return AutoscalerStatus(
             runs=runs,
-            age_s=None
-            if looked is None
-            else round(max(0.0, self.backend.wall_clock() - looked), 1),
+            age_s=None if age is None else round(age, 1),
             topology=self.backend.spec(self.name).topology,
             state=state,
         )
+
+    def usage(self) -> Usage:
+        """What is in use and waited for; up to a few seconds old. Raises `CannotRun` if nobody answers."""
+        auto = self.autoscaler()
+        # Ray's HTTP API tells nothing of it where the second version of its autoscaler decides.
+        return self.ray.usage() if auto is None else auto.usage()
 
     # -- up and down -----------------------------------------------------------------------------
 
@@ -1057,8 +1082,17 @@ def use_of(cluster: Cluster) -> Use:
         for n in cluster.ray.nodes()
         if n.alive and n.hostname in names
     }
-    usage = cluster.ray.usage()
-    return Use({name: usage.by_node.get(i, {}) for i, name in alive.items()}, usage.waiting)
+    usage = cluster.usage()
+    # Of a node that offers nothing, nothing is reported, and nothing can be in use.
+    none = {
+        n.name: {"CPU": (0.0, 0.0)}
+        for n in cluster.record().nodes
+        if n.resources and not any(n.resources.values())
+    }
+    return Use(
+        {name: usage.by_node.get(i) or none.get(name, {}) for i, name in alive.items()},
+        usage.waiting,
+    )
 
 
 def salvage(backend: Backend, name: str, into: Path, *, siblings: bool = True) -> list[str]:

@@ -13,11 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simulator.checkers.base import Finding, RunView, Verdict
-from simulator.checkers.index import Execution, Index, index_of
+from simulator.checkers.index import LEFT, Execution, Index, index_of
 from simulator.history import Op
-
-#: Exit codes of a machine that left as it was told to: its raylet was drained, or PID 1 was told to stop.
-LEFT = frozenset({0, 12})
 
 #: How much sooner than its idle timeout a node may leave: Ray counts from its own last report, seconds.
 EARLY_S = 3.0

@@ -153,6 +153,9 @@ def state_of(
                 "id": node.instance_id,
                 "group": node.ray_node_type_name,
                 "state": status[node.status],
+                "ray_node_id": node.node_id.hex(),
+                "total": _rounded(node.total_resources),
+                "available": _rounded(node.available_resources),
             }
             for node in seen.node_states
             if node.status in status
@@ -178,6 +181,15 @@ def state_of(
                 for item in constraint.resource_requests
             ),
         ],
+    }
+
+
+def _rounded(resources: Mapping[str, float]) -> dict[str, float]:
+    """Of a node, what somebody declared: Ray's own, such as its name and its memory, say nothing here."""
+    return {
+        name: round(amount, 4)
+        for name, amount in sorted(resources.items())
+        if not name.startswith("node:") and name not in ("memory", "object_store_memory")
     }
 
 
