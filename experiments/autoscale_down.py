@@ -16,7 +16,7 @@ class AutoscaleDown(Experiment):
     """A wave that needs all nodes, then one long task, then nothing."""
 
     name = "autoscale_down"
-    claim = "nodes without work leave after the idle timeout, and a node that works stays however long it takes"
+    claim = "Nodes without work leave after the idle timeout, and one that works stays however long it takes."
     topology = "elastic"
     checks = (
         "no_task_lost",

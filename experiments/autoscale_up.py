@@ -16,7 +16,7 @@ class AutoscaleUp(Experiment):
     """More tasks than there are slots, and a placement group that fits nowhere, all at once."""
 
     name = "autoscale_up"
-    claim = "work that fits nowhere gets the nodes that it needs, and no more are launched than Ray asks for"
+    claim = "Work that fits nowhere gets the nodes that it needs, and none are launched that Ray did not ask for."
     topology = "elastic"
     checks = (
         "no_task_lost",

@@ -411,6 +411,120 @@ def check_lost_replaced(view: RunView) -> Finding:
     )
 
 
+def check_refusals_overcome(view: RunView) -> Finding:
+    """Machines were refused for a while, and in the end there were enough all the same."""
+    found = elastic_of(view)
+    name = "refusals_overcome"
+    if not found.is_elastic:
+        return _not_elastic(name)
+    asked = found.index.all("cloud.asked")
+    refused = [op for op in asked if op.data.get("refused")]
+    if not refused:
+        return Finding(name, Verdict.UNKNOWN, "no request for a machine was refused")
+    last = found.at(refused[-1])
+    cites = [refused[0].index, refused[-1].index]
+    unmet = [w for w in found.waves if w.over is None]
+    if unmet:
+        return Finding(
+            name,
+            Verdict.INVALID,
+            f"{_plural(len(refused), 'request')} refused, and wave {unmet[0].number} was never done",
+            cites=[*cites, unmet[0].begun.index],
+        )
+    given = [op for op in asked if op.data.get("nodes") and found.at(op) > last]
+    if not given:
+        return Finding(
+            name, Verdict.UNKNOWN, "nothing was asked for after the last refusal", cites=cites
+        )
+    again = round(found.at(given[0]) - last, 3)
+    return Finding(
+        name,
+        Verdict.VALID,
+        f"{_plural(len(refused), 'request')} refused over {last - found.at(refused[0]):.1f} s; "
+        f"Ray's autoscaler asked again {again:.1f} s after the last",
+        cites=[*cites, given[0].index],
+        metrics={"refused": len(refused), "asked_again_s": again},
+    )
+
+
+def check_groups_right(view: RunView) -> Finding:
+    """No machine is launched for what it offers and nobody wants while a plainer one was to be had."""
+    found = elastic_of(view)
+    name = "groups_right"
+    if not found.is_elastic:
+        return _not_elastic(name)
+    special = {
+        group: kind
+        for group, raw in found.groups.items()
+        for kind, amount in raw.get("resources", {}).items()
+        if kind != "CPU" and amount
+    }
+    launches = [
+        (op, op.data["group"]) for op in found.index.all("cloud.asked") if op.data.get("nodes")
+    ]
+    judged = [(op, group) for op, group in launches if group in special]
+    if not judged:
+        return Finding(name, Verdict.UNKNOWN, "no machine was launched that offers more than CPUs")
+    states = found.index.all("autoscaler.state")
+    wrong: list[str] = []
+    at_limit = 0
+    for op, group in judged:
+        kind = special[group]
+        # What it saw is told when it has acted on it.
+        seen = next((s for s in states if found.at(s) >= found.at(op) - 0.001), None)
+        wanted = seen is not None and any(kind in needs for needs in _needs(seen.data))
+        if wanted or _ever_asked_for(found, kind, op):
+            continue
+        plain = [g for g in found.groups if g not in special]
+        room = [g for g in plain if _asked_so_far(found, g, op) < found.most(g)]
+        if room:
+            wrong.append(
+                f"{', '.join(op.data['nodes'])} was launched when nothing waited for {kind}, "
+                f"and {room[0]} had room"
+            )
+        else:
+            at_limit += 1
+    cites = [op.index for op, _ in judged]
+    if wrong:
+        return Finding(name, Verdict.INVALID, wrong[0], cites=cites, details=wrong[1:])
+    more = f"; {at_limit} for plain work, with the plain groups at their limits" if at_limit else ""
+    return Finding(
+        name,
+        Verdict.VALID,
+        f"{_plural(len(judged), 'launch', 'launches')} of machines that offer more than CPUs, each wanted{more}",
+        cites=cites,
+        metrics={"launches": len(judged), "at_limit": at_limit},
+    )
+
+
+def _needs(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found = [item["needs"] for item in state.get("demand", ())]
+    return found + [bundle for group in state.get("groups", ()) for bundle in group["bundles"]]
+
+
+def _ever_asked_for(found: Elastic, kind: str, before: Op) -> bool:
+    """Whether it saw work that wants this and was not back, in its looks of the last seconds."""
+    when = found.at(before)
+    return any(
+        kind in needs
+        for op in found.index.all("autoscaler.state")
+        if when - 3.0 <= found.at(op) <= when
+        for needs in _needs(op.data)
+    )
+
+
+def _asked_so_far(found: Elastic, group: str, op: Op) -> int:
+    """How many machines of a group were there or on their way when this was asked for, with it."""
+    when = found.at(op) + 0.5  # the requests of one look come one after the other
+    return sum(
+        m.asked is not None
+        and found.at(m.asked) <= when
+        and (m.died is None or found.at(m.died) > when)
+        for m in found.machines.values()
+        if m.group == group
+    )
+
+
 def capacity(view: RunView, resource: str = "CPU") -> list[tuple[float, float, float]]:
     """Demand against capacity over time: (when, waiting and in use, offered by living nodes).
 
@@ -438,5 +552,5 @@ def capacity(view: RunView, resource: str = "CPU") -> list[tuple[float, float, f
     return points
 
 
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _plural(count: int, what: str, many: str = "") -> str:
+    return f"{count} {what if count == 1 else many or what + 's'}"

@@ -13,9 +13,11 @@ from simulator.checkers.base import Checker, Finding, RunView, Verdict
 from simulator.checkers.effects import check_effects_exactly_once
 from simulator.checkers.elasticity import (
     check_demand_met,
+    check_groups_right,
     check_idle_leave,
     check_launches_asked,
     check_lost_replaced,
+    check_refusals_overcome,
 )
 from simulator.checkers.evidence import check_evidence
 from simulator.checkers.executions import check_executions_explained
@@ -47,6 +49,8 @@ CHECKERS: dict[str, Checker] = {
     "launches_asked": check_launches_asked,
     "idle_leave": check_idle_leave,
     "lost_replaced": check_lost_replaced,
+    "refusals_overcome": check_refusals_overcome,
+    "groups_right": check_groups_right,
     "program_ended_well": check_program_ended_well,
     "attempts_recovered": check_attempts_recovered,
     "effects_exactly_once": check_effects_exactly_once,
@@ -85,6 +89,8 @@ OF_ONE_WORKLOAD = frozenset(
         "launches_asked",
         "idle_leave",
         "lost_replaced",
+        "refusals_overcome",
+        "groups_right",
         "program_ended_well",
         "attempts_recovered",
         "effects_exactly_once",
