@@ -273,7 +273,7 @@ def shrink(work: Path) -> dict[str, Any]:
     return {"left": found, "runs": shrunk["runs"]}
 
 
-def crash(work: Path) -> dict[str, Any]:  # noqa: ARG001
+def crash(work: Path) -> dict[str, Any]:
     """The orchestrator is killed at every moment of a run, five times; heal and down leave nothing."""
     rounds = 5
     for number in range(1, rounds + 1):
@@ -285,6 +285,7 @@ def crash(work: Path) -> dict[str, Any]:  # noqa: ARG001
                 "pytest",
                 "-q",
                 "--acceptance",
+                f"--basetemp={work / f'crash-{number}'}",  # no other pytest tidies it up meanwhile
                 "tests/test_crash_safety_real.py",
             ],
             cwd=ROOT,

@@ -13,10 +13,12 @@ from fakes import Lab, cluster_up, fake, finding, state, topology
 from simulator.backends.base import (
     LIMIT,
     SPILL_DISK,
+    CanKill,
     CanLimit,
     CanSignal,
     Capability,
     ClusterSpec,
+    Completed,
     HasSpillDisk,
     Limits,
     Load,
@@ -368,3 +370,33 @@ def test_a_busy_node_that_is_drained_works_on_without_new_work_and_is_restarted_
     (healed,) = history.of("fault.healed")
     assert healed.data["how"].startswith("a drain is not taken back, so it was stopped")
     assert healed.data["verified"]
+
+
+@pytest.mark.parametrize("how", ["killed with it", "too late"])
+def test_a_burden_whose_node_goes_down_while_it_is_ended_has_ended(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    fault = CpuStress()
+    site = struck(cluster, fault)
+    execute = cluster.backend.execute
+
+    def dies(*_: Any, **__: Any) -> Completed:
+        monkeypatch.setattr(cluster.backend, "execute", execute)
+        assert isinstance(cluster.backend, CanKill)
+        cluster.backend.kill("c", "worker-1")
+        if how == "too late":
+            return execute("c", "worker-1", ["true"])
+        return Completed(137, "")
+
+    monkeypatch.setattr(cluster.backend, "execute", dies)
+    assert fault.end(cluster, site) == "it ended with the node"
+
+
+def test_a_burden_that_cannot_be_ended_while_its_node_runs_is_an_error(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = CpuStress()
+    site = struck(cluster, fault)
+    monkeypatch.setattr(cluster.backend, "execute", lambda *_, **__: Completed(137, ""))
+    with pytest.raises(CannotRun, match="worker-1 cannot be burdened: exit code 137"):
+        fault.end(cluster, site)

@@ -23,7 +23,7 @@ from simulator.waiting import WaitTimeout
 
 Verb = Literal["start", "die", "pause", "unpause", "oom"]
 
-_SIGKILLED = 137  # exit code of PID 1: 128 + SIGKILL
+SIGKILLED = 137  # exit code of PID 1: 128 + SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +337,7 @@ def recover(cluster: Cluster, node: str, timeout: float, *, killed: bool = False
         The SIGKILL that the node ended with was this fault's doing.
     """
     record = cluster.node(node)
-    from_outside = record.exit_code in (_SIGKILLED, STOPPED) and not killed
+    from_outside = record.exit_code in (SIGKILLED, STOPPED) and not killed
     if record.state == "paused" or (record.state == "exited" and from_outside):
         return f"the node is {record.state}, and not by this"
     return revive(cluster, node, timeout)

@@ -23,7 +23,15 @@ from simulator.backends.base import (
 )
 from simulator.cluster import Cluster
 from simulator.errors import CannotRun
-from simulator.faults.base import Fault, Site, Verb, recover, register_fault, require
+from simulator.faults.base import (
+    SIGKILLED,
+    Fault,
+    Site,
+    Verb,
+    recover,
+    register_fault,
+    require,
+)
 from simulator.innode.burden import ANY
 from simulator.topology import NodeSpec, parse_size
 
@@ -237,23 +245,38 @@ def _size(field: str, text: str) -> int:
 # ---- what is used up
 
 
+_DOWN = ("exited", "created")
+
+
+class WentDown(CannotRun):
+    """The node went down while a program of ours ran in it, which ended with it."""
+
+
 def ask_burden(cluster: Cluster, node: str, *arguments: str) -> dict[str, Any]:
     """Run `simulator.innode.burden` in a node; what it says.
 
     Raises
     ------
+    WentDown
+        The node did not live to hear what it says.
     CannotRun
         The node does not run, or the program refused.
     """
-    done = cluster.backend.execute(
-        cluster.name, node, ["python", "-m", "simulator.innode.burden", *arguments]
-    )
+    argv = ["python", "-m", "simulator.innode.burden", *arguments]
+    try:
+        done = cluster.backend.execute(cluster.name, node, argv)
+    except CannotRun as error:
+        if cluster.node(node).state in _DOWN:
+            raise WentDown(str(error)) from error
+        raise
     lines = [line for line in done.output.splitlines() if line.strip()]
     said: dict[str, Any] = {}
     if lines and lines[-1].startswith("{"):
         said = json.loads(lines[-1])
     if done.code or not said:
         why = said.get("refused") or (lines[-1] if lines else f"exit code {done.code}")
+        if done.code == SIGKILLED and cluster.node(node).state in _DOWN:
+            raise WentDown(f"{node} went down", why="so did what ran in it")
         raise CannotRun(f"{node} cannot be burdened", why=why, details=lines[-5:-1])
     return said
 
@@ -279,7 +302,10 @@ class _Burden(Fault):
         """Take it away; how, in words."""
         if cluster.node(site.node).state not in ("running", "paused"):
             return "it ended with the node"
-        said = ask_burden(cluster, site.node, "end", self.mark(cluster, site), *folder)
+        try:
+            said = ask_burden(cluster, site.node, "end", self.mark(cluster, site), *folder)
+        except WentDown:
+            return "it ended with the node"
         parts = []
         if said["ended"]:
             parts.append(f"{said['ended']} processes ended")
@@ -338,7 +364,10 @@ class CpuStress(_Burden):
         if not isinstance(backend, CanLimit) or cluster.node(node).state != "running":
             return ""
         disk = isinstance(backend, HasSpillDisk) and backend.spill_folder(cluster.name, node)
-        said = ask_burden(cluster, node, "end", ANY, *([disk] if disk else []))
+        try:
+            said = ask_burden(cluster, node, "end", ANY, *([disk] if disk else []))
+        except WentDown:
+            return ""
         if not (said["ended"] or said["removed"]):
             return ""
         return f"{said['ended']} burdening processes ended, {said['removed']} fillers removed"
