@@ -25,6 +25,7 @@ class AutoscaleDown(Experiment):
         "demand_met",
         "launches_asked",
         "idle_leave",
+        "recovers",
         "healed",
         "evidence",
     )
@@ -54,6 +55,10 @@ class AutoscaleDown(Experiment):
     def schedule(self, params: Params, topology: Topology) -> Sequence[Step]:
         """Nothing is broken."""
         return ()
+
+    def recovery_timeout(self, params: Params) -> float:
+        """All of it is counted from the first wave on."""
+        return 120.0 + params.long_seconds + params.rest_seconds
 
     def mandatory_phases(self, params: Params) -> Sequence[str]:
         """Until as few nodes as may be are left."""

@@ -25,6 +25,7 @@ class AutoscaleFlapping(Experiment):
         "demand_met",
         "launches_asked",
         "idle_leave",
+        "recovers",
         "healed",
         "evidence",
     )
@@ -65,6 +66,10 @@ class AutoscaleFlapping(Experiment):
     def schedule(self, params: Params, topology: Topology) -> Sequence[Step]:
         """Nothing is broken."""
         return ()
+
+    def recovery_timeout(self, params: Params) -> float:
+        """All of it is counted from the first burst on."""
+        return 120.0 + params.bursts * (params.pause_seconds + 30.0) + params.rest_seconds
 
     def mandatory_phases(self, params: Params) -> Sequence[str]:
         """Until the nodes begin to leave."""

@@ -25,6 +25,7 @@ class AutoscaleHeterogeneous(Experiment):
         "demand_met",
         "launches_asked",
         "groups_right",
+        "recovers",
         "healed",
         "evidence",
     )

@@ -24,6 +24,7 @@ class AutoscaleUp(Experiment):
         "executions_explained",
         "demand_met",
         "launches_asked",
+        "recovers",
         "healed",
         "evidence",
     )

@@ -25,6 +25,7 @@ class CapacityFailure(Experiment):
         "demand_met",
         "launches_asked",
         "refusals_overcome",
+        "recovers",
         "healed",
         "evidence",
     )

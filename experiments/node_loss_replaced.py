@@ -26,6 +26,7 @@ class NodeLossReplaced(Experiment):
         "launches_asked",
         "lost_replaced",
         "fault_hit_work",
+        "recovers",
         "healed",
         "evidence",
     )
@@ -58,4 +59,4 @@ class NodeLossReplaced(Experiment):
 
     def mandatory_phases(self, params: Params) -> Sequence[str]:
         """Until what was lost is replaced, and all is done."""
-        return ("effect", "launch_asked", "node_alive", "first_task", "demand_met")
+        return ("effect", "launch_asked", "node_alive", "demand_met")

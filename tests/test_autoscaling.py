@@ -68,8 +68,14 @@ def test_what_ray_reports_becomes_plain_data() -> None:
     seen, wanted = messages.ClusterResourceState(), messages.AutoscalingState()
     demand = seen.pending_resource_requests.add(count=3)
     demand.request.resources_bundle["CPU"] = 2
-    node = seen.node_states.add(instance_id="cpu-1", ray_node_type_name="cpu", status=messages.IDLE)
-    assert node.status == messages.IDLE
+    node = seen.node_states.add(
+        instance_id="cpu-1",
+        ray_node_type_name="cpu",
+        status=messages.IDLE,
+        node_id=bytes.fromhex("ab"),
+    )
+    node.total_resources.update({"CPU": 2.0, "memory": 1e9, "node:10.0.0.1": 1.0})
+    node.available_resources.update({"CPU": 1.0, "memory": 1e9})
     seen.node_states.add(instance_id="cpu-2", status=messages.DEAD)
     wanted.pending_instance_requests.add(ray_node_type_name="cpu", count=2)
     wanted.failed_instance_requests.add(ray_node_type_name="gpu", count=1, reason="sold out")
@@ -77,7 +83,16 @@ def test_what_ray_reports_becomes_plain_data() -> None:
     state = state_of(seen, wanted)
     assert json.loads(json.dumps(state)) == state
     assert state["demand"] == [{"needs": {"CPU": 2.0}, "count": 3}]
-    assert state["nodes"] == [{"id": "cpu-1", "group": "cpu", "state": "idle"}]
+    assert state["nodes"] == [
+        {
+            "id": "cpu-1",
+            "group": "cpu",
+            "state": "idle",
+            "ray_node_id": "ab",
+            "total": {"CPU": 2.0},
+            "available": {"CPU": 1.0},
+        }
+    ]
     assert state["launching"] == [{"group": "cpu", "count": 2}]
     assert state["failed"] == [{"group": "gpu", "count": 1, "why": "sold out"}]
     assert state["infeasible"] == [{"needs": {"GPU": 9.0}}]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simulator.checkers.base import Finding, RunView, Verdict
+from simulator.checkers.evidence import gaps_of
 from simulator.checkers.index import LEFT, Execution, Index, index_of
 from simulator.history import Op
 
@@ -80,10 +81,11 @@ class Elastic:
     def __init__(self, view: RunView) -> None:
         self.index: Index = index_of(view)
         self.spec = view.spec
-        topology = view.spec.get("topology") or {}
-        self.settings: Mapping[str, Any] = topology.get("autoscaling") or {}
+        topology = view.spec.get("topology")
+        told: Mapping[str, Any] = topology if isinstance(topology, Mapping) else {}
+        self.settings: Mapping[str, Any] = told.get("autoscaling") or {}
         self.groups: Mapping[str, Mapping[str, Any]] = {
-            g["group_name"]: g for g in topology.get("worker_groups", ()) if "group_name" in g
+            g["group_name"]: g for g in told.get("worker_groups", ()) if "group_name" in g
         }
         self.machines: dict[str, Machine] = {}
         self._read()
@@ -146,6 +148,11 @@ class Elastic:
             if (n := op.data["wave"])
         ]
 
+    def is_done(self, wave: WaveRecord) -> bool:
+        """Whether its driver said so, or all of it is known to have come back."""
+        results = self.index.results
+        return wave.over is not None or (bool(wave.keys) and all(k in results for k in wave.keys))
+
     def struck(self, node: str) -> bool:
         """Whether a fault was injected there."""
         return any(f.node == node and f.inject is not None for f in self.index.faults.values())
@@ -185,7 +192,9 @@ def check_demand_met(view: RunView) -> Finding:
         return _not_elastic(name)
     if not found.waves:
         return Finding(name, Verdict.UNKNOWN, "no work came in waves")
-    unmet = [w for w in found.waves if w.over is None]
+    unmet = [w for w in found.waves if not found.is_done(w)]
+    if unmet and gaps_of(view).driver:
+        return Finding(name, Verdict.UNKNOWN, f"{gaps_of(view).driver[0]}: it may have been done")
     if unmet:
         wave = unmet[0]
         back = [key for key in wave.keys if key in found.index.results]
@@ -423,7 +432,9 @@ def check_refusals_overcome(view: RunView) -> Finding:
         return Finding(name, Verdict.UNKNOWN, "no request for a machine was refused")
     last = found.at(refused[-1])
     cites = [refused[0].index, refused[-1].index]
-    unmet = [w for w in found.waves if w.over is None]
+    unmet = [w for w in found.waves if not found.is_done(w)]
+    if unmet and gaps_of(view).driver:
+        return Finding(name, Verdict.UNKNOWN, f"{gaps_of(view).driver[0]}: it may have been done")
     if unmet:
         return Finding(
             name,

@@ -167,7 +167,7 @@ def unasked(index: Index) -> list[tuple[Op, str]]:
     way from the steady state before to the one after; what healing does to a node is the fault's doing.
     Nor is it one that Ray's autoscaler let go.
     """
-    let_go = _let_go(index)
+    left = let_go(index)
     looks = index.all("steady")
     begin = min(
         (index.at(op) for op in looks if op.data.get("when") == "before"), default=-math.inf
@@ -179,7 +179,7 @@ def unasked(index: Index) -> list[tuple[Op, str]]:
         how = _WENT.get(op.kind)
         if how is None or not begin <= index.at(op) <= until or _by_a_fault(index, op, 0.0):
             continue
-        if op.node in let_go:
+        if op.node in left:
             continue
         code = op.data.get("exit_code")
         more = "" if code is None else f" (exit code {code})"
@@ -198,14 +198,14 @@ def unasked(index: Index) -> list[tuple[Op, str]]:
                 for down in index.engine_ops
             )
             # Ray learns of it later than the engine, which says more.
-            if not died and node not in let_go and not _by_a_fault(index, op, MAX_SILENCE_S):
+            if not died and node not in left and not _by_a_fault(index, op, MAX_SILENCE_S):
                 found.append(
                     (op, f"Ray declared {node} dead by itself, no fault of this run did it")
                 )
     return sorted(found, key=lambda pair: index.at(pair[0]))
 
 
-def _let_go(index: Index) -> set[str]:
+def let_go(index: Index) -> set[str]:
     """Machines that Ray's autoscaler had asked for, and that were drained or taken back when it had enough of them."""
     asked = {name for op in index.all("cloud.asked") for name in op.data.get("nodes", ())}
     taken_back = {str(op.data.get("node")) for op in index.all("cloud.terminate")}

@@ -76,6 +76,16 @@ OF_PROGRAMS = (
     "evidence",
 )
 
+#: Those that judge a cluster whose workers Ray's autoscaler starts and stops.
+OF_GROWTH = (
+    "demand_met",
+    "launches_asked",
+    "idle_leave",
+    "lost_replaced",
+    "refusals_overcome",
+    "groups_right",
+)
+
 #: Those that judge one kind of workload, tasks whose places are known, work of which something is promised, work
 #: that a cluster grows with, or programs of the user's, and have nothing to judge in any other's run: an experiment
 #: that runs it names them.
@@ -85,12 +95,7 @@ OF_ONE_WORKLOAD = frozenset(
         "at_most_once",
         "one_incarnation",
         "groups_whole",
-        "demand_met",
-        "launches_asked",
-        "idle_leave",
-        "lost_replaced",
-        "refusals_overcome",
-        "groups_right",
+        *OF_GROWTH,
         "program_ended_well",
         "attempts_recovered",
         "effects_exactly_once",

@@ -157,7 +157,8 @@ def state_of(
                 "total": _rounded(node.total_resources),
                 "available": _rounded(node.available_resources),
             }
-            for node in seen.node_states
+            # Ray gives them in any order, and another order is no news.
+            for node in sorted(seen.node_states, key=lambda n: str(n.instance_id))
             if node.status in status
         ],
         "launching": [

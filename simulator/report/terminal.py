@@ -235,7 +235,7 @@ def _strips(timeline: Timeline, width: int) -> RenderableType:
     rule = _ruler(timeline, count, step)
     table.add_row("", Text(rule, style="dim"))
     words = {"x": "work cut off or failed", "!": "gone, Ray has not noticed", " ": "",
-             "-": "dead", "~": "starting", "=": "paused"}  # fmt: skip
+             "-": "dead", "~": "starting", "=": "paused", "·": "gone, not needed any more"}  # fmt: skip
     legend = ["█ busy", *(f"{c} {words[c]}" for c in "x!-~=" if c in used)]
     return Group(
         _heading("Nodes, seconds since the work began"),
@@ -252,6 +252,7 @@ def _state_char(state: str) -> tuple[str, str]:
     return {
         "unnoticed": ("!", "red"),
         "dead": ("-", "dim"),
+        "gone": ("·", "dim"),
         "starting": ("~", "dim"),
         "paused": ("=", "magenta"),
     }.get(state, ("", ""))

@@ -84,7 +84,7 @@
   function readColours() {
     const style = getComputedStyle(root);
     colour = {};
-    for (const name of ["text", "quiet", "line", "card", "grid", "completed", "again", "cut", "failed", "open", "call", "fault", "curve", "curve-fill", "before", "goal", "stripe", "label", "state-alive", "state-unnoticed", "state-dead", "state-starting", "state-paused"]) {
+    for (const name of ["text", "quiet", "line", "card", "grid", "completed", "again", "cut", "failed", "open", "call", "fault", "curve", "curve-fill", "before", "goal", "stripe", "label", "state-alive", "state-unnoticed", "state-dead", "state-gone", "state-starting", "state-paused"]) {
       colour[name] = style.getPropertyValue("--" + name).trim();
     }
     stripes = { dead: hatch(colour.stripe, 6, 1), again: hatch(colour.card, 5, 2, true) };
@@ -106,7 +106,7 @@
   const outcomeColour = () => [colour.completed, colour.again, colour.cut, colour.failed, colour.open];
   const font = (px, weight = "") => `${weight} ${px * dpr()}px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif`;
   const seconds = (v, digits = 2) => v.toFixed(digits).replace("-", "−") + " s";
-  const stateWords = { alive: "alive", unnoticed: "gone, Ray has not noticed", dead: "dead", starting: "starting", paused: "paused" };
+  const stateWords = { alive: "alive", unnoticed: "gone, Ray has not noticed", dead: "dead", gone: "gone, not needed any more", starting: "starting", paused: "paused" };
 
   // ---- geometry
 
