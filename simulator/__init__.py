@@ -65,6 +65,8 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.workload import Promises as Promises
     from simulator.workload import TaskKind as TaskKind
     from simulator.workload import TaskStream as TaskStream
+    from simulator.workload import Wave as Wave
+    from simulator.workload import Waves as Waves
 
 __version__ = "0.1.0"
 
@@ -110,6 +112,8 @@ _HOMES = {
     "Hoard": "simulator.workload",
     "Placement": "simulator.workload",
     "TaskKind": "simulator.workload",
+    "Wave": "simulator.workload",
+    "Waves": "simulator.workload",
     "Promises": "simulator.workload",
     "History": "simulator.history",
     "Op": "simulator.history",

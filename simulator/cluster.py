@@ -10,7 +10,9 @@ machine carries, each is watched until the GCS counts it alive, and one that fai
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,12 +21,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from simulator.autoscaling import AUTOSCALER, CONFIG, STATE, can_ever, files
 from simulator.backends.base import (
+    AUTOSCALE,
     Backend,
     CanKill,
     CanPause,
     ClusterRecord,
     ClusterSpec,
+    HostsAutoscaler,
     KeepsTime,
     NodeRecord,
     NodeState,
@@ -35,7 +40,7 @@ from simulator.backends.base import (
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
 from simulator.rayapi import RayApi, RayNode, Usage
 from simulator.topology import Profile, Topology
-from simulator.waiting import Deadline, T, wait_until
+from simulator.waiting import Deadline, T, WaitTimeout, wait_until
 
 State = Literal["alive", "starting", "paused", "exited", "dead"]
 
@@ -52,6 +57,7 @@ HEALTH: Mapping[str, Mapping[str, str]] = {
 }
 
 START_ATTEMPTS = 3
+LOOK_S = 60.0  # until Ray's autoscaler has looked for the first time
 AT_A_TIME = 8  # nodes that are stopped together
 
 
@@ -74,20 +80,100 @@ class NodeStatus:
     used: Mapping[str, float]
     exit_code: int | None
     profile: Profile = Profile.DEFAULT
+    managed: bool = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was the autoscaler's, and does not come back: only its logs are left."""
+        return self.managed and self.state == "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscalerStatus:
+    """What Ray's autoscaler sees and wants.
+
+    Attributes
+    ----------
+    runs
+        Whether it and its cloud do.
+    age_s
+        How long ago it looked; None if it never did.
+    topology
+        With the limits of each group.
+    state
+        What it said last, as `simulator.innode.autoscaler.state_of` has it.
+    """
+
+    runs: bool
+    age_s: float | None
+    topology: Topology
+    state: Mapping[str, Any]
+
+    @property
+    def never(self) -> list[Mapping[str, Any]]:
+        """What work waits for that no node which there may be can give."""
+        return [i for i in self.state.get("infeasible", ()) if not can_ever(self.topology, i)]
+
+    def counts(self, group: str) -> dict[str, int]:
+        """Of a group: how many nodes are busy, idle, draining, starting, launching, failed."""
+        nodes = Counter(n["state"] for n in self.state.get("nodes", ()) if n["group"] == group)
+
+        def asked(what: str) -> int:
+            return sum(
+                i.get("count", 1) for i in self.state.get(what, ()) if i.get("group") == group
+            )
+
+        return {
+            **{state: nodes[state] for state in ("busy", "idle", "draining")},
+            **{what: asked(what) for what in ("starting", "launching", "failed")},
+        }
+
+    def usage(self) -> Usage:
+        """What was in use on the nodes that it saw, and what waited."""
+        by_node = {
+            n["ray_node_id"]: {
+                name: (total - n["available"].get(name, 0.0), total)
+                for name, total in n["total"].items()
+            }
+            for n in self.state.get("nodes", ())
+        }
+        total: dict[str, tuple[float, float]] = {}
+        for resources in by_node.values():
+            for name, (used, offered) in resources.items():
+                before = total.get(name, (0.0, 0.0))
+                total[name] = (before[0] + used, before[1] + offered)
+        waiting = [(item["needs"], item["count"]) for item in self.state.get("demand", ())]
+        waiting += [(b, 1) for group in self.state.get("groups", ()) for b in group["bundles"]]
+        return Usage(total, by_node, waiting)
+
+    def to_data(self) -> dict[str, Any]:
+        return {
+            "runs": self.runs,
+            "age_s": self.age_s,
+            "groups": {
+                g.group_name: {"min": g.least, "max": g.most, **self.counts(g.group_name)}
+                for g in self.topology.worker_groups
+            },
+            "demand": [*self.state.get("demand", ()), *self.state.get("asked", ())],
+            "placement_groups": list(self.state.get("groups", ())),
+            "never": self.never,
+            "failed": list(self.state.get("failed", ())),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """A cluster, seen once."""
+    """A cluster, seen once; `autoscaler` is None where the user says how many nodes there are."""
 
     cluster: str
     backend: str
     gpu: str
     nodes: Sequence[NodeStatus]
     ray: Mapping[str, Any]
+    autoscaler: AutoscalerStatus | None = None
 
     def to_data(self) -> dict[str, Any]:
-        count = {"desired": len(self.nodes)}
+        count = {"desired": sum(not n.gone for n in self.nodes)}
         count["running"] = sum(n.state in ("alive", "starting", "dead") for n in self.nodes)
         count["alive"] = sum(n.state == "alive" for n in self.nodes)
         return {
@@ -102,7 +188,7 @@ class ClusterStatus:
                     "role": n.role,
                     "group": n.group,
                     "state": n.state,
-                    "desired": True,
+                    "desired": not n.gone,
                     "running": n.state in ("alive", "starting", "dead"),
                     "alive": n.state == "alive",
                     "address": n.address,
@@ -113,9 +199,11 @@ class ClusterStatus:
                     "gpu": self.gpu if n.resources.get("GPU") else "none",
                     "exit_code": n.exit_code,
                     "profile": n.profile.value,
+                    "managed": n.managed,
                 }
                 for n in self.nodes
             ],
+            "autoscaler": self.autoscaler.to_data() if self.autoscaler else None,
         }
 
 
@@ -152,7 +240,7 @@ def plan(desired: Iterable[str], actual: ClusterRecord | None) -> Plan:
     return Plan(
         create=tuple(missing),
         start=(*missing, *stopped),
-        superfluous=tuple(sorted(set(have) - set(wanted))),
+        superfluous=tuple(sorted(n for n in set(have) - set(wanted) if not have[n].managed)),
     )
 
 
@@ -286,6 +374,7 @@ class Cluster:
         ray: dict[str, Any] = {"answers": False, "version": None, "why": "", "remedy": ""}
         known: list[RayNode] = []
         usage = Usage()
+        auto = self.autoscaler()
         if (head := _head_state(record)) != "running":
             error = without_head("Ray does not answer", head)
             ray |= {"why": error.why, "remedy": error.remedy}
@@ -293,7 +382,7 @@ class Cluster:
             try:
                 ray["version"] = self.ray.version()
                 known = self.ray.nodes()
-                usage = self.ray.usage()
+                usage = self.ray.usage() if auto is None else auto.usage()
             except CannotRun as error:
                 ray["why"] = str(error)
             else:
@@ -305,7 +394,33 @@ class Cluster:
             gpu=record.gpu,
             nodes=[_node_status(n, known, usage) for n in record.nodes],
             ray=ray,
+            autoscaler=auto,
         )
+
+    def autoscaler(self) -> AutoscalerStatus | None:
+        """What Ray's autoscaler sees and wants; None where it decides nothing."""
+        backend = self.backend
+        if not isinstance(backend, HostsAutoscaler):
+            return None
+        runs = backend.autoscaler_runs(self.name)
+        if runs is None:
+            return None
+        data = backend.cloud_file(self.name, STATE)
+        state: dict[str, Any] = json.loads(data) if data else {}
+        looked = state.pop("wall", None)
+        age = None if looked is None else max(0.0, self.backend.wall_clock() - looked)
+        return AutoscalerStatus(
+            runs=runs,
+            age_s=None if age is None else round(age, 1),
+            topology=self.backend.spec(self.name).topology,
+            state=state,
+        )
+
+    def usage(self) -> Usage:
+        """What is in use and waited for; up to a few seconds old. Raises `CannotRun` if nobody answers."""
+        auto = self.autoscaler()
+        # Ray's HTTP API tells nothing of it where the second version of its autoscaler decides.
+        return self.ray.usage() if auto is None else auto.usage()
 
     # -- up and down -----------------------------------------------------------------------------
 
@@ -330,6 +445,8 @@ class Cluster:
         CannotRun
             The engine failed, or the head is not running so that nothing can join.
         """
+        if spec.topology.autoscaling:
+            _with_autoscaler(self.backend)
         wanted = [n.name for n in spec.topology.nodes()]
         existing = next((c for c in self.backend.clusters() if c.name == self.name), None)
         todo = plan(wanted, existing)
@@ -351,7 +468,41 @@ class Cluster:
         # Nodes that ran already may still be joining; a paused one is left as it is.
         running = {n.name for n in self.record().nodes if n.state == "running"}
         wait_alive(self, [name for name in wanted if name in running], timeout)
+        if spec.topology.autoscaling:
+            self.have_autoscaler(spec, parallelism)
+            wait_least(self, spec.topology, timeout)
         return todo
+
+    def have_autoscaler(self, spec: ClusterSpec, parallelism: int | None = None) -> None:
+        """Have Ray's autoscaler run, with its settings and the cloud's as the topology has them.
+
+        Raises
+        ------
+        CannotRun
+            The backend has no nodes that an autoscaler could start.
+        """
+        backend = _with_autoscaler(self.backend)
+        parallel = parallelism or default_parallelism(self.backend.cores())
+        told = files(spec, backend.cloud_folder(self.name), spec.seed, parallel)
+        if spec.run_dir is not None and spec.run_dir.is_dir():
+            (spec.run_dir / CONFIG).write_bytes(told[CONFIG])
+        since = self.backend.wall_clock()
+        backend.start_autoscaler(self.name, told)
+
+        def looked() -> bool:
+            data = backend.cloud_file(self.name, STATE)
+            return data is not None and float(json.loads(data)["wall"]) >= since
+
+        try:
+            self.wait_until(looked, name="its first look", timeout=LOOK_S, interval=0.3)
+        except WaitTimeout as error:
+            raise CannotRun(
+                f"Ray's autoscaler of {self.name} did not look at the cluster",
+                why=str(error),
+                remedy=f"See its last words: docker logs {self.name}-program-{AUTOSCALER}"
+                if self.backend.name == "docker"
+                else "",
+            ) from None
 
     def start_nodes(
         self,
@@ -403,6 +554,8 @@ class Cluster:
         CannotRun
             Some could not be stopped; the others are.
         """
+        if isinstance(self.backend, HostsAutoscaler):
+            self.backend.stop_autoscaler(self.name)  # it would replace what is stopped
         record = self.record()
         head = [n for n in record.nodes if n.role == "head"]
         workers = [n for n in record.nodes if n.role != "head"]
@@ -451,7 +604,8 @@ class Cluster:
 
         With its GCS in memory, as it is unless the image says otherwise, a head that starts again
         knows no job, actor or placement group of before, and workers that outlived it are started
-        anew with it. A frozen node is left as it is.
+        anew with it. A frozen node is left as it is. Where Ray's autoscaler decides, it is started too,
+        and the workers of before are not: it asks for new ones.
 
         Raises
         ------
@@ -459,7 +613,7 @@ class Cluster:
             Some nodes did not join; the others are up.
         """
         record = self.record()
-        nodes = record.nodes
+        nodes = [n for n in record.nodes if not n.managed]
         if _head_state(record) == "missing":
             raise without_head(f"{self.name} cannot be started", "missing")
         down = tuple(n.name for n in nodes if n.state in ("created", "exited"))
@@ -472,6 +626,10 @@ class Cluster:
             [*down, *lost], timeout=timeout, parallelism=parallelism, progress=progress
         )
         wait_alive(self, [n.name for n in nodes if n.name not in paused], timeout)
+        made = self.backend.spec(self.name)
+        if made.topology.autoscaling:
+            self.have_autoscaler(made, parallelism)
+            wait_least(self, made.topology, timeout)
         return plan
 
     def need_head(self, what: str) -> None:
@@ -586,6 +744,14 @@ class Cluster:
         record = self.node(node)
         if record.state == "paused":
             raise BadInput(Problem(node, "is paused", f"resume or kill it first: resume {node}"))
+        if record.managed:
+            raise BadInput(
+                Problem(
+                    node,
+                    "is Ray's autoscaler's: a machine that is gone does not come back, another one comes",
+                    "kill it, and see what comes in its place: status --watch",
+                )
+            )
         # Before anything is stopped: a node that cannot come back is better left as it is.
         if node != "head":
             self.need_head(f"{node} could not join")
@@ -638,8 +804,21 @@ def refuse_unable(
     remedy: str = "",
 ) -> None:
     """Raise `CannotRun` if the machine has not what such a cluster needs."""
+    if topology.autoscaling:
+        _with_autoscaler(backend)
     if why := why_unable(backend, topology):
         raise CannotRun(what, why=why, remedy=remedy)
+
+
+def _with_autoscaler(backend: Backend) -> HostsAutoscaler:
+    """The backend as one that runs Ray's autoscaler; raises `CannotRun` if it does not."""
+    if isinstance(backend, HostsAutoscaler):
+        return backend
+    raise CannotRun(
+        f"backend {backend.name} has no nodes that an autoscaler could start",
+        why=f"it takes one that {AUTOSCALE.means}",
+        remedy="Use --backend docker or --backend process",
+    )
 
 
 class _Starter:
@@ -778,6 +957,7 @@ def _node_status(record: NodeRecord, known: Sequence[RayNode], usage: Usage) -> 
         used={name: pair[0] for name, pair in used.items()},
         exit_code=record.exit_code,
         profile=record.profile,
+        managed=record.managed,
     )
 
 
@@ -803,6 +983,37 @@ def wait_alive(cluster: Cluster, names: Sequence[str], timeout: float) -> None:
                 wanted=len(names),
                 seconds=timeout,
                 why=seen if status.ray["answers"] else f"Ray does not answer: {status.ray['why']}",
+            )
+        cluster.clock.sleep(0.2)
+
+
+def wait_least(cluster: Cluster, topology: Topology, timeout: float) -> None:
+    """Wait until each group that Ray's autoscaler manages has its `min_replicas` alive.
+
+    Raises
+    ------
+    NodeStartFailed
+        Some have not, after `timeout` seconds from the last one that joined.
+    """
+    missing: list[str] = []
+    deadline = Deadline(timeout, clock=cluster.clock.mono)
+    while True:
+        before, missing = missing, []
+        alive = Counter(n.group for n in cluster.status().nodes if n.state == "alive")
+        for group in topology.managed:
+            lacks = group.least - alive[group.group_name]
+            missing += [group.group_name] * max(0, lacks)
+        if not missing:
+            return
+        if before and len(missing) < len(before):
+            deadline = Deadline(timeout, clock=cluster.clock.mono)
+        if deadline.passed:
+            raise NodeStartFailed(
+                missing=missing,
+                wanted=sum(g.least for g in topology.managed),
+                seconds=timeout,
+                why="Ray's autoscaler has not brought up as many as min_replicas says",
+                remedy="See: status, and logs of the node",
             )
         cluster.clock.sleep(0.2)
 
@@ -871,8 +1082,17 @@ def use_of(cluster: Cluster) -> Use:
         for n in cluster.ray.nodes()
         if n.alive and n.hostname in names
     }
-    usage = cluster.ray.usage()
-    return Use({name: usage.by_node.get(i, {}) for i, name in alive.items()}, usage.waiting)
+    usage = cluster.usage()
+    # Of a node that offers nothing, nothing is reported, and nothing can be in use.
+    none = {
+        n.name: {"CPU": (0.0, 0.0)}
+        for n in cluster.record().nodes
+        if n.resources and not any(n.resources.values())
+    }
+    return Use(
+        {name: usage.by_node.get(i) or none.get(name, {}) for i, name in alive.items()},
+        usage.waiting,
+    )
 
 
 def salvage(backend: Backend, name: str, into: Path, *, siblings: bool = True) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from simulator.assets import asset_path, innode_path
+from simulator.autoscaling import HEAD_ARGUMENTS, HEAD_ENV
 from simulator.backends.base import (
     LABEL_CLUSTER,
     LABEL_GPU,
@@ -37,6 +38,9 @@ LABEL_DEFINITION = "ray-sim.definition"
 #: The `ClusterSpec` as JSON, on the one container that always exists and that no fault hits: init.
 LABEL_SPEC = "ray-sim.spec"
 
+#: The role of a container that is never started, and that the cloud copies (`simulator.innode.docker_engine`).
+TEMPLATE = "template"
+
 #: Where things are in a node; compose.yaml says so, and a test holds the two together.
 INNODE_TARGET = "/opt/ray-sim/simulator/innode"
 TOKEN_TARGET = "/run/ray-sim"
@@ -48,6 +52,7 @@ GCS_PORT = 6379
 
 #: Names in compose.yaml that the rest of the simulator relies on.
 NETWORK = "cluster"
+CLOUD_VOLUME = "cloud"
 TOKEN_VOLUME = "token"
 LEDGER_VOLUME = "ledger"
 
@@ -118,13 +123,22 @@ def expand(
     worker = services.pop("worker")
     labels = _labels(spec)
     _node(services["head"], "head", spec.topology.head, spec, labels, cores)
+    if spec.topology.autoscaling:
+        services["head"]["environment"] |= HEAD_ENV
+        services["head"]["command"] += HEAD_ARGUMENTS
     for group in spec.topology.worker_groups:
         # An image of the user's own is what every node has, whatever the profile.
         is_lean = group.profile is Profile.LEAN and not spec.image
         service = _merge(worker, lean) if is_lean else copy.deepcopy(worker)
-        service["deploy"]["replicas"] = group.replicas
         _node(service, group.group_name, group, spec, labels, cores)
-        services[group.group_name] = service
+        if spec.topology.autoscaling:
+            # Never started: the cloud's machines are copies of it, and so are the same as any worker.
+            service["deploy"]["replicas"] = 1
+            service["labels"][LABEL_ROLE] = TEMPLATE
+            services[f"{TEMPLATE}-{group.group_name}"] = service
+        else:
+            service["deploy"]["replicas"] = group.replicas
+            services[group.group_name] = service
     services["init"]["labels"] |= {**labels, LABEL_SPEC: spec.to_json()}
     if not mount_innode:
         for service in services.values():
@@ -173,8 +187,9 @@ def ray_arguments(node: Head | WorkerGroup) -> list[str]:
     }
     if custom:
         arguments.append("--resources=" + json.dumps(custom, separators=(",", ":")))
-    if node.labels:
-        arguments.append("--labels=" + ",".join(f"{k}={v}" for k, v in sorted(node.labels.items())))
+    labels = node.all_labels
+    if labels:
+        arguments.append("--labels=" + ",".join(f"{k}={v}" for k, v in sorted(labels.items())))
     return arguments
 
 

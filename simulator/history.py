@@ -30,7 +30,7 @@ from typing import IO, Any
 #: Version of what a run's files hold. Readers take every version up to theirs.
 SCHEMA = 1
 
-SOURCES = ("orchestrator", "engine", "observer", "ledger", "driver", "ray")
+SOURCES = ("orchestrator", "engine", "observer", "ledger", "driver", "ray", "cloud", "autoscaler")
 
 
 @dataclass(frozen=True, slots=True)

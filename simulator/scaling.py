@@ -70,6 +70,16 @@ def _problems(
             problems.append(Problem(where, "a cluster has one head", "scale a worker group"))
         elif name not in groups:
             problems.append(Problem(where, str(NotFound("worker group", name, groups))))
+        elif made.topology.autoscaling:
+            group = groups[name]
+            problems.append(
+                Problem(
+                    where,
+                    f"Ray's autoscaler decides how many there are, from {group.least} to {group.most}",
+                    "give it other limits when the cluster is made: "
+                    f"up --set worker_groups.{name}.max_replicas=N",
+                )
+            )
         else:
             asked = groups[name].model_dump() | {"replicas": count}
             try:

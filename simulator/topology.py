@@ -16,9 +16,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
+    PositiveInt,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -26,6 +30,7 @@ from pydantic import (
 
 from simulator.assets import asset_names
 from simulator.errors import BadInput, NotFound, Problem
+from simulator.quantities import Quantity
 from simulator.yamltext import NotYaml, read_yaml
 
 Role = Literal["head", "worker"]
@@ -42,10 +47,11 @@ _LEAST_SHM, _LEAST_SPILL = "80m", "128m"
 #: Of one resource on one node, and of nodes in one group: more is a slip of the pen.
 _MOST, _MOST_REPLICAS = 1_000_000, 1000
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
+_LONGEST_S = 30 * 86400.0
 
 #: Resources that Ray measures by itself, and the prefix of those that it gives a node by itself
 #: (Ray 2.60, `ResourceAndLabelSpec`): what a topology says of them is overwritten or refused.
-_RAYS_RESOURCES, _RAYS_PREFIX = ("memory", "object_store_memory"), "node:"
+RAYS_RESOURCES, _RAYS_PREFIX = ("memory", "object_store_memory"), "node:"
 
 #: Labels by Ray's rule, which is Kubernetes' (Ray 2.60, `ray._private.label_utils.validate_label_key` and
 #: `validate_label_value`; a test holds them together), less the prefixes that only a slip in Ray's pattern
@@ -72,6 +78,16 @@ class Profile(str, Enum):
     LEAN = "lean"  # bare ray: starts sooner, takes less memory, gives up what `LEAN_LACKS` says
 
 
+class Market(str, Enum):
+    """How a node's machine is paid for."""
+
+    ON_DEMAND = "on-demand"
+    SPOT = "spot"  # cheaper, and taken back when its owner needs it
+
+
+#: Ray's own label for it, which `market` sets.
+LABEL_MARKET = "ray.io/market-type"
+
 #: What a lean node gives up, as found in Ray 2.60 (docs/decisions/0014).
 LEAN_LACKS = (
     "no metrics and no HTTP health of the node, none of its logs in the dashboard, no log of a job "
@@ -96,6 +112,42 @@ def _within(value: str | None, least: str, why: str = "") -> str | None:
 Size = Annotated[str, Field(description="a size such as 512m or 2g")]
 
 
+def _seconds(value: Any) -> Any:
+    """Seconds of a time as people write it (``20s``, ``1.5min``, or plain seconds)."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"is {value!r}; use a time, such as 20s or 5min")
+    seconds = Quantity.parse(str(value).strip()).as_unit("s") if isinstance(value, str) else value
+    if not 0 <= seconds <= _LONGEST_S:  # NaN too
+        raise ValueError(f"is {value}; use a time from 0 s to 30 days")
+    return float(seconds)
+
+
+def _seconds_between(value: Any) -> Any:
+    """From when to when, of ``3s..8s``; one time is both."""
+    if isinstance(value, str) and ".." in value:
+        value = value.split("..", 1)
+    low, high = value if isinstance(value, (list, tuple)) and len(value) == 2 else (value, value)
+    low, high = _seconds(low), _seconds(high)
+    if low > high:
+        raise ValueError(f"ends before it begins; use {high:g}s..{low:g}s")
+    return low, high
+
+
+def _share(value: Any) -> Any:
+    """A share of 1, of ``20%`` or ``0.2``."""
+    if isinstance(value, str):
+        quantity = Quantity.parse(value.strip())
+        value = quantity.number / 100 if quantity.unit == "%" else quantity.as_unit(None)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"is {value!r}; use a share from 0 to 1, such as 0.2 or 20%")
+    return float(value)
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+Between = Annotated[tuple[float, float], BeforeValidator(_seconds_between)]
+Share = Annotated[float, BeforeValidator(_share)]
+
+
 class _Node(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -111,7 +163,7 @@ class _Node(BaseModel):
         for name, amount in value.items():
             if not name.strip() or not name.isprintable():
                 raise ValueError(f"{name!r} is not a name; use letters, digits, - and _")
-            if name in _RAYS_RESOURCES or name.startswith(_RAYS_PREFIX):
+            if name in RAYS_RESOURCES or name.startswith(_RAYS_PREFIX):
                 raise ValueError(f"{name} is Ray's own to say; choose another name")
             if amount < 0:
                 raise ValueError(f"{name} is {amount:g}; a node cannot offer less than 0")
@@ -170,6 +222,11 @@ class _Node(BaseModel):
         return self
 
     @property
+    def all_labels(self) -> Mapping[str, str]:
+        """Its labels for Ray, with those that follow from something else that is said of it."""
+        return self.labels
+
+    @property
     def cpus(self) -> int:
         return int(self.resources.get("CPU", 0))
 
@@ -185,13 +242,34 @@ class Head(_Node):
 
 
 class WorkerGroup(_Node):
-    """Workers that are all alike."""
+    """Workers that are all alike.
+
+    Attributes
+    ----------
+    replicas
+        How many there are; where Ray's autoscaler decides that, how many there may be unless
+        `max_replicas` says so.
+    provision_delay
+        How long a machine that the autoscaler asks for takes to arrive, from when to when: drawn by
+        the seed, evenly. Seconds.
+    provision_failure
+        The share of the autoscaler's requests that end without a machine.
+    capacity_after
+        There is no machine to be had before this; seconds since the cluster's first request for one.
+    market, price
+        How a machine is paid for, and how much it costs in an hour.
+    """
 
     group_name: str
     profile: Profile = Profile.DEFAULT
     replicas: Annotated[NonNegativeInt, Field(le=_MOST_REPLICAS)] = 1
     min_replicas: NonNegativeInt | None = None
-    max_replicas: NonNegativeInt | None = None
+    max_replicas: Annotated[NonNegativeInt, Field(le=_MOST_REPLICAS)] | None = None
+    provision_delay: Between = (0.0, 0.0)
+    provision_failure: Share = 0.0
+    capacity_after: Seconds = 0.0
+    market: Market | None = None
+    price: Annotated[NonNegativeFloat, Field(le=_MOST)] | None = None
 
     @field_validator("group_name")
     @classmethod
@@ -215,6 +293,57 @@ class WorkerGroup(_Node):
         if high is not None and self.replicas > high:
             raise ValueError(f"replicas {self.replicas} is above max_replicas {high}")
         return self
+
+    @model_validator(mode="after")
+    def _market(self) -> WorkerGroup:
+        said = self.labels.get(LABEL_MARKET)
+        if self.market is not None and said not in (None, self.market.value):
+            raise ValueError(
+                f"market is {self.market.value}, and the label {LABEL_MARKET} says {said}; say it once"
+            )
+        return self
+
+    @property
+    def all_labels(self) -> Mapping[str, str]:
+        return (
+            self.labels if self.market is None else {LABEL_MARKET: self.market.value, **self.labels}
+        )
+
+    @property
+    def is_spot(self) -> bool:
+        """Whether its machines may be taken back at any time."""
+        return self.all_labels.get(LABEL_MARKET) == Market.SPOT.value
+
+    @property
+    def least(self) -> int:
+        """As few nodes as it may have under Ray's autoscaler."""
+        return self.min_replicas or 0
+
+    @property
+    def most(self) -> int:
+        """As many nodes as it may have under Ray's autoscaler."""
+        return self.replicas if self.max_replicas is None else self.max_replicas
+
+
+class Autoscaling(BaseModel):
+    """Ray's own autoscaler decides how many workers there are; these are its settings.
+
+    Attributes
+    ----------
+    upscaling_speed
+        How many nodes of a group it may ask for in one look, once a second, as a multiple of those
+        that run; one at least.
+    idle_timeout
+        After how long without work a node leaves; seconds.
+    max_workers
+        How many there may be of all groups together; None where the groups' own limits are all.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    upscaling_speed: Annotated[NonNegativeFloat, Field(le=1000)] = 1.0
+    idle_timeout: Seconds = 60.0
+    max_workers: PositiveInt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +370,22 @@ class Topology(BaseModel):
     description: str = ""
     head: Head = Field(default_factory=Head)
     worker_groups: Sequence[WorkerGroup] = ()
+    autoscaling: Autoscaling | None = None
+
+    #: Of the groups that Ray's autoscaler manages: those that are there now, where somebody looked.
+    _living: tuple[NodeSpec, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="after")
+    def _room_for_the_least(self) -> Topology:
+        most = self.autoscaling and self.autoscaling.max_workers
+        least = sum(g.least for g in self.worker_groups)
+        if most and least > most:
+            raise ValueError(
+                f"autoscaling.max_workers is {most}, and the groups' min_replicas are {least} together"
+            )
+        if self.autoscaling and not self.worker_groups:
+            raise ValueError("autoscaling needs a worker group; add one to worker_groups")
+        return self
 
     @model_validator(mode="after")
     def _unique(self) -> Topology:
@@ -249,8 +394,63 @@ class Topology(BaseModel):
             raise ValueError(f"worker_groups: {name} stands there twice; merge them or rename one")
         return self
 
+    @property
+    def managed(self) -> Sequence[WorkerGroup]:
+        """The worker groups whose nodes Ray's autoscaler starts and stops: all, or none."""
+        return self.worker_groups if self.autoscaling else ()
+
+    def group(self, name: str) -> WorkerGroup:
+        """A worker group by name; `NotFound` names the nearest."""
+        groups = {g.group_name: g for g in self.worker_groups}
+        if name not in groups:
+            raise NotFound("worker group", name, groups)
+        return groups[name]
+
+    @property
+    def most_nodes(self) -> int:
+        """How many nodes there may be at one time, the head among them."""
+        if not self.autoscaling:
+            return len(self.nodes())
+        most = sum(g.most for g in self.worker_groups)
+        return 1 + min(most, self.autoscaling.max_workers or most)
+
+    def node_of(self, group: WorkerGroup, index: int) -> NodeSpec:
+        """What one node of a group is."""
+        return NodeSpec(
+            f"{group.group_name}-{index}",
+            "worker",
+            group.group_name,
+            index,
+            group.resources,
+            group.all_labels,
+            group.memory,
+            group.profile,
+            group.spill_size,
+        )
+
+    def with_living(self, names: Iterable[str]) -> Topology:
+        """The same, with these nodes of groups that Ray's autoscaler manages."""
+        made = self.model_copy()
+        found = []
+        for name in names:
+            group, _, number = name.rpartition("-")
+            found.append(self.node_of(self.group(group), int(number)))
+        made._living = tuple(found)
+        return made
+
+    def imagined(self) -> Topology:
+        """The same, as if every group had as many nodes as it may."""
+        groups = [(g, g.most if self.autoscaling else 0) for g in self.worker_groups]
+        return self.with_living(
+            f"{g.group_name}-{n}" for g, most in groups for n in range(1, most + 1)
+        )
+
     def nodes(self) -> list[NodeSpec]:
-        """Every node that should exist, head first."""
+        """Every node that should exist, head first.
+
+        How many there are of the groups that Ray's autoscaler manages is not ours to say: none, unless
+        somebody looked (`with_living`).
+        """
         head = NodeSpec(
             "head",
             "head",
@@ -264,20 +464,12 @@ class Topology(BaseModel):
         return [
             head,
             *(
-                NodeSpec(
-                    f"{g.group_name}-{i}",
-                    "worker",
-                    g.group_name,
-                    i,
-                    g.resources,
-                    g.labels,
-                    g.memory,
-                    g.profile,
-                    g.spill_size,
-                )
+                self.node_of(g, i)
                 for g in self.worker_groups
+                if not self.autoscaling
                 for i in range(1, g.replicas + 1)
             ),
+            *self._living,
         ]
 
     def workers(self) -> list[NodeSpec]:
@@ -336,7 +528,8 @@ def _nearest_keys(path: Sequence[int | str]) -> str:
             "only a worker group has one: the head needs all of Ray, for its dashboard and for jobs"
         )
     if len(path) > 1:
-        model = Head if path[0] == "head" else WorkerGroup
+        models: Mapping[str, type[BaseModel]] = {"head": Head, "autoscaling": Autoscaling}
+        model = models.get(str(path[0]), WorkerGroup)
     near = get_close_matches(str(path[-1]), model.model_fields, n=2)
     if near:
         return f"did you mean {' or '.join(near)}?"
@@ -442,5 +635,7 @@ def _assign(data: Any, path: list[str], value: Any, where: str) -> Problem | Non
         if last:
             here[key] = value
         else:
+            if here[key] is None:  # setting a part of what is off turns it on
+                here[key] = {}
             here = here[key]
     return None

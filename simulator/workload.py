@@ -274,6 +274,72 @@ class Hoard:
 
 
 @dataclass(frozen=True, slots=True)
+class Wave:
+    """Work that is submitted at once.
+
+    Attributes
+    ----------
+    kinds
+        Tasks, by what they need of their node.
+    seconds
+        How long each of them takes.
+    bundles
+        A placement group that comes with it: what each of its bundles reserves. A task holds each of them
+        as long as the others take.
+    strategy
+        Ray's, of the placement group.
+    after_s
+        How long there was nothing to do before it, seconds.
+    """
+
+    kinds: Sequence[TaskKind] = ()
+    seconds: float = 1.0
+    bundles: Sequence[Mapping[str, float]] = ()
+    strategy: str = "PACK"
+    after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Waves:
+    """Work in waves, for a cluster that grows with it: each wave is done before the next one begins.
+
+    Parameters
+    ----------
+    rest_s
+        How long there is nothing to do after the last one, seconds.
+    max_retries
+        Ray's ``max_retries`` of each task.
+    loop
+        How many numbers a task adds up.
+    """
+
+    waves: Sequence[Wave]
+    rest_s: float = 0.0
+    max_retries: int = 3
+    loop: int = 20_000
+
+    @property
+    def name(self) -> str:
+        return "waves"
+
+    def entrypoint(self, run_id: str) -> str:
+        return f"python -m simulator.innode.waves --run {run_id}"
+
+    def spec(self, hostnames: Mapping[str, str]) -> dict[str, Any]:  # noqa: ARG002 - nodes come and go
+        return {**asdict(self), "task_seconds": max(wave.seconds for wave in self.waves)}
+
+    def nominal_seconds(self, topology: Topology) -> float:
+        """As if the most nodes that there may be were there, each wave after the other."""
+        nodes = [topology.node_of(g, n) for g in topology.managed for n in range(g.most)]
+        nodes += topology.nodes()
+        total = self.rest_s
+        for wave in self.waves:
+            rounds = [math.ceil(k.count / max(1, sum(map(k.fits, nodes)))) for k in wave.kinds]
+            total += wave.after_s + wave.seconds * (sum(rounds) + bool(wave.bundles))
+        return total
+
+
+@dataclass(frozen=True, slots=True)
 class Script:
     """A program of the user's, unchanged: what it does is its own business, how it ends is the run's.
 

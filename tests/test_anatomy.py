@@ -8,9 +8,10 @@ from history_builder import MANDATORY, Plan, beginnings, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.checkers.anatomy import PHASES, Anatomy, anatomy
+from simulator.checkers.anatomy import PHASES, anatomy
 from simulator.checkers.base import RunView
 from simulator.checkers.index import index_of
+from simulator.checkers.phases import Anatomy
 from simulator.checkers.throughput import Curve
 from simulator.history import History
 

@@ -42,8 +42,8 @@ COMMANDS = dict(all_commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_of_the_documentation() -> None:
     assert list(COMMANDS) == [
-        "up", "down", "stop", "start", "scale", "status", "nodes", "monitor", "submit",
-        "dashboard", "heal", "clusters",
+        "up", "down", "stop", "start", "scale", "status", "autoscaler", "nodes", "monitor",
+        "submit", "dashboard", "heal", "clusters",
         "kill", "restart", "pause", "resume", "logs", "exec", "attach", "cp",
         "init", "topologies", "faults", "schedule", "experiments", "run", "chaos", "replay",
         "shrink", "check", "report", "runs", "doctor",
@@ -208,7 +208,7 @@ def test_the_program_runs_as_a_module_and_says_its_version() -> None:
         ("report nothing", "no run named 'nothing'"),
         (
             "doctor --topology nowhere",
-            "no topology named 'nowhere': there is cpu_only, default, hybrid",
+            "no topology named 'nowhere': there is cpu_only, default, elastic, hybrid",
         ),
         ("run node_failure --junit /no/such/x.xml", "there is no folder /no/such"),
         ("report latest --junit .", "--junit .: is a folder"),

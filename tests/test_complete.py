@@ -68,7 +68,7 @@ def complete(
         ("status --name o", ["other"]),
         ("kill ", ["head", "worker-1", "worker-2"]),
         ("kill --name other wor", ["worker-1"]),
-        ("run node", ["node_failure"]),
+        ("run node", ["node_failure", "node_loss_replaced"]),
         ("run node_failure --param ta", ["tasks=", "task_seconds="]),
         ("run node_failure --reuse l", ["lab"]),
         ("run node_failure --health ", ["ray", "fast"]),

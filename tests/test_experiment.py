@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from simulator.checkers.growth import GROWTH
 from simulator.checkers.registry import CHECKERS
 from simulator.errors import BadInput, NotFound
 from simulator.experiment import (
@@ -52,8 +53,10 @@ def test_every_experiment_that_comes_along_loads_and_plans(name: str) -> None:
     assert experiment.name == name
     assert experiment.claim.endswith(".")
     assert set(experiment.checks) <= set(CHECKERS)
-    assert set(experiment.mandatory_phases(params)) <= set(PHASES)
-    assert experiment.schedule(params, topology) or not experiment.mandatory_phases(params)
+    known = GROWTH if topology.autoscaling else PHASES
+    assert set(experiment.mandatory_phases(params)) <= set(known)
+    breaks = experiment.schedule(params, topology) or topology.autoscaling
+    assert breaks or not experiment.mandatory_phases(params)
     assert list(experiment.problems(params, topology)) == []
     assert experiment.workload(params).nominal_seconds(topology) > 0
     assert experiment.recovery_timeout(params) > 0

@@ -15,7 +15,7 @@ from simulator.errors import BadInput, CannotRun
 from simulator.faults import Kill
 from simulator.runner.replay import replay_request
 from simulator.runner.shrink import Shrinker
-from simulator.schedule import Named, PlannedFault, Step
+from simulator.schedule import Named, PlannedFault, Step, parse_schedule
 from simulator.store import RunDir
 
 
@@ -79,6 +79,17 @@ def test_a_replay_has_the_same_faults_on_the_same_targets(lab: Lab) -> None:
     assert [(op.node, op.data["id"]) for op in again.history().of("fault.inject")] == [
         (op.node, op.data["id"]) for op in first.history().of("fault.inject")
     ]
+
+
+def test_a_replay_of_a_replay_pins_what_only_the_first_run_could_tell(lab: Lab) -> None:
+    steps = parse_schedule("kill busiest @5s until dead")
+    first = RunDir(Path(lab.run(seed=11, steps=steps)["run_dir"]))
+    (struck,) = (op.node for op in first.history().of("fault.inject"))
+    assert first.spec()["schedule"][0]["nodes"] == []
+    again = RunDir(Path(lab.runner().run(replay_request(first))["run_dir"]))
+    assert again.spec()["schedule"][0]["nodes"] == [struck]
+    third = RunDir(Path(lab.runner().run(replay_request(again))["run_dir"]))
+    assert [op.node for op in third.history().of("fault.inject")] == [struck]
 
 
 def test_an_experiment_that_plans_something_else_now_is_refused(lab: Lab) -> None:

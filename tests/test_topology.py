@@ -193,6 +193,17 @@ def test_a_group_that_stands_there_twice_is_refused() -> None:
             {"memory": "512m", "shm_size": "256m", "spill_size": "256m"},
             'shm_size "256m" and spill_size "256m" lie in the memory of the node, which is "512m"',
         ),
+        ({"provision_delay": "9s..3s"}, "'9s..3s': ends before it begins; use 3s..9s"),
+        ({"provision_delay": "5m"}, "is 5m, a size; use a time"),
+        ({"provision_failure": "120%"}, "is 1.2; use a share from 0 to 1"),
+        ({"capacity_after": "-1s"}, "is -1s; use a time from 0 s"),
+        ({"capacity_after": True}, "is True; use a time"),
+        ({"market": "sport"}, "'on-demand' or 'spot'"),
+        ({"price": -1}, "greater than or equal to 0"),
+        (
+            {"market": "spot", "labels": {"ray.io/market-type": "on-demand"}},
+            "market is spot, and the label ray.io/market-type says on-demand; say it once",
+        ),
     ],
 )
 def test_a_contradiction_is_refused(group: dict[str, object], said: str) -> None:
@@ -234,7 +245,8 @@ def test_every_problem_of_the_overrides_comes_at_once() -> None:
     assert [str(p) for p in caught.value.problems] == [
         "--set workers: is not key=value; for example head.resources.CPU=2",
         "--set worker_groups.gpu.replicas=2: there is no worker group 'gpu'; there is worker",
-        "--set haed.resources.CPU=2: 'haed' is not a known key; known: name, description, head, worker_groups",
+        "--set haed.resources.CPU=2: 'haed' is not a known key; "
+        "known: name, description, head, worker_groups, autoscaling",
         "--set head.gpus.x=1: head.gpus has no keys below it",
         "--set head.gpus=[: '[' is not a YAML value",
     ]
@@ -330,3 +342,77 @@ def test_only_the_workers_of_a_lean_group_are_lean() -> None:
     assert topology.lean_groups == ["worker"]
     assert [n.profile.value for n in topology.nodes()] == ["default", "lean", "lean", "lean"]
     assert override(topology, ["worker_groups.worker.profile=default"]).lean_groups == []
+
+
+def elastic(**more: object) -> Topology:
+    group = {"group_name": "w", "replicas": 3, "min_replicas": 1}
+    return parse_topology({"autoscaling": {}, "worker_groups": [group], **more}, "t")
+
+
+def test_where_ray_decides_how_many_there_are_only_the_head_should_exist() -> None:
+    topology = elastic()
+    assert [n.name for n in topology.nodes()] == ["head"]
+    assert (topology.worker_groups[0].least, topology.worker_groups[0].most) == (1, 3)
+    assert [g.group_name for g in topology.managed] == ["w"]
+    assert topology.most_nodes == 4
+    assert topology.node_of(topology.worker_groups[0], 7).name == "w-7"
+    assert override(topology, ["autoscaling.max_workers=2"]).most_nodes == 3
+    assert not override(topology, ["autoscaling=null"]).managed
+    again = override(topology, ["autoscaling=null", "autoscaling.idle_timeout=20s"])
+    assert again.autoscaling is not None
+    assert again.autoscaling.idle_timeout == 20
+
+
+def test_times_and_shares_are_read_as_people_write_them() -> None:
+    topology = elastic(
+        autoscaling={"idle_timeout": "1.5min"},
+        worker_groups=[
+            {
+                "group_name": "w",
+                "provision_delay": "500ms..3s",
+                "provision_failure": "20%",
+                "capacity_after": 30,
+            }
+        ],
+    )
+    (group,) = topology.worker_groups
+    assert topology.autoscaling is not None
+    assert topology.autoscaling.idle_timeout == 90
+    assert (group.provision_delay, group.provision_failure) == ((0.5, 3.0), 0.2)
+    assert group.capacity_after == 30
+    assert parse_topology(topology.model_dump(mode="json"), "t") == topology
+
+
+def test_a_market_is_a_label_of_ray_and_the_other_way_round() -> None:
+    spot, said, none = parse_topology(
+        {
+            "worker_groups": [
+                {"group_name": "a", "market": "spot"},
+                {"group_name": "b", "labels": {"ray.io/market-type": "spot"}},
+                {"group_name": "c"},
+            ]
+        },
+        "t",
+    ).worker_groups
+    assert spot.all_labels == said.all_labels == {"ray.io/market-type": "spot"}
+    assert (spot.is_spot, said.is_spot, none.is_spot) == (True, True, False)
+    assert none.all_labels == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"autoscaling": {}}, "autoscaling needs a worker group"),
+        (
+            {
+                "autoscaling": {"max_workers": 1},
+                "worker_groups": [{"group_name": "w", "replicas": 2, "min_replicas": 2}],
+            },
+            "autoscaling.max_workers is 1, and the groups' min_replicas are 2 together",
+        ),
+        ({"autoscaling": {"idle_timeut": 1}}, "did you mean idle_timeout"),
+    ],
+)
+def test_autoscaling_that_cannot_be_is_refused(data: dict[str, object], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        parse_topology(data, "t")

@@ -35,6 +35,8 @@ LABEL_GROUP = "ray-sim.group"
 LABEL_RUN_DIR = "ray-sim.run-dir"  # absolute path of the run that owns the cluster, or absent
 LABEL_GPU = "ray-sim.gpu"  # real | simulated | none, as resolved when the cluster was made
 LABEL_PROFILE = "ray-sim.profile"  # lean, or absent
+#: On a node that the cloud made for Ray's autoscaler: what it was asked for as (`simulator.innode.cloud`).
+LABEL_MACHINE = "ray-sim.machine"
 
 #: It becomes a Compose project, a folder and part of host names, so it must suit all of them.
 _CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
@@ -68,6 +70,8 @@ class ClusterSpec:
     from_nodes
         Read from the nodes that there are, since nothing keeps what it was made as: of a worker
         group without a node, nothing is known.
+    seed
+        Of what the cloud draws, where Ray's autoscaler asks it for machines.
     """
 
     name: str
@@ -78,6 +82,7 @@ class ClusterSpec:
     run_dir: Path | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     from_nodes: bool = False
+    seed: int = 0
 
     def to_json(self) -> str:
         """For a backend to keep with the cluster: the engine is the only state."""
@@ -90,6 +95,7 @@ class ClusterSpec:
                 "env": dict(self.env),
                 "run_dir": str(self.run_dir) if self.run_dir else None,
                 "labels": dict(self.labels),
+                "seed": self.seed,
             },
             separators=(",", ":"),
         )
@@ -118,6 +124,7 @@ class ClusterSpec:
                 env=data["env"],
                 run_dir=Path(data["run_dir"]) if data["run_dir"] else None,
                 labels=data.get("labels", {}),
+                seed=data.get("seed", 0),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CannotRun(
@@ -215,6 +222,8 @@ class NodeRecord:
         What is really installed on it, whatever its topology asks for.
     resources, labels
         What it offers to Ray, as it was started.
+    managed
+        Ray's autoscaler asked for it, and decides when it goes.
     """
 
     name: str
@@ -227,6 +236,7 @@ class NodeRecord:
     resources: Mapping[str, float] = field(default_factory=dict)
     profile: Profile = Profile.DEFAULT
     labels: Mapping[str, str] = field(default_factory=dict)
+    managed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -685,6 +695,40 @@ class CanSignal(Protocol):
 
 
 @runtime_checkable
+class HostsAutoscaler(Protocol):
+    """Runs Ray's own autoscaler beside the nodes, and the small cloud that gives it machines.
+
+    Both are programs of the cluster's (`Backend.program`) by the names of `simulator.autoscaling`. They outlive
+    this process, and what ends them without being asked starts them again. Only the cloud can start
+    and stop nodes, and no node can reach it.
+    """
+
+    def cloud_folder(self, cluster: str) -> str:
+        """Where the cloud's files are to the autoscaler."""
+
+    def start_autoscaler(self, cluster: str, files: Mapping[str, bytes]) -> None:
+        """Have both run; what runs is left as it is.
+
+        Parameters
+        ----------
+        files
+            What the cloud's folder is to have in it.
+        """
+
+    def stop_autoscaler(self, cluster: str) -> None:
+        """Stop both, before the nodes are stopped; idempotent."""
+
+    def autoscaler_runs(self, cluster: str) -> bool | None:
+        """Whether both run now; None for a cluster that has none."""
+
+    def cloud_file(self, cluster: str, name: str) -> bytes | None:
+        """A file of the cloud's folder; None if there is none."""
+
+    def put_cloud_file(self, cluster: str, name: str, data: bytes) -> None:
+        """Have a file there, whole or not at all."""
+
+
+@runtime_checkable
 class ServesRay(Protocol):
     """Answers for Ray itself instead of by HTTP: only a simulated backend does."""
 
@@ -724,6 +768,7 @@ SPILL_DISK = Capability(
     "spill-disk", HasSpillDisk, "gives a node a disk of its own size to spill to"
 )
 SIGNAL = Capability("signal", CanSignal, "can signal one process of a node")
+AUTOSCALE = Capability("autoscale", HostsAutoscaler, "runs Ray's own autoscaler, with real nodes")
 
 
 def resolve_gpus(
@@ -746,10 +791,13 @@ def resolve_gpus(
     CannotRun
         The topology wants real ones and that cannot be.
     """
-    if not topology.total("GPU"):
+    workers_declare = any(
+        g.gpus_declared and (g.most if topology.autoscaling else g.replicas)
+        for g in topology.worker_groups
+    )
+    if not topology.total("GPU") and not workers_declare:
         return "none"
     wanted = topology.head.gpus
-    workers_declare = any(g.gpus_declared and g.replicas for g in topology.worker_groups)
     if wanted is Gpus.SIMULATED:
         return "simulated"
     if wanted is Gpus.REAL and (workers_declare or not topology.head.gpus_declared):

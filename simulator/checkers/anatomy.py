@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from simulator.checkers import throughput
 from simulator.checkers.base import RunView
+from simulator.checkers.elasticity import elastic_of
+from simulator.checkers.growth import growth
 from simulator.checkers.index import SLACK, Down, Execution, FaultRecord, Index, index_of
+from simulator.checkers.phases import Anatomy, Phase
 from simulator.history import Op
 
 #: Name and title of every phase, in their usual order.
@@ -37,10 +40,6 @@ PHASES: dict[str, str] = {
 #: program of the user's nobody knows either.
 OF_OUR_WORKLOADS = frozenset({"objects_rebuilt", "throughput", "full_throughput"})
 
-#: Phases that rest on records which Ray gives late, and completely only after the workload ended:
-#: while a run goes on, nobody should wait for them.
-KNOWN_AFTERWARDS = frozenset({"first_failure"})
-
 #: Throughput counts as back when a window's mean reaches this part of the baseline.
 BACK = 0.95
 
@@ -53,90 +52,16 @@ BASELINE_TASKS, BASELINE_S = 2, 1.0
 _INTERNAL_ACTORS = ("_ray_internal", "JobSupervisor", "SERVE_")
 
 
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """One point of the recovery.
-
-    Attributes
-    ----------
-    seconds
-        Since the injection; None if it was not seen, and `note` says why.
-    uncertainty
-        How far `seconds` may be off either way, seconds.
-    cites
-        Indices of the operations that it rests on.
-    """
-
-    name: str
-    title: str
-    seconds: float | None
-    uncertainty: float = 0.0
-    cites: Sequence[int] = ()
-    mandatory: bool = False
-    note: str = ""
-
-    @property
-    def seen(self) -> bool:
-        return self.seconds is not None
-
-    def to_data(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "title": self.title,
-            "seconds": None if self.seconds is None else round(self.seconds, 6),
-            "uncertainty": round(self.uncertainty, 6),
-            "cites": list(self.cites),
-            "mandatory": self.mandatory,
-            "note": self.note,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Anatomy:
-    """All phases in their usual order, and the figures around them.
-
-    Attributes
-    ----------
-    fault, victim
-        Id of the fault that the phases are counted from, and its node; None without any.
-    injected_at
-        Orchestrator's wall clock, seconds; None without a fault.
-    """
-
-    phases: Sequence[Phase]
-    metrics: dict[str, Any] = field(default_factory=dict)
-    fault: str | None = None
-    victim: str | None = None
-    injected_at: float | None = None
-
-    def phase(self, name: str) -> Phase:
-        """The phase of that name; KeyError if there is none."""
-        for phase in self.phases:
-            if phase.name == name:
-                return phase
-        raise KeyError(name)
-
-    @property
-    def missing(self) -> list[str]:
-        """Mandatory phases that were not seen."""
-        return [p.name for p in self.phases if p.mandatory and not p.seen]
-
-    @property
-    def waiting_for(self) -> list[str]:
-        """The missing ones that can still be seen while the workload runs."""
-        return [name for name in self.missing if name not in KNOWN_AFTERWARDS]
-
-    @property
-    def recovery(self) -> dict[str, float | None]:
-        """``{"<phase>_s": seconds or None}``, for result.json."""
-        return {
-            f"{p.name}_s": None if p.seconds is None else round(p.seconds, 6) for p in self.phases
-        }
-
-
 def anatomy(view: RunView) -> Anatomy:
-    """The recovery anatomy of a run, or of as much of it as has happened."""
-    return view.once("anatomy", lambda v: _Anatomy(v, index_of(v)).build())
+    """The recovery anatomy of a run, or of as much of it as has happened.
+
+    Where Ray's autoscaler decides, its phases are those of a cluster that grows and shrinks.
+    """
+    return view.once("anatomy", _built)
+
+
+def _built(view: RunView) -> Anatomy:
+    return growth(view) if elastic_of(view).is_elastic else _Anatomy(view, index_of(view)).build()
 
 
 def task_length(index: Index) -> float | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from simulator.checkers.base import Finding, RunView, Verdict
-from simulator.checkers.index import SLACK, Index, LedgerFile, index_of
+from simulator.checkers.index import LEFT, SLACK, Index, LedgerFile, index_of
 from simulator.history import Op
 
 #: Two heartbeats of the observer may be this far apart, seconds (it beats about once a second), and
@@ -165,7 +165,9 @@ def unasked(index: Index) -> list[tuple[Op, str]]:
 
     Whatever a run with such a node shows, it does not show what the experiment claims. The run is under
     way from the steady state before to the one after; what healing does to a node is the fault's doing.
+    Nor is it one that Ray's autoscaler let go.
     """
+    left = let_go(index)
     looks = index.all("steady")
     begin = min(
         (index.at(op) for op in looks if op.data.get("when") == "before"), default=-math.inf
@@ -176,6 +178,8 @@ def unasked(index: Index) -> list[tuple[Op, str]]:
     for op in index.engine_ops:
         how = _WENT.get(op.kind)
         if how is None or not begin <= index.at(op) <= until or _by_a_fault(index, op, 0.0):
+            continue
+        if op.node in left:
             continue
         code = op.data.get("exit_code")
         more = "" if code is None else f" (exit code {code})"
@@ -194,11 +198,23 @@ def unasked(index: Index) -> list[tuple[Op, str]]:
                 for down in index.engine_ops
             )
             # Ray learns of it later than the engine, which says more.
-            if not died and not _by_a_fault(index, op, MAX_SILENCE_S):
+            if not died and node not in left and not _by_a_fault(index, op, MAX_SILENCE_S):
                 found.append(
                     (op, f"Ray declared {node} dead by itself, no fault of this run did it")
                 )
     return sorted(found, key=lambda pair: index.at(pair[0]))
+
+
+def let_go(index: Index) -> set[str]:
+    """Machines that Ray's autoscaler had asked for, and that were drained or taken back when it had enough of them."""
+    asked = {name for op in index.all("cloud.asked") for name in op.data.get("nodes", ())}
+    taken_back = {str(op.data.get("node")) for op in index.all("cloud.terminate")}
+    drained = {
+        op.node
+        for op in index.engine_ops
+        if op.kind == "engine.die" and op.data.get("exit_code") in LEFT
+    }
+    return {name for name in asked if name in taken_back or name in drained}
 
 
 def _is(op: Op, state: str) -> bool:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from simulator.checkers.anatomy import PHASES, Phase, anatomy
+from simulator.checkers.anatomy import PHASES, anatomy
 from simulator.checkers.base import Finding, RunView, Verdict, worst
 from simulator.checkers.evidence import MAX_SILENCE_S, blindness
+from simulator.checkers.growth import GROWTH
 from simulator.checkers.index import SLACK, FaultRecord, Index, index_of
+from simulator.checkers.phases import Phase
 from simulator.checkers.program import at_work
 from simulator.history import Op
 
@@ -124,7 +126,7 @@ def check_recovers(view: RunView) -> Finding:
         if not _scheduled(view) and not index_of(view).faults:
             return Finding(name, Verdict.VALID, "no fault was asked for")
         return Finding(name, Verdict.UNKNOWN, "the experiment names no phase that must be seen")
-    unknown = sorted(set(mandatory) - PHASES.keys())
+    unknown = sorted(set(mandatory) - PHASES.keys() - GROWTH.keys())
     found = anatomy(view)
     wanted = [p for p in found.phases if p.mandatory]
     seen = [p for p in wanted if p.seconds is not None]

@@ -29,6 +29,10 @@ IN_TRANSIT = 1.0
 DOWNING_FAULTS = frozenset({"kill", "stop", "restart", "preempt"})
 
 
+#: Exit codes of a node that left as it was told to: PID 1 was told to stop, or its raylet was drained.
+LEFT = frozenset({0, 12})
+
+
 @dataclass(slots=True)
 class Execution:
     """One execution of a piece of work: its START, and its END if there is one.

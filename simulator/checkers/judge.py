@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from simulator.checkers.anatomy import PHASES, Anatomy, Phase, anatomy
+from simulator.checkers.anatomy import PHASES, anatomy
 from simulator.checkers.base import Finding, RunView, Verdict, worst
+from simulator.checkers.phases import Anatomy, Phase
 from simulator.checkers.registry import run_checks
 from simulator.history import without_collecting
 

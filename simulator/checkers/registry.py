@@ -11,6 +11,14 @@ from difflib import get_close_matches
 
 from simulator.checkers.base import Checker, Finding, RunView, Verdict
 from simulator.checkers.effects import check_effects_exactly_once
+from simulator.checkers.elasticity import (
+    check_demand_met,
+    check_groups_right,
+    check_idle_leave,
+    check_launches_asked,
+    check_lost_replaced,
+    check_refusals_overcome,
+)
 from simulator.checkers.evidence import check_evidence
 from simulator.checkers.executions import check_executions_explained
 from simulator.checkers.faults import check_fault_hit_work, check_healed, check_recovers
@@ -37,6 +45,12 @@ CHECKERS: dict[str, Checker] = {
     "at_most_once": check_at_most_once,
     "one_incarnation": check_one_incarnation,
     "groups_whole": check_groups_whole,
+    "demand_met": check_demand_met,
+    "launches_asked": check_launches_asked,
+    "idle_leave": check_idle_leave,
+    "lost_replaced": check_lost_replaced,
+    "refusals_overcome": check_refusals_overcome,
+    "groups_right": check_groups_right,
     "program_ended_well": check_program_ended_well,
     "attempts_recovered": check_attempts_recovered,
     "effects_exactly_once": check_effects_exactly_once,
@@ -62,14 +76,26 @@ OF_PROGRAMS = (
     "evidence",
 )
 
-#: Those that judge one kind of workload, tasks whose places are known, work of which something is promised or
-#: programs of the user's, and have nothing to judge in any other's run: an experiment that runs it names them.
+#: Those that judge a cluster whose workers Ray's autoscaler starts and stops.
+OF_GROWTH = (
+    "demand_met",
+    "launches_asked",
+    "idle_leave",
+    "lost_replaced",
+    "refusals_overcome",
+    "groups_right",
+)
+
+#: Those that judge one kind of workload, tasks whose places are known, work of which something is promised, work
+#: that a cluster grows with, or programs of the user's, and have nothing to judge in any other's run: an experiment
+#: that runs it names them.
 OF_ONE_WORKLOAD = frozenset(
     {
         "placed_right",
         "at_most_once",
         "one_incarnation",
         "groups_whole",
+        *OF_GROWTH,
         "program_ended_well",
         "attempts_recovered",
         "effects_exactly_once",

@@ -90,12 +90,13 @@ def _add(
 
 
 _add("up", clusters.up, _CLUSTERS, "up", "up --workers 16", "up --name two --topology cpu_only",
-     "up --image rayproject/ray:2.60.0-py311")  # fmt: skip
+     "up --autoscale --set autoscaling.idle_timeout=20s", "up --image rayproject/ray:2.60.0-py311")  # fmt: skip
 _add("down", clusters.down, _CLUSTERS, "down", "down --name two", "down --all")
 _add("stop", clusters.stop, _CLUSTERS, "stop", "stop --name two --grace 30")
 _add("start", clusters.start, _CLUSTERS, "start", "start --name two")
 _add("scale", clusters.scale, _CLUSTERS, "scale worker=5", "scale cpu=2 gpu=0 --name two --json")
 _add("status", clusters.status, _CLUSTERS, "status", "status --watch", "status --json")
+_add("autoscaler", clusters.autoscaler, _CLUSTERS, "autoscaler", "autoscaler --name two")
 _add("nodes", clusters.nodes, _CLUSTERS, "nodes", "nodes --json")
 _add("monitor", clusters.monitor, _CLUSTERS, "monitor", "monitor --for 60 --json")
 _add("submit", jobs.submit, _CLUSTERS, "submit train.py", "submit train.py 3 fast",

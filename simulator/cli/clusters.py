@@ -57,6 +57,14 @@ def up(
     ] = "default",
     workers: WorkersOption = None,
     settings: SetOption = None,
+    autoscale: Annotated[
+        bool,
+        typer.Option(
+            "--autoscale",
+            help="Let Ray's autoscaler decide how many workers there are, from min_replicas to "
+            "max_replicas of each group, which is replicas where the topology does not say.",
+        ),
+    ] = False,
     backend: BackendToUse = "auto",
     health: Annotated[
         str,
@@ -88,7 +96,7 @@ def up(
     from simulator.faults import rpc_environment, rpc_faults
 
     problems = Problems()
-    wanted = load_nodes(problems, topology, workers, settings or ())
+    wanted = load_nodes(problems, topology, workers, settings or (), autoscale=autoscale)
     problems.one_of("--health", health, HEALTH)
     faults = problems.attempt("--rpc-fault", lambda: rpc_faults(rpc_fault or ()))
     problems.one_of("--backend", backend, select.NAMES)
@@ -544,6 +552,27 @@ def _show_status(cluster: Cluster, as_json: bool) -> None:
         output.print_json(found.to_data())
     else:
         output.data_console().print(status_view(found))
+
+
+def autoscaler(name: NameOfExisting = None, backend: BackendOfExisting = "auto") -> None:
+    """Print what Ray's autoscaler of a cluster was told: a cluster file, as Ray reads it.
+
+    What it sees and wants now is in: status.
+    """
+    from simulator.autoscaling import CONFIG
+    from simulator.backends.base import HostsAutoscaler
+    from simulator.cli.find import find
+    from simulator.errors import CannotRun
+
+    found = find(name, backend)
+    made = found.backend
+    data = made.cloud_file(found.name, CONFIG) if isinstance(made, HostsAutoscaler) else None
+    if data is None:
+        raise CannotRun(
+            f"Ray's autoscaler decides nothing on {found.name}",
+            remedy="Bring up a cluster where it does: up --autoscale",
+        )
+    output.print_line(data.decode().rstrip("\n"))
 
 
 def clusters(backend: BackendOfExisting = "auto", as_json: AsJson = False) -> None:

@@ -67,18 +67,35 @@ class Problems:
 
 
 def load_nodes(
-    problems: Problems, name: str, workers: int | None, settings: Sequence[str]
+    problems: Problems,
+    name: str,
+    workers: int | None,
+    settings: Sequence[str],
+    *,
+    autoscale: bool = False,
 ) -> Topology | None:
-    """A topology with ``--workers`` and ``--set`` applied, or None and what is wrong with it."""
+    """A topology with ``--workers`` and ``--set`` applied, or None and what is wrong with it.
+
+    Parameters
+    ----------
+    autoscale
+        Whether Ray's autoscaler is to decide how many workers there are, whatever the topology says.
+    """
     topology = problems.attempt(f"--topology {name}", lambda: load_topology(name))
     if topology is None:
         return None
     for option, apply in (
         ("--workers", lambda t: t if workers is None else t.with_workers(workers)),
+        ("--autoscale", lambda t: with_autoscaler(t) if autoscale else t),
         ("--set", lambda t: override(t, settings) if settings else t),
     ):
         topology = problems.attempt(option, partial(apply, topology)) or topology
     return topology
+
+
+def with_autoscaler(topology: Topology) -> Topology:
+    """The same, where Ray's autoscaler decides how many workers there are."""
+    return topology if topology.autoscaling else override(topology, ["autoscaling={}"])
 
 
 def replay_command(

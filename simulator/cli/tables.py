@@ -14,7 +14,13 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from simulator.backends.base import Check, ClusterRecord
-    from simulator.cluster import ClusterStatus, NodeStatus, RayNodeRecord, Started
+    from simulator.cluster import (
+        AutoscalerStatus,
+        ClusterStatus,
+        NodeStatus,
+        RayNodeRecord,
+        Started,
+    )
     from simulator.doctor import Diagnosis
     from simulator.rayapi import RayNode
     from simulator.scaling import Removal
@@ -28,6 +34,8 @@ STATE_STYLES = {
     "exited": "red",
     "dead": "red",
 }
+#: Ray's autoscaler looks once a second: one that has not for so long does not answer, seconds.
+STALE_S = 10.0
 VERDICT_STYLES = {"valid": "green", "invalid": "red", "unknown": "yellow"}
 LEVEL_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -61,7 +69,7 @@ def status_view(status: ClusterStatus) -> RenderableType:
     whole = count["alive"] == count["desired"]
     head.append(f"{count['alive']} alive", "green" if whole else "yellow")
     rows = table("node", "state", "CPU", "GPU", "address", "Ray node", right=("CPU",))
-    for node in status.nodes:
+    for node in (n for n in status.nodes if not n.gone):
         rows.add_row(
             _name(node),
             _state(node),
@@ -70,7 +78,55 @@ def status_view(status: ClusterStatus) -> RenderableType:
             node.address or "-",
             Text((node.ray_node_id or "-")[:8], "dim"),
         )
-    return Group(head, _ray_line(status), rows)
+    more = [] if status.autoscaler is None else autoscaler_view(status, status.autoscaler)
+    return Group(head, _ray_line(status), rows, *more)
+
+
+def autoscaler_view(status: ClusterStatus, auto: AutoscalerStatus) -> list[RenderableType]:
+    """What Ray's autoscaler sees and wants: a row for each group, and what waits for a node."""
+    groups = table(
+        "group", "limits", "busy", "idle", "draining", "starting", "asked for", "gone",
+        right=("busy", "idle", "draining", "starting", "asked for", "gone"),
+    )  # fmt: skip
+    for group in auto.topology.worker_groups:
+        counts = auto.counts(group.group_name)
+        gone = sum(n.gone for n in status.nodes if n.group == group.group_name)
+        numbers = [counts[k] for k in ("busy", "idle", "draining", "starting", "launching")]
+        limits = f"{group.least} to {group.most}"
+        groups.add_row(group.group_name, limits, *(str(n or "-") for n in [*numbers, gone]))
+    lines: list[RenderableType] = []
+    if not auto.runs:
+        lines.append(Text("Ray's autoscaler does not run; start it again with: start", "yellow"))
+    elif auto.age_s is None:
+        lines.append(Text("Ray's autoscaler has not looked yet", "yellow"))
+    else:
+        stale = auto.age_s > STALE_S
+        lines.append(
+            Text(f"Ray's autoscaler looked {auto.age_s:g} s ago", "yellow" if stale else "dim")
+        )
+    data = auto.to_data()
+    lines += [Text(f"waiting: {item['count']} x {needs_words(item)}") for item in data["demand"]]
+    lines += [
+        Text(f"waiting: a placement group of {_bundles(item)}") for item in data["placement_groups"]
+    ]
+    for item in data["never"]:
+        what = _bundles(item) if "bundles" in item else needs_words(item)
+        lines.append(Text(f"no node of any group can ever give: {what}", "red"))
+    for item in data["failed"]:
+        why = f": {item['why']}" if item["why"] else ""
+        lines.append(Text(f"came to nothing: {item['count']} of {item['group']}{why}", "yellow"))
+    return [groups, *lines]
+
+
+def needs_words(item: Mapping[str, Any]) -> str:
+    """What work asks of a node, such as ``{CPU: 1}``."""
+    labels = [f"{key}={'|'.join(values)}" for key, values in item.get("labels", {}).items()]
+    return "{" + ", ".join([*(f"{k}: {v:g}" for k, v in item["needs"].items()), *labels]) + "}"
+
+
+def _bundles(item: Mapping[str, Any]) -> str:
+    counts = Counter(needs_words({"needs": bundle}) for bundle in item["bundles"])
+    return " and ".join(f"{count} x {what}" for what, count in counts.items())
 
 
 def _ray_line(status: ClusterStatus) -> Text:

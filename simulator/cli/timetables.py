@@ -37,7 +37,8 @@ def faults_view(rows: Sequence[Mapping[str, Any]], backend: str) -> RenderableTy
 
 
 def _parameter(row: Mapping[str, Any]) -> str:
-    from simulator.faults.parameters import UNITS, written
+    from simulator.faults.parameters import written
+    from simulator.quantities import UNITS
 
     unit, default = row["unit"], row["default"]
     shown = "none" if default is None else written(default)

@@ -266,8 +266,14 @@ def require(fault: Fault, backend: Backend) -> Any:
 # ---- how a node comes back
 
 
+#: What is there to undo on a node that Ray's autoscaler manages, once it is gone.
+REPLACED = "the machine is gone for good: what comes in its place is Ray's autoscaler's to say"
+
+
 def revive(cluster: Cluster, node: str, timeout: float) -> str:
     """Have the node alive in the GCS, whatever state it is in; returns how.
+
+    A machine that Ray's autoscaler asked for does not come back.
 
     Parameters
     ----------
@@ -281,6 +287,8 @@ def revive(cluster: Cluster, node: str, timeout: float) -> str:
     """
     how = ""
     backend = cluster.backend
+    if cluster.node(node).managed and cluster.node(node).state == "exited":
+        return REPLACED
     if isinstance(backend, CanDisconnect) and not backend.is_connected(cluster.name, node):
         # Another fault's doing, and not to be undone here.
         if cluster.node(node).state == "paused":
@@ -299,8 +307,23 @@ def revive(cluster: Cluster, node: str, timeout: float) -> str:
             return f"{how}it was running already"
         # Ray takes no node back that it gave up: end it, so that it can come back as a new one.
         cluster.backend.stop(cluster.name, node, 1.0)
-    cluster.start_nodes([node], timeout=timeout)
-    return f"{how}started again; it joined as a new node"
+    if cluster.node(node).managed:
+        return f"{how}{REPLACED}"
+    lost = _without_their_head(cluster) if node == "head" else []
+    cluster.start_nodes([node, *lost], timeout=timeout)
+    how += "started again; it joined as a new node"
+    return f"{how}, and so did {', '.join(lost)}" if lost else how
+
+
+def _without_their_head(cluster: Cluster) -> list[str]:
+    """The workers that ran on without a head, stopped: a new one knows nothing of them, and they would exit."""
+    running = [
+        n
+        for n in cluster.record().nodes
+        if n.role == "worker" and n.state == "running" and not n.managed
+    ]
+    cluster.stop_together(running, 1.0, lambda event: None)
+    return [n.name for n in running]
 
 
 def recover(cluster: Cluster, node: str, timeout: float, *, killed: bool = False) -> str:

@@ -11,34 +11,16 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from simulator.quantities import Quantity
+
 if TYPE_CHECKING:
     from simulator.faults.base import Fault
-
-#: What may stand behind a number: of which kind it is, and how many of that kind's own unit it makes.
-UNITS: Mapping[str, tuple[str, float]] = {
-    "ms": ("time", 0.001),
-    "s": ("time", 1.0),
-    "min": ("time", 60.0),
-    "h": ("time", 3600.0),
-    "k": ("size", 1024.0),
-    "m": ("size", 1024.0**2),
-    "g": ("size", 1024.0**3),
-    "bit": ("rate", 1.0),
-    "kbit": ("rate", 1e3),
-    "mbit": ("rate", 1e6),
-    "gbit": ("rate", 1e9),
-    "%": ("share", 1.0),
-}
-
-#: Units that a field may have, beside those that may be written: of bytes, nobody writes the unit.
-_OF_FIELDS: Mapping[str, tuple[str, float]] = {**UNITS, "bytes": ("size", 1.0)}
 
 #: The unit of a field whose name ends in this word, where its metadata name none: that unit, or
 #: what is measured in no other.
@@ -48,48 +30,8 @@ _BY_NAME = {
     **dict.fromkeys(("delay", "jitter", "grace", "deadline", "timeout"), "s"),
 }  # fmt: skip
 
-#: What a quantity of each kind looks like.
-SHOWN = {"time": "10s or 100ms", "size": "512m or 2g", "rate": "1mbit", "share": "20%"}
-
-_QUANTITY = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)([A-Za-z%]*)")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _WORDS = {"true": True, "false": False, "none": None}
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """A number as it was written, with its unit; ``unit`` is "" where none was."""
-
-    number: float
-    unit: str
-    text: str
-
-    @classmethod
-    def parse(cls, text: str) -> Quantity:
-        """Raises ValueError, which says what is wrong, if it is no number with a known unit."""
-        match = _QUANTITY.fullmatch(text)
-        if match is None:
-            raise ValueError(f"is {text!r}; use a number, such as 3, 10s or 512m")
-        number, unit = float(match[1]), match[2]
-        if unit and unit not in UNITS:
-            raise ValueError(f"has the unit {unit!r}; use one of {', '.join(UNITS)}")
-        return cls(number, unit, text)
-
-    def as_unit(self, unit: str | None) -> float:
-        """The number in a field's unit; ValueError if what was written does not measure that."""
-        if not self.unit:
-            return self.number
-        kind, amount = UNITS[self.unit]
-        wanted, one = _OF_FIELDS.get(unit or "", (None, 1.0))
-        if wanted is None:
-            raise ValueError(f"is {self.text}; use a plain number, without a unit")
-        if kind != wanted:
-            hint = " (minutes are min)" if self.unit == "m" and wanted == "time" else ""
-            raise ValueError(
-                f"is {self.text}, a {kind}; use a {wanted}, such as {SHOWN[wanted]}{hint}"
-            )
-        # In decimals, lest 100ms be 0.1 of a second only nearly.
-        return float(Decimal(repr(self.number)) * Decimal(repr(amount)) / Decimal(repr(one)))
 
 
 class Text(str):
@@ -232,5 +174,8 @@ def written(value: Any) -> str:
 
 
 def _is_quantity(text: str) -> bool:
-    match = _QUANTITY.fullmatch(text)
-    return match is not None and (not match[2] or match[2] in UNITS)
+    try:
+        Quantity.parse(text)
+    except ValueError:
+        return False
+    return True

@@ -21,8 +21,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Finding, RunView, Verdict
+from simulator.checkers.elasticity import capacity
+from simulator.checkers.phases import Phase
 from simulator.history import Op, without_collecting
 from simulator.report import placement, program, story
 from simulator.report.run import Run, clean, load_run
@@ -87,7 +88,7 @@ def render_html(run: Run, timeline: Timeline | None = None) -> str:
         styles=_asset("uplot/uPlot.min.css") + _asset("report.css"),
         licence=_asset("uplot/LICENSE").strip(),
         hashes=[_csp_hash(text) for text in scripts.values()],
-        data=_data(timeline),
+        data=_data(run, timeline),
         **_view(run, timeline),
     )
     return clean(page)
@@ -118,6 +119,8 @@ def _view(run: Run, timeline: Timeline) -> dict[str, Any]:
         "program": program.program_of(run),
         "anatomy": _anatomy(run, timeline),
         "longest_wait": story.longest_wait(run),
+        "origin": story.origin(run),
+        "phases_of": story.what_phases_tell(run),
         "findings": [_finding(f, run, timeline) for f in _by_severity(run.findings)],
         "legend": _legend(timeline),
         "touched": _touched(run, timeline),
@@ -158,7 +161,7 @@ def _badges(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _anatomy(run: Run, timeline: Timeline) -> dict[str, Any]:
-    if run.breaks_nothing:
+    if run.breaks_nothing and not run.grows_unbroken:
         return {"rows": [], "not_seen": []}
     seen = run.seen
     whole = max([p.seconds or 0.0 for p in seen], default=0.0) or 1.0
@@ -375,7 +378,22 @@ def _clip(text: str) -> str:
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " …"
 
 
-def _data(timeline: Timeline) -> str:
+def _capacity(run: Run, timeline: Timeline) -> dict[str, Any] | None:
+    """CPUs that were wanted and offered over time, where Ray's autoscaler decided; in steps."""
+    points = capacity(run.view) if run.is_elastic else []
+    if not points:
+        return None
+    first = (timeline.start, points[0][1], points[0][2])
+    steps = [(round(when - timeline.zero, 3), *both) for when, *both in points]
+    shown = [first, *(p for p in steps if p[0] > timeline.start)]
+    return {
+        "at": [round(p[0], 3) for p in shown],
+        "wanted": [p[1] for p in shown],
+        "offered": [p[2] for p in shown],
+    }
+
+
+def _data(run: Run, timeline: Timeline) -> str:
     """What the charts draw, as columns; JSON in which no ``<`` can end the script element.
 
     Times are milliseconds since `Timeline.start`, as unsigned 32-bit integers. Executions stand
@@ -396,6 +414,7 @@ def _data(timeline: Timeline) -> str:
     data = {
         "start": start,
         "end": timeline.end,
+        "capacity": _capacity(run, timeline),
         "lanes": [
             {
                 "name": lane.name,

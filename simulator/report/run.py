@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Finding, RunView, Verdict, worst
 from simulator.checkers.judge import judge
+from simulator.checkers.phases import Phase
 from simulator.errors import BadInput, Problem
 from simulator.history import History, Op
 from simulator.store import HISTORY, RESULT, SPEC, RunDir
@@ -174,8 +174,20 @@ class Run:
     @property
     def breaks_nothing(self) -> bool:
         """Was no fault asked for, and none seen: a run in which there is nothing to recover from?"""
-        asked = self.spec.get("schedule") or self.spec.get("mandatory_phases")
+        asked = self.spec.get("schedule")
+        if not self.is_elastic:
+            asked = asked or self.spec.get("mandatory_phases")
         return bool(self.spec) and not asked and self.history.first("fault.") is None
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether Ray's autoscaler decided how many workers there were."""
+        return bool(_mapping(self.spec.get("topology")).get("autoscaling"))
+
+    @property
+    def grows_unbroken(self) -> bool:
+        """Whether its phases tell how the cluster grew and shrank, and not how it recovered."""
+        return self.is_elastic and self.breaks_nothing and bool(self.phases)
 
     @property
     def error(self) -> str:

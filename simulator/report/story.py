@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from simulator.checkers.anatomy import Phase
 from simulator.checkers.base import Verdict
+from simulator.checkers.phases import Phase
 from simulator.report import placement, program
 from simulator.report.run import STATUSES, Run, number
 from simulator.report.timeline import FAULT_WORDS, FaultBand, Outcome, Timeline
@@ -104,6 +104,16 @@ def oversubscription(run: Run) -> str:
     )
 
 
+def origin(run: Run) -> str:
+    """What the seconds of the phases are counted from."""
+    return "the first wave of work" if run.grows_unbroken else "the injection"
+
+
+def what_phases_tell(run: Run) -> str:
+    """What the phases are of, as a heading."""
+    return "Growth" if run.grows_unbroken else "Recovery"
+
+
 def longest_wait(run: Run) -> str:
     """Where most of the seconds went: the longest stretch between two phases."""
     seen = run.seen
@@ -115,7 +125,7 @@ def longest_wait(run: Run) -> str:
     total = times[-1]
     if total <= 0:
         return ""
-    since = "the injection" if longest == 0 else f"“{seen[longest - 1].title}”"
+    since = origin(run) if longest == 0 else f"“{seen[longest - 1].title}”"
     return (
         f"The longest wait was {seconds(gaps[longest])} ({gaps[longest] / total:.0%} of it): "
         f"from {since} to “{seen[longest].title}”."

@@ -56,7 +56,7 @@ def render_terminal(run: Path | Run, console: Console | None = None) -> None:
     matrix = placement.matrix(run)
     if matrix is not None:
         parts.append(_matrix(matrix, console.width))
-    if run.phases and not run.breaks_nothing:
+    if run.phases and (run.grows_unbroken or not run.breaks_nothing):
         parts.append(_anatomy(run, console.width))
     if timeline.lanes:
         parts.append(_strips(timeline, console.width))
@@ -187,7 +187,10 @@ def _anatomy(run: Run, width: int) -> RenderableType:
         row = [word, missing] if width >= NARROW else [missing, word]
         table.add_row(Text(short_title(phase)), *row)
     longest = Text(story.longest_wait(run), style="dim")
-    parts: list[RenderableType] = [_heading("Recovery, seconds since the injection"), table]
+    parts: list[RenderableType] = [
+        _heading(f"{story.what_phases_tell(run)}, seconds since {story.origin(run)}"),
+        table,
+    ]
     if longest.plain:
         parts.append(longest)
     return Group(*parts)
@@ -232,7 +235,7 @@ def _strips(timeline: Timeline, width: int) -> RenderableType:
     rule = _ruler(timeline, count, step)
     table.add_row("", Text(rule, style="dim"))
     words = {"x": "work cut off or failed", "!": "gone, Ray has not noticed", " ": "",
-             "-": "dead", "~": "starting", "=": "paused"}  # fmt: skip
+             "-": "dead", "~": "starting", "=": "paused", "·": "gone, not needed any more"}  # fmt: skip
     legend = ["█ busy", *(f"{c} {words[c]}" for c in "x!-~=" if c in used)]
     return Group(
         _heading("Nodes, seconds since the work began"),
@@ -249,6 +252,7 @@ def _state_char(state: str) -> tuple[str, str]:
     return {
         "unnoticed": ("!", "red"),
         "dead": ("-", "dim"),
+        "gone": ("·", "dim"),
         "starting": ("~", "dim"),
         "paused": ("=", "magenta"),
     }.get(state, ("", ""))

@@ -19,6 +19,7 @@ from operator import itemgetter
 
 from simulator.checkers import throughput
 from simulator.checkers.anatomy import BACK, anatomy
+from simulator.checkers.evidence import let_go
 from simulator.checkers.index import DOWNING_FAULTS, Index, index_of
 from simulator.history import History, Op
 from simulator.report.run import Run, number
@@ -177,8 +178,14 @@ def build_timeline(run: Run) -> Timeline:
     start, end = _domain(run, at, executions, faults, first, last)
     rows = _usual_rows(executions)
     events = _node_events(history)
+    left = let_go(index)
     lanes = [
-        Lane(name, role, rows.get(name, 1), _spans(events.get(name, ()), at, start, end))
+        Lane(
+            name,
+            role,
+            rows.get(name, 1),
+            _spans(events.get(name, ()), at, start, end, gone="gone" if name in left else "dead"),
+        )
         for name, role in nodes_of(history)
     ]
     return Timeline(
@@ -365,8 +372,16 @@ def _node_events(history: History) -> dict[str, list[Op]]:
     return found
 
 
-def _spans(events: Iterable[Op], at: At, start: float, end: float) -> list[Span]:
-    """The node's states within the domain, from the engine's events and Ray's belief."""
+def _spans(
+    events: Iterable[Op], at: At, start: float, end: float, gone: str = "dead"
+) -> list[Span]:
+    """The node's states within the domain, from the engine's events and Ray's belief.
+
+    Parameters
+    ----------
+    gone
+        What a node is that is down and is not believed to be there.
+    """
     process: bool | None = None
     paused = declared_dead = False
     starts = 0
@@ -397,10 +412,10 @@ def _spans(events: Iterable[Op], at: At, start: float, end: float) -> list[Span]
         if now != state:
             moment = min(max(at(op), start), end)
             if state and moment > since:
-                spans.append(Span(since, moment, state))
+                spans.append(Span(since, moment, gone if state == "dead" else state))
             since, state = moment, now
     if state and end > since:
-        spans.append(Span(since, end, state))
+        spans.append(Span(since, end, gone if state == "dead" else state))
     return spans
 
 

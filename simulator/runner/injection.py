@@ -222,11 +222,23 @@ class Injection:
         deadline = Deadline(FOUND_S, clock=self.live.clock.mono)
         while True:
             try:
-                return planned.resolve(self.topology, look)
+                return planned.resolve(self._there(), look)
             except (NotFound, BadInput, CannotRun):
-                if planned.nodes or planned.step.target.early or deadline.passed or self.load.over:
+                settled = planned.nodes or (
+                    planned.step.target.early and not self.topology.autoscaling
+                )
+                if settled or deadline.passed or self.load.over:
                     raise
             self.live.clock.sleep(0.2)
+
+    def _there(self) -> Topology:
+        """The topology, with the nodes that Ray's autoscaler has brought up by now."""
+        if not self.topology.autoscaling:
+            return self.topology
+        nodes = self.live.cluster.record().nodes
+        return self.topology.with_living(
+            n.name for n in nodes if n.managed and n.state == "running"
+        )
 
     def _inject(self, planned: PlannedFault, site: Site) -> tuple[LiveFault, int] | None:
         """Break one node; the fault, and how long the history was before. None if it was skipped."""
@@ -236,7 +248,7 @@ class Injection:
         if state != "running":
             self._skip(planned, site, f"{site.node} is {state}")
             return None
-        spec = next((n for n in self.topology.nodes() if n.name == site.node), None)
+        spec = next((n for n in self._there().nodes() if n.name == site.node), None)
         if spec is not None and (why := step.fault.refused_on(spec)):
             self._skip(planned, site, f"{site.node} {why}")
             return None

@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from simulator.backends.base import Backend, EngineEvent, Program, Watch
+from simulator.autoscaling import AUTOSCALER, CLOUD
+from simulator.backends.base import Backend, EngineEvent, HostsAutoscaler, Program, Watch
 from simulator.cluster import Cluster, StartEvent, Use, steady_problems, use_of
-from simulator.errors import CannotRun
-from simulator.history import History, Recorder
+from simulator.errors import CannotRun, NotFound
+from simulator.history import SOURCES, History, Recorder
 from simulator.runner.request import Listener
 from simulator.waiting import Clock, WaitTimeout
 
@@ -26,6 +27,9 @@ OBSERVER = "observer"
 
 #: How long the observer has to say its first word, seconds.
 START_S = 60.0
+
+#: How often it is looked which nodes there are, while nodes come that nobody knows, seconds.
+NEWCOMER_S = 0.5
 
 #: How long what the job had may stay in use after its end, by Ray's late reports, seconds.
 FREE_S = 20.0
@@ -43,6 +47,8 @@ class LiveRun:
         Nodes by hostname.
     ray_nodes
         Nodes by the id that Ray gave them.
+    over
+        Nothing more is to be read.
     error, notes
         The first error, and what went wrong after it.
     """
@@ -58,8 +64,10 @@ class LiveRun:
     watch: Watch | None = None
     observer: Program | None = None
     reader: threading.Thread | None = None
+    over: bool = False
     error: BaseException | None = None
     notes: list[str] = field(default_factory=list)
+    _next_listing: float = 0.0
 
     # -- where it stands ---------------------------------------------------------------------------
 
@@ -254,7 +262,33 @@ class LiveRun:
         if self.reader is not None:
             self.reader.join(timeout=30.0)
 
+    def watch_autoscaler(self) -> None:
+        """Read what Ray's autoscaler and its cloud say, where there are any; none of it is of earlier runs."""
+        backend, name = self.backend, self.cluster.name
+        if not isinstance(backend, HostsAutoscaler) or backend.autoscaler_runs(name) is None:
+            return
+        started = self.recorder.snapshot().first("run.start")
+        since = self.recorder.history.at(started) if started else 0.0
+        for program in (backend.program(name, CLOUD), backend.program(name, AUTOSCALER)):
+            if program is not None:
+                words = (program, since)
+                threading.Thread(target=self._read_words, args=words, daemon=True).start()
+
+    def _read_words(self, program: Program, since: float) -> None:
+        try:
+            for line in program.lines():
+                if self.over:
+                    return
+                if line.startswith("{") and json.loads(line)["wall"] >= since:
+                    self._observed(line)
+        except Exception as error:  # noqa: BLE001 - a thread has nobody to raise to: the history is told
+            text = f"the words of Ray's autoscaler broke off: {type(error).__name__}: {error}"
+            self._receive("run.note", text=text)
+
     def _engine(self, event: EngineEvent) -> None:
+        if event.verb == "start" and event.node not in self.names.values():
+            with suppress(CannotRun, NotFound):
+                self.map_nodes()
         more = {} if event.exit_code is None else {"exit_code": event.exit_code}
         self._receive(
             f"engine.{event.verb}", source="engine", node=event.node, wall=event.wall, data=more
@@ -282,8 +316,8 @@ class LiveRun:
             kind, source, wall, mono = raw["kind"], raw["src"], raw["wall"], raw["mono"]
             host, data = raw["host"], dict(raw["data"])
             if kind in ("driver.object", "ray.group"):
-                data["nodes"] = [self.names.get(h, h) for h in data["hosts"]]
-            node = None if host is None else self.names.get(host, host)
+                data["nodes"] = [self._name(h) for h in data["hosts"]]
+            node = data.get("node") if host is None else self._name(host)
             if kind == "ray.node" and node is not None:
                 self.ray_nodes[data["ray_node_id"]] = node
         except (ValueError, KeyError, TypeError):
@@ -291,6 +325,14 @@ class LiveRun:
                 self._receive("observer.noise", text=line[:500])
             return
         self._receive(kind, source=source, node=node, wall=wall, mono=mono, data=data)
+
+    def _name(self, host: str) -> str:
+        """The node of this hostname; it may have come while nobody looked."""
+        if host not in self.names and self.clock.mono() >= self._next_listing:
+            self._next_listing = self.clock.mono() + NEWCOMER_S
+            with suppress(CannotRun, NotFound):
+                self.map_nodes()
+        return self.names.get(host, host)
 
     def measure_clock(self) -> None:
         """The nodes' clock against ours, the tightest of a few tries."""
@@ -305,7 +347,7 @@ class LiveRun:
         assert best is not None
         self.recorder.record(
             "clock.offset",
-            sources=["engine", "observer", "ledger", "driver", "ray"],
+            sources=[source for source in SOURCES if source != "orchestrator"],
             offset=round(best[0], 6) if abs(best[0]) > best[1] else 0.0,
             uncertainty=round(best[1], 6),
         )

@@ -183,7 +183,7 @@ class Runner:
             return None
         if name not in clusters:
             raise NotFound("cluster", name, clusters)
-        has = sorted(n.name for n in clusters[name].nodes)
+        has = sorted(n.name for n in clusters[name].nodes if not n.managed)
         wanted = sorted(n.name for n in request.topology.nodes())
         if has != wanted:
             raise BadInput(
@@ -252,6 +252,7 @@ class Runner:
             status = "failed"
             live.note(error)
         self._finish(live, load, injection, run, request)
+        live.over = True
         recorder.record("run.end", status=status)
         recorder.close()
         return judge_run(run, status=status, error=live.said)
@@ -272,6 +273,7 @@ class Runner:
         spec["versions"]["ray"] = live.cluster.ray.version()
         run.write_spec(spec)
         live.observe()
+        live.watch_autoscaler()
         live.measure_clock()
 
         live.phase("gate")
@@ -294,7 +296,11 @@ class Runner:
     def _up(self, request: RunRequest, live: LiveRun, run: RunDir, lease: _Lease) -> None:
         """Make the cluster, or start what is down of one that was made already."""
         if not lease.fresh:
-            down = [n.name for n in live.cluster.record().nodes if n.state in ("exited", "created")]
+            down = [
+                n.name
+                for n in live.cluster.record().nodes
+                if n.state in ("exited", "created") and not n.managed
+            ]
             live.cluster.start_nodes(down, progress=live.started)
             return
         cluster_spec = self.backend.prepare(
@@ -305,6 +311,7 @@ class Runner:
                 image=request.image,
                 env={**HEALTH[request.health], **rpc_environment(request.all_rpc_faults())},
                 run_dir=run.path,
+                seed=request.seed or 0,
             ),
             self.listener.say,
         )

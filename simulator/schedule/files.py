@@ -21,7 +21,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.errors import BadInput, NotFound, Problem
-from simulator.faults.parameters import Quantity, Text
+from simulator.faults.parameters import Text
+from simulator.quantities import Quantity
 from simulator.schedule.builder import StepBuilder
 from simulator.schedule.language import read_text
 from simulator.schedule.steps import Step

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 from simulator.errors import BadInput, Problem
 from simulator.faults import Fault
-from simulator.faults.parameters import UNITS, parameters, written
+from simulator.faults.parameters import parameters, written
+from simulator.quantities import UNITS
 from simulator.schedule.builder import StepBuilder
 from simulator.schedule.parsing import tree_of
 from simulator.schedule.steps import Step

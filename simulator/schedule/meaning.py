@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from lark import Token, Tree
 
-from simulator.faults.parameters import Quantity, Text, Written
+from simulator.faults.parameters import Text, Written
+from simulator.quantities import Quantity
 from simulator.schedule import conditions
 from simulator.schedule.conditions import Condition
 from simulator.schedule.parsing import Wrong, not_found, tree_of

@@ -335,7 +335,9 @@ def resolve(steps: Sequence[Step], topology: Topology, rng: Random) -> list[Plan
         try:
             _check_condition(fault, topology, ids)
             if step.target.early and (step.against is None or step.against.early):
-                fault = _drawn(fault, topology, Random(fault.draw), None)
+                drawn = _drawn(fault, _there(topology), Random(fault.draw), None)
+                if _is_settled(drawn, topology):
+                    fault = drawn
         except NotFound as error:
             problems.append(Problem(str(step), str(error)))
         except BadInput as error:
@@ -346,10 +348,24 @@ def resolve(steps: Sequence[Step], topology: Topology, rng: Random) -> list[Plan
     return sorted(planned, key=lambda fault: fault.at)
 
 
+def _there(topology: Topology) -> Topology:
+    """What a target is drawn from before anything runs.
+
+    Where Ray's autoscaler decides, nobody knows which nodes there will be: then it is only tried whether
+    the target could be one, and drawn when its time has come.
+    """
+    return topology.imagined() if topology.autoscaling else topology
+
+
+def _is_settled(drawn: PlannedFault, topology: Topology) -> bool:
+    names = {n.name for n in topology.nodes()}
+    return not topology.autoscaling or names >= {*drawn.nodes, *drawn.peers}
+
+
 def _check_condition(fault: PlannedFault, topology: Topology, ids: Sequence[str]) -> None:
     """Raise if its condition speaks of what does not exist: it would wait in vain."""
     for part in fault.step.when.parts if fault.step.when else ():
-        nodes = [n.name for n in topology.nodes()]
+        nodes = [n.name for n in _there(topology).nodes()]
         if isinstance(part, NodeIs) and part.node not in nodes:
             raise NotFound("node", part.node, nodes)
         if isinstance(part, FaultIs):

@@ -31,10 +31,12 @@ from docker.types import LogConfig, Mount
 from python_on_whales import DockerClient
 
 from simulator.assets import innode_path
+from simulator.autoscaling import AUTOSCALER, CLOUD
 from simulator.backends.base import (
     LABEL_CLUSTER,
     LABEL_GPU,
     LABEL_GROUP,
+    LABEL_MACHINE,
     LABEL_PROFILE,
     LABEL_ROLE,
     LABEL_RUN_DIR,
@@ -58,6 +60,7 @@ from simulator.backends.base import (
     refuse_other,
     without_head,
 )
+from simulator.backends.docker import autoscaler
 from simulator.backends.docker import limits as node_limits
 from simulator.backends.docker import processes as node_processes
 from simulator.backends.docker.addresses import taken_subnets
@@ -259,7 +262,8 @@ class DockerBackend:
         asked = definition(spec)
         # One that was started by hand says only which nodes it has.
         same = all(c.labels.get(LABEL_DEFINITION, asked) == asked for c in nodes)
-        refuse_other(spec, same=same, existing=[c.name for c in nodes])
+        ours = [c.name for c in nodes if LABEL_MACHINE not in c.labels]
+        refuse_other(spec, same=same, existing=ours)
         missing = [n for n in spec.topology.nodes() if n.name not in {c.name for c in nodes}]
         kept = next((c.labels.get(LABEL_RUN_DIR) for c in nodes), None)
         if existing:
@@ -289,12 +293,15 @@ class DockerBackend:
         else:
             made = self._read_back(record, containers)
         counts = Counter(node.group for node in record.nodes)
-        groups = [g.group_name for g in made.topology.worker_groups]
+        unmanaged = () if made.topology.autoscaling else made.topology.worker_groups
+        groups = [g.group_name for g in unmanaged]
         return made.with_counts({group: counts[group] for group in groups})
 
     def remove(self, cluster: str) -> None:
         """Remove all that carries the cluster's label, again until nothing is found."""
         for _ in range(5):  # a `docker compose` that outlived its caller may still be making some
+            # Who makes machines goes first.
+            self._remove_containers(self._elastic(cluster))
             containers = self._containers(cluster)
             networks, volumes = self._networks(cluster), self._volumes(cluster)
             if not (containers or networks or volumes):
@@ -570,27 +577,24 @@ class DockerBackend:
         keep_output: bool = True,
     ) -> Program:
         """Like a node, but without a raylet, ports or a terminal: same image, network, volumes."""
-        head = self._node(cluster, "head")
         with asking(f"program {name} was started beside the nodes of {cluster}"):
-            # The head's image has all of Ray; a lean worker's lacks gRPC. It is here, however large.
-            model = self._api.inspect_container(head.id)
-            variables = variables_of(model["Config"]["Env"])
-            variables |= {"NVIDIA_VISIBLE_DEVICES": "void", **env}
-            labels = self._given_labels(cluster)
-            labels |= {LABEL_CLUSTER: cluster, LABEL_ROLE: "program", LABEL_PROGRAM: name}
-            if LABEL_RUN_DIR in head.labels:
-                labels[LABEL_RUN_DIR] = head.labels[LABEL_RUN_DIR]
+            beside = self._beside(cluster)
             container = self._api.create_container(
-                image=model["Image"],
+                image=beside.image,
                 name=f"{cluster}-program-{name}",
                 entrypoint=["python", "-m"],
                 command=list(argv),
-                environment=variables,
-                labels=labels,
-                user=model["Config"]["User"],
+                environment={**beside.environment, "NVIDIA_VISIBLE_DEVICES": "void", **env},
+                labels={
+                    **beside.labels,
+                    LABEL_CLUSTER: cluster,
+                    LABEL_ROLE: "program",
+                    LABEL_PROGRAM: name,
+                },
+                user=beside.user,
                 host_config=self._api.create_host_config(
-                    network_mode=model["HostConfig"]["NetworkMode"],
-                    mounts=[_same_mount(m) for m in model["Mounts"]],
+                    network_mode=beside.network,
+                    mounts=list(beside.mounts),
                     cap_drop=["ALL"],
                     security_opt=["no-new-privileges:true"],
                     mem_limit="512m",
@@ -603,16 +607,92 @@ class DockerBackend:
                     ),
                 ),
             )["Id"]
-            if not any(m["Destination"] == INNODE_TARGET for m in model["Mounts"]):
-                self._copy_innode(container)
+            self._have_innode(container, beside)
             self._api.start(container)
         return DockerProgram(self._api, container, name)
+
+    def _beside(self, cluster: str) -> autoscaler.Beside:
+        """What a program beside the nodes has of theirs: all that the head has, but a terminal and ports."""
+        head = self._node(cluster, "head")
+        # The head's image has all of Ray; a lean worker's lacks gRPC. It is here, however large.
+        model = self._api.inspect_container(head.id)
+        labels = self._given_labels(cluster)
+        if LABEL_RUN_DIR in head.labels:
+            labels[LABEL_RUN_DIR] = head.labels[LABEL_RUN_DIR]
+        return autoscaler.Beside(
+            cluster=cluster,
+            image=model["Image"],
+            user=model["Config"]["User"],
+            network=model["HostConfig"]["NetworkMode"],
+            labels=labels,
+            environment=variables_of(model["Config"]["Env"]),
+            mounts=[_same_mount(m) for m in model["Mounts"]],
+        )
+
+    def _have_innode(self, container: str, beside: autoscaler.Beside) -> None:
+        if not any(mount["Target"] == INNODE_TARGET for mount in beside.mounts):
+            self._copy_innode(container)
 
     def program(self, cluster: str, name: str) -> Program | None:
         for container in self._containers(cluster):
             if container.role == "program" and container.name == name:
                 return DockerProgram(self._api, container.id, name)
         return None
+
+    # -- Ray's autoscaler: HostsAutoscaler ---------------------------------------------------------
+
+    def cloud_folder(self, cluster: str) -> str:  # noqa: ARG002 - the same for all
+        return autoscaler.FOLDER
+
+    def start_autoscaler(self, cluster: str, files: Mapping[str, bytes]) -> None:
+        there = {c.name: c for c in self._containers(cluster) if c.role == "program"}
+        with asking(f"Ray's autoscaler was started beside the nodes of {cluster}"):
+            beside = self._beside(cluster)
+            volume = autoscaler.make_volume(self._api, cluster, beside.labels)
+            if CLOUD not in there:
+                socket = autoscaler.socket_of(self._connection)
+                made = autoscaler.make_cloud(self._api, beside, volume, socket)
+                self._have_innode(made, beside)
+            for name, data in files.items():
+                self.put_cloud_file(cluster, name, data)
+            if AUTOSCALER not in there:
+                made = autoscaler.make_autoscaler(self._api, beside, volume)
+                self._have_innode(made, beside)
+            for program in self._elastic(cluster):
+                if program.state != "running":
+                    self._api.start(program.id)
+
+    def stop_autoscaler(self, cluster: str) -> None:
+        for program in self._elastic(cluster):
+            with asking(f"{program.name} was told to stop"):
+                self._api.stop(program.id, timeout=5)
+
+    def autoscaler_runs(self, cluster: str) -> bool | None:
+        programs = self._elastic(cluster)
+        if not programs:
+            return None
+        return len(programs) == 2 and all(p.state == "running" for p in programs)
+
+    def cloud_file(self, cluster: str, name: str) -> bytes | None:
+        for program in self._elastic(cluster):
+            try:
+                with asking(f"{name} of the cloud was read"):
+                    chunks, _ = self._api.get_archive(program.id, f"{autoscaler.FOLDER}/{name}")
+                    return only_file(chunks)
+            except CannotRun as error:
+                if not is_gone(error):
+                    raise
+        return None
+
+    def put_cloud_file(self, cluster: str, name: str, data: bytes) -> None:
+        for program in self._elastic(cluster)[:1]:
+            with asking(f"{name} was written for the cloud"):
+                self._api.put_archive(program.id, autoscaler.FOLDER, tar_of_file(name, data))
+
+    def _elastic(self, cluster: str) -> list[_Container]:
+        """The containers of the cloud and of Ray's autoscaler, in this order."""
+        there = {c.name: c for c in self._containers(cluster) if c.role == "program"}
+        return [there[name] for name in (CLOUD, AUTOSCALER) if name in there]
 
     # -- the ledger --------------------------------------------------------------------------------
 
@@ -651,7 +731,7 @@ class DockerBackend:
         mount = self._connection.shares_files
         for attempt in range(_NETWORK_ATTEMPTS):
             network = self._network_of(spec.name) or free_network(
-                taken_subnets(self._api, self._connection), len(spec.topology.nodes()), skip=attempt
+                taken_subnets(self._api, self._connection), spec.topology.most_nodes, skip=attempt
             )
             project = expand(
                 spec,
@@ -905,6 +985,7 @@ class DockerBackend:
             if container.labels.get(LABEL_PROFILE) == Profile.LEAN.value
             else Profile.DEFAULT,
             labels=facts.labels,
+            managed=LABEL_MACHINE in container.labels,
         )
 
     # -- files -------------------------------------------------------------------------------------

@@ -82,4 +82,5 @@ class DockerProgram:
             if is_gone(error):
                 return False
             raise
-        return bool(state["Running"])
+        # One that the engine keeps up is not over when it has died.
+        return bool(state["Running"] or state.get("Restarting"))

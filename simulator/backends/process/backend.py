@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.assets import importable_path
+from simulator.autoscaling import AUTOSCALER, AUTOSCALER_ENV, CLOUD, HEAD_ARGUMENTS, HEAD_ENV
 from simulator.backends.base import (
     Check,
     ClusterRecord,
@@ -177,7 +178,8 @@ class ProcessBackend:
         home = self.root / spec.name
         if (home / "cluster.json").exists():
             facts, made = self._facts(spec.name), self._made(spec.name)
-            refuse_other(spec, same=definition(made) == definition(spec), existing=facts["nodes"])
+            ours = [name for name, node in facts["nodes"].items() if "machine" not in node]
+            refuse_other(spec, same=definition(made) == definition(spec), existing=ours)
         else:
             # Half of one, from a creation that was cut short.
             shutil.rmtree(home, ignore_errors=True)
@@ -202,24 +204,28 @@ class ProcessBackend:
                 "nodes": {},
             }
         existing = facts["nodes"]
-        taken = {node["address"] for node in existing.values()}
-        hosts = (f"{facts['network']}.{network.FIRST_HOST + i}" for i in range(network.MOST_NODES))
-        free = (address for address in hosts if address not in taken)
+        free = _free_addresses(facts)
         facts["nodes"] = {
             node.name: existing.get(node.name) or {"address": next(free), **_description(node)}
             for node in nodes
-        }
-        for name in facts["nodes"].keys() - existing.keys():
+        } | {name: node for name, node in existing.items() if "machine" in node}
+        self._have_folders(facts, facts["nodes"].keys() - existing.keys())
+        _write_whole(home / "cluster.json", json.dumps(facts, indent=1).encode())
+
+    def _have_folders(self, facts: Mapping[str, Any], names: Collection[str]) -> None:
+        """Make the folders of new nodes."""
+        home = self.root / facts["name"]
+        for name in names:
             # Of an earlier node of that name, whose removal was cut short: its exit code, its log.
             for folder in (self._tmp(facts, name), home / name):
                 _remove_folder(folder)
             (home / name / "home").mkdir(parents=True)
-        _write_whole(home / "cluster.json", json.dumps(facts, indent=1).encode())
 
     def spec(self, cluster: str) -> ClusterSpec:
         made = self._made(cluster)
         counts = Counter(node["group"] for node in self._facts(cluster)["nodes"].values())
-        groups = [g.group_name for g in made.topology.worker_groups]
+        unmanaged = () if made.topology.autoscaling else made.topology.worker_groups
+        groups = [g.group_name for g in unmanaged]
         return made.with_counts({group: counts[group] for group in groups})
 
     def remove_node(self, cluster: str, node: str) -> None:
@@ -423,6 +429,7 @@ class ProcessBackend:
         folder.mkdir(parents=True, exist_ok=True)
         if noted_pid(folder, folder) is not None:
             raise CannotRun(f"a program {name} runs beside {cluster} already")
+        kill_all(folder)  # what its end left behind
         for old in ("out", "err"):
             (folder / old).unlink(missing_ok=True)
         head = next(name for name, spec in facts["nodes"].items() if spec["role"] == "head")
@@ -442,6 +449,69 @@ class ProcessBackend:
         folder = self.root / cluster / "programs" / name
         return ProcessProgram(folder) if (folder / "out").exists() else None
 
+    # -- Ray's autoscaler: HostsAutoscaler ---------------------------------------------------------
+
+    def cloud_folder(self, cluster: str) -> str:
+        # A socket lies in it, whose path may have 107 characters.
+        return str(_short_tmp(self.root / cluster) / CLOUD)
+
+    def start_autoscaler(self, cluster: str, files: Mapping[str, bytes]) -> None:
+        _make_short_tmp(self.root / cluster)
+        folder = Path(self.cloud_folder(cluster))
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for name, data in files.items():
+            _write_whole(folder / name, data)
+        own = {"RAY_SIM_CLOUD": str(folder), "RAY_SIM_STATE_DIR": str(self.root)}
+        for name, argv, env in (
+            (CLOUD, ["simulator.backends.process.cloud", cluster], {}),
+            (AUTOSCALER, ["simulator.innode.autoscaler"], AUTOSCALER_ENV),
+        ):
+            if not self._program_runs(cluster, name):
+                keeper = ["simulator.innode.keeper", *argv]
+                self.run_program(cluster, name, keeper, {**own, **env})
+
+    def stop_autoscaler(self, cluster: str) -> None:
+        for name in (AUTOSCALER, CLOUD):
+            program = self.program(cluster, name)
+            if program is not None:
+                program.stop(timeout=5.0)
+
+    def autoscaler_runs(self, cluster: str) -> bool | None:
+        if self.program(cluster, AUTOSCALER) is None:
+            return None
+        return all(self._program_runs(cluster, name) for name in (CLOUD, AUTOSCALER))
+
+    def cloud_file(self, cluster: str, name: str) -> bytes | None:
+        try:
+            return (Path(self.cloud_folder(cluster)) / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def put_cloud_file(self, cluster: str, name: str, data: bytes) -> None:
+        _write_whole(Path(self.cloud_folder(cluster)) / name, data)
+
+    def make_machine(self, cluster: str, group: str, number: int, note: Mapping[str, Any]) -> str:
+        """Have one more node of a group, which the cloud asked for; returns its name."""
+        topology = self._made(cluster).topology
+        node = topology.node_of(topology.group(group), number)
+        with _locked(self.root / ".lock"):
+            facts = self._facts(cluster)
+            address = next(_free_addresses(facts), None)
+            if address is None:
+                raise CannotRun("no address is free for another node")
+            facts["nodes"][node.name] = {
+                "address": address,
+                **_description(node),
+                "machine": dict(note),
+            }
+            self._have_folders(facts, [node.name])
+            _write_whole(self.root / cluster / "cluster.json", json.dumps(facts, indent=1).encode())
+        return node.name
+
+    def _program_runs(self, cluster: str, name: str) -> bool:
+        folder = self.root / cluster / "programs" / name
+        return noted_pid(folder, folder) is not None
+
     # -- the ledger --------------------------------------------------------------------------------
 
     def put_ledger_file(self, cluster: str, path: str, data: bytes) -> None:
@@ -456,6 +526,11 @@ class ProcessBackend:
             shutil.copytree(source, into, dirs_exist_ok=True)
 
     # -- how it is done ----------------------------------------------------------------------------
+
+    def described(self, cluster: str) -> Mapping[str, Mapping[str, Any]]:
+        """What each node was made as, by name."""
+        nodes: Mapping[str, Mapping[str, Any]] = self._facts(cluster)["nodes"]
+        return nodes
 
     def _made(self, cluster: str) -> ClusterSpec:
         facts = self._facts(cluster)
@@ -528,6 +603,7 @@ class ProcessBackend:
             exit_code=exit_code(home) if state == "exited" else None,
             resources=spec["resources"],
             labels=spec.get("labels", {}),  # a cluster of an older version
+            managed="machine" in spec,
         )
 
     def _tmp(self, facts: Mapping[str, Any], node: str) -> Path:
@@ -554,6 +630,8 @@ class ProcessBackend:
             "--max-worker-port=0",
         ]
         if role == "head":
+            if self._made(facts["name"]).topology.autoscaling:
+                arguments += HEAD_ARGUMENTS
             arguments += [
                 f"--port={facts['gcs_port']}",
                 f"--dashboard-host={address}",
@@ -588,7 +666,12 @@ class ProcessBackend:
             # No proxy of the machine's stands between nodes.
             "no_proxy": f"{direct},127.0.0.0/8" if direct else "127.0.0.0/8",
         }
+        if "machine" in spec:
+            environment["RAY_CLOUD_INSTANCE_ID"] = spec["machine"]["id"]
+            environment["RAY_NODE_TYPE_NAME"] = spec["group"]
         if spec["role"] == "head":
+            if self._made(facts["name"]).topology.autoscaling:
+                environment |= HEAD_ENV
             # Ray has fixed ports for these, on all addresses; another Ray here may want them.
             for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT"):
                 environment[name] = str(network.free_port(spec["address"]))
@@ -596,6 +679,13 @@ class ProcessBackend:
         if visible is not None:
             environment["CUDA_VISIBLE_DEVICES"] = visible
         return environment
+
+
+def _free_addresses(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Addresses of the cluster's network that no node has."""
+    taken = {node["address"] for node in facts["nodes"].values()}
+    hosts = (f"{facts['network']}.{network.FIRST_HOST + i}" for i in range(network.MOST_NODES))
+    return (address for address in hosts if address not in taken)
 
 
 def _visible_gpus(facts: Mapping[str, Any], spec: Mapping[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-// Draws the two charts (uPlot gives axes, scales, selection; the bars are ours) and wires the
+// Draws the charts (uPlot gives axes, scales, selection; the bars are ours) and wires the
 // few controls. Data: see _data in html.py. Nothing here inserts HTML: only text and canvas.
 (() => {
   "use strict";
@@ -84,7 +84,7 @@
   function readColours() {
     const style = getComputedStyle(root);
     colour = {};
-    for (const name of ["text", "quiet", "line", "card", "grid", "completed", "again", "cut", "failed", "open", "call", "fault", "curve", "curve-fill", "before", "goal", "stripe", "label", "state-alive", "state-unnoticed", "state-dead", "state-starting", "state-paused"]) {
+    for (const name of ["text", "quiet", "line", "card", "grid", "completed", "again", "cut", "failed", "open", "call", "fault", "curve", "curve-fill", "before", "goal", "stripe", "label", "state-alive", "state-unnoticed", "state-dead", "state-gone", "state-starting", "state-paused"]) {
       colour[name] = style.getPropertyValue("--" + name).trim();
     }
     stripes = { dead: hatch(colour.stripe, 6, 1), again: hatch(colour.card, 5, 2, true) };
@@ -106,7 +106,7 @@
   const outcomeColour = () => [colour.completed, colour.again, colour.cut, colour.failed, colour.open];
   const font = (px, weight = "") => `${weight} ${px * dpr()}px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif`;
   const seconds = (v, digits = 2) => v.toFixed(digits).replace("-", "−") + " s";
-  const stateWords = { alive: "alive", unnoticed: "gone, Ray has not noticed", dead: "dead", starting: "starting", paused: "paused" };
+  const stateWords = { alive: "alive", unnoticed: "gone, Ray has not noticed", dead: "dead", gone: "gone, not needed any more", starting: "starting", paused: "paused" };
 
   // ---- geometry
 
@@ -416,6 +416,22 @@
       cursor: cursor({ y: false }),
       hooks: { drawAxes: [drawThroughputFaults], draw: [drawThroughputLines], setCursor: [throughputTip], setSelect: [selected] },
     }, [xs, held(t.values), mean, held(t.values.map(() => t.before)), held(t.goal)], $("#throughput")));
+    if (D.capacity && $("#capacity")) {
+      const c = D.capacity, at = [...c.at, D.end], last = (values) => [...values, values[values.length - 1]];
+      charts.push(new uPlot({
+        width, height: 170, padding: [8, 14, 0, 0],
+        scales: { x: { time: false, range: (u, min, max) => [min, max] }, y: { range: [0, Math.max(1, ...c.wanted, ...c.offered) * 1.12] } },
+        axes: [xAxis(), { stroke: () => colour.quiet, font: "12px system-ui, sans-serif", size: side, gap: 6, space: 34, grid: { stroke: () => colour.grid, width: 1 }, ticks: { show: false } }],
+        series: [
+          {},
+          { label: "offered", stroke: () => colour.curve, width: 2, fill: () => colour["curve-fill"], paths: stepped, points: { show: false } },
+          { label: "wanted", stroke: () => colour.fault, width: 2, paths: stepped, points: { show: false } },
+        ],
+        legend: { show: false },
+        cursor: cursor({ y: false }),
+        hooks: { draw: [drawThroughputLines], setCursor: [capacityTip], setSelect: [selected] },
+      }, [at, last(c.offered), last(c.wanted)], $("#capacity")));
+    }
     for (const chart of charts) attach(chart);
     view(...whole);
     redraws.push(() => { readColours(); charts.forEach((chart) => chart.redraw(false, true)); });
@@ -479,6 +495,16 @@
     const goal = D.throughput.goal[i];
     const average = u.data[2][Math.min(i + 1, u.data[2].length - 1)];
     showTip(u, `${seconds(t)}: ${value.toFixed(2)} slots of useful work` + (D.throughput.window ? `\nmean of the last ${D.throughput.window} s: ${average.toFixed(2)}` : "") + (goal === null ? "" : `\n95 % mark: ${goal.toFixed(2)}`));
+  }
+
+  function capacityTip(u) {
+    if (pointed !== u) return;
+    const { left } = u.cursor;
+    if (left == null || left < 0) { showTip(u, ""); return; }
+    const t = u.posToVal(left, "x"), c = D.capacity;
+    let i = c.at.length - 1;
+    while (i > 0 && c.at[i] > t) i--;
+    showTip(u, `${seconds(t)}: ${c.wanted[i]} CPUs wanted, ${c.offered[i]} offered`);
   }
 
   // ---- moving: wheel, shift-drag, touch, keys, buttons
