@@ -43,7 +43,10 @@ TOPOLOGY = parse_topology(
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param("process", marks=pytest.mark.real_process, id="process"),
+        # CI has these on Docker only: the cloud and what it is asked are the same.
+        pytest.param(
+            "process", marks=[pytest.mark.real_process, pytest.mark.acceptance], id="process"
+        ),
         pytest.param("docker", marks=pytest.mark.real_docker, id="docker"),
     ],
 )
