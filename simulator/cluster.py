@@ -275,11 +275,14 @@ class Started:
         Workers that ran without their head and were started anew: no new head takes them back.
     paused
         Nodes that were left frozen.
+    remembers
+        A head that is started again has the tables of the one before.
     """
 
     started: Sequence[str] = ()
     renewed: Sequence[str] = ()
     paused: Sequence[str] = ()
+    remembers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +318,7 @@ class _Starting:
     since: float
     attempt: int
     known: frozenset[str] = field(default_factory=frozenset)
+    wall: float = 0.0  # by the nodes' clock
 
 
 def default_parallelism(cores: int) -> int:
@@ -602,10 +606,11 @@ class Cluster:
     ) -> Started:
         """Start every node that is down, the head first, and wait until each is alive.
 
-        With its GCS in memory, as it is unless the image says otherwise, a head that starts again
+        With its GCS in memory, as it is unless the topology says otherwise, a head that starts again
         knows no job, actor or placement group of before, and workers that outlived it are started
-        anew with it. A frozen node is left as it is. Where Ray's autoscaler decides, it is started too,
-        and the workers of before are not: it asks for new ones.
+        anew with it; one that keeps its tables takes them back. A frozen node is left as it is. Where
+        Ray's autoscaler decides, it is started too, and the workers of before are not: it asks for new
+        ones.
 
         Raises
         ------
@@ -617,9 +622,11 @@ class Cluster:
         if _head_state(record) == "missing":
             raise without_head(f"{self.name} cannot be started", "missing")
         down = tuple(n.name for n in nodes if n.state in ("created", "exited"))
-        lost = tuple(n.name for n in nodes if n.state == "running" and "head" in down)
+        remembers = self.outlives_head()
+        alone = "head" in down and not remembers
+        lost = tuple(n.name for n in nodes if n.state == "running" and alone)
         paused = tuple(n.name for n in nodes if n.state == "paused")
-        plan = Started(down, lost, paused)
+        plan = Started(down, lost, paused, remembers)
         on_plan(plan)
         self.stop_together([n for n in nodes if n.name in lost], 10.0, lambda event: None)
         self.start_nodes(
@@ -631,6 +638,10 @@ class Cluster:
             self.have_autoscaler(made, parallelism)
             wait_least(self, made.topology, timeout)
         return plan
+
+    def outlives_head(self) -> bool:
+        """Whether its workers wait for a head that is gone, which knows them when it is back."""
+        return self.backend.spec(self.name).topology.outlives_head
 
     def need_head(self, what: str) -> None:
         """Raise `CannotRun`, without waiting for an answer that cannot come, if no head runs.
@@ -756,9 +767,10 @@ class Cluster:
         if node != "head":
             self.need_head(f"{node} could not join")
         workers = [n for n in self.record().nodes if node == "head" and n.role != "head"]
-        lost = [n for n in workers if n.state == "running"]
+        remembers = self.outlives_head()
+        lost = [n for n in workers if n.state == "running" and not remembers]
         paused = tuple(n.name for n in workers if n.state == "paused")
-        plan = Started((node,), tuple(n.name for n in lost), paused)
+        plan = Started((node,), tuple(n.name for n in lost), paused, remembers)
         on_plan(plan)
         self.stop_together(lost, grace, lambda event: None)
         if record.state == "running":
@@ -882,7 +894,8 @@ class _Starter:
 
     def _start(self, name: str, attempt: int, known: frozenset[str]) -> None:
         self.progress(StartEvent(name, "starting", attempt=attempt))
-        entry = self.starting[name] = _Starting(self.clock.mono(), attempt, known)
+        wall = self.backend.wall_clock() if name == "head" else 0.0
+        entry = self.starting[name] = _Starting(self.clock.mono(), attempt, known, wall)
         try:
             self.backend.start(self.cluster.name, name)
         except CannotRun as error:
@@ -896,9 +909,13 @@ class _Starter:
                 self._failed(name, entry, "was removed while it was starting", again=False)
                 continue
             record = records[name]
-            # A node that died a moment ago may still be listed alive under its old id.
+            # A node that died a moment ago may still be listed alive under its old id; so may a head by its
+            # successor that kept its tables, and nobody could be asked for ids before.
             joined = any(
-                n.alive and n.hostname == record.hostname and n.ray_node_id not in entry.known
+                n.alive
+                and n.hostname == record.hostname
+                and n.ray_node_id not in entry.known
+                and (n.since is None or n.since >= entry.wall - 1.0)
                 for n in ray_nodes
             )
             if joined:

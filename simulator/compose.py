@@ -31,7 +31,7 @@ from simulator.backends.base import (
     definition,
 )
 from simulator.errors import CannotRun
-from simulator.topology import Head, Profile, WorkerGroup, parse_size
+from simulator.topology import Gcs, Head, Profile, WorkerGroup, parse_size
 
 #: A hash of what the cluster was asked to be, on every container that the simulator made.
 LABEL_DEFINITION = "ray-sim.definition"
@@ -45,6 +45,8 @@ TEMPLATE = "template"
 INNODE_TARGET = "/opt/ray-sim/simulator/innode"
 TOKEN_TARGET = "/run/ray-sim"
 LEDGER_TARGET = "/ledger"
+#: The head's disk for the tables of its GCS, if its topology says `gcs: rocksdb`.
+GCS_TARGET = "/gcs"
 #: The disk of its own size that a node has if its topology says `spill_size`.
 SPILL_TARGET = "/spill"
 DASHBOARD_PORT = 8265
@@ -114,6 +116,8 @@ def expand(
             "RAY_SIM_HEAD_IP": network.head_ip,
         }
     project = load_compose(variables)
+    if spec.topology.gcs is Gcs.ROCKSDB:
+        project = _added(project, load_override("rocksdb", variables))
     lean = load_override("lean", variables)["services"]["worker"]
     if spec.gpu == "real":
         _pass_gpu(project, load_override("gpu", variables), spec.topology.head.gpus_declared, cdi)
@@ -165,7 +169,7 @@ def load_compose(variables: Mapping[str, str]) -> dict[str, Any]:
 
 
 def load_override(name: str, variables: Mapping[str, str]) -> dict[str, Any]:
-    """docker/gpu.yaml or docker/lean.yaml with its variables filled in."""
+    """docker/gpu.yaml, lean.yaml or rocksdb.yaml with its variables filled in."""
     return _load(asset_path("docker") / f"{name}.yaml", variables)
 
 
@@ -337,6 +341,20 @@ def _merge(base: Any, over: Any) -> Any:
             for key in [*base, *(k for k in over if k not in base)]
         }
     return copy.deepcopy(over)
+
+
+def _added(base: Any, more: Any) -> Any:
+    """`more` added to `base`, as Compose does with a second file: mappings key by key, lists one after the other."""
+    if isinstance(base, Mapping) and isinstance(more, Mapping):
+        return {
+            key: _added(base[key], more[key])
+            if key in base and key in more
+            else copy.deepcopy(more[key] if key in more else base[key])
+            for key in [*base, *(k for k in more if k not in base)]
+        }
+    if isinstance(base, list) and isinstance(more, list):
+        return copy.deepcopy([*base, *more])
+    return copy.deepcopy(more)
 
 
 def _load(path: Path, variables: Mapping[str, str]) -> dict[str, Any]:

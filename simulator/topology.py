@@ -71,6 +71,13 @@ class Gpus(str, Enum):
     SIMULATED = "simulated"  # declared to Ray, no device
 
 
+class Gcs(str, Enum):
+    """Where Ray's control store keeps its tables."""
+
+    MEMORY = "memory"  # they are gone with the head
+    ROCKSDB = "rocksdb"  # on a disk of the head's, which outlives its processes
+
+
 class Profile(str, Enum):
     """What is installed on the nodes of a worker group."""
 
@@ -371,6 +378,7 @@ class Topology(BaseModel):
     head: Head = Field(default_factory=Head)
     worker_groups: Sequence[WorkerGroup] = ()
     autoscaling: Autoscaling | None = None
+    gcs: Gcs = Gcs.MEMORY
 
     #: Of the groups that Ray's autoscaler manages: those that are there now, where somebody looked.
     _living: tuple[NodeSpec, ...] = PrivateAttr(default=())
@@ -393,6 +401,11 @@ class Topology(BaseModel):
         for name in sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"worker_groups: {name} stands there twice; merge them or rename one")
         return self
+
+    @property
+    def outlives_head(self) -> bool:
+        """Whether a head that is started again knows what the one before knew, and workers wait for it."""
+        return self.gcs is not Gcs.MEMORY
 
     @property
     def managed(self) -> Sequence[WorkerGroup]:

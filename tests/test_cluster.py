@@ -697,3 +697,11 @@ def test_a_shell_says_in_which_node_it_is(backend: FakeBackend) -> None:
     assert "(worker-1) " in str(asked["env"])
     with pytest.raises(NotFound):
         cluster.attach("worker-9")
+
+
+def test_a_fake_control_store_keeps_nothing_and_says_so(backend: FakeBackend) -> None:
+    made = cluster_spec()
+    keeps = replace(made, topology=override(made.topology, ["gcs=rocksdb"]))
+    with pytest.raises(CannotRun, match="a fake GCS keeps nothing, so not gcs: rocksdb"):
+        Cluster(backend, "c").up(keeps)
+    assert backend.clusters() == []

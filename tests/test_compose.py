@@ -23,9 +23,11 @@ from simulator.backends.base import (
     definition,
 )
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
+from simulator.backends.process.backend import RECONNECT_S
 from simulator.compose import (
     DASHBOARD_PORT,
     GCS_PORT,
+    GCS_TARGET,
     INNODE_TARGET,
     LABEL_DEFINITION,
     LABEL_SPEC,
@@ -76,6 +78,30 @@ def test_the_default_topology_is_what_compose_yaml_says() -> None:
     assert expanded["services"] == hand["services"]
     assert expanded["networks"] == hand["networks"]
     assert expanded["volumes"] == hand["volumes"]
+
+
+def test_a_gcs_that_keeps_its_tables_has_a_volume_of_its_own_and_nobody_else_does() -> None:
+    topology = override(load_topology("default"), ["gcs=rocksdb"])
+    project = expand(ClusterSpec("lab", topology, "simulated"))
+    having = {
+        name
+        for name, service in project["services"].items()
+        if any(v["target"] == GCS_TARGET for v in service["volumes"])
+    }
+    assert having == {"init", "head"}
+    assert project["services"]["head"]["environment"]["RAY_gcs_storage_path"] == GCS_TARGET
+    assert "RAY_gcs_storage" not in project["services"]["worker"]["environment"]
+    waits = {
+        name: service["environment"].get("RAY_gcs_rpc_server_reconnect_timeout_s")
+        for name, service in project["services"].items()
+        if name != "init"
+    }
+    assert waits == {"head": str(RECONNECT_S), "worker": str(RECONNECT_S)}
+    assert project["volumes"]["gcs"]["labels"][LABEL_CLUSTER] == "lab"
+    # What a service has anyway, it still has.
+    plain = expand(ClusterSpec("lab", load_topology("default"), "simulated"))["services"]["head"]
+    assert plain["volumes"] == project["services"]["head"]["volumes"][:-1]
+    assert set(plain["environment"]) < set(project["services"]["head"]["environment"])
 
 
 def test_a_cluster_by_hand_carries_the_labels_that_find_it() -> None:

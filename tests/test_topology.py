@@ -246,7 +246,7 @@ def test_every_problem_of_the_overrides_comes_at_once() -> None:
         "--set workers: is not key=value; for example head.resources.CPU=2",
         "--set worker_groups.gpu.replicas=2: there is no worker group 'gpu'; there is worker",
         "--set haed.resources.CPU=2: 'haed' is not a known key; "
-        "known: name, description, head, worker_groups, autoscaling",
+        "known: name, description, head, worker_groups, autoscaling, gcs",
         "--set head.gpus.x=1: head.gpus has no keys below it",
         "--set head.gpus=[: '[' is not a YAML value",
     ]
@@ -416,3 +416,10 @@ def test_a_market_is_a_label_of_ray_and_the_other_way_round() -> None:
 def test_autoscaling_that_cannot_be_is_refused(data: dict[str, object], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         parse_topology(data, "t")
+
+
+def test_a_control_store_that_is_not_known_is_refused_with_those_there_are() -> None:
+    assert parse_topology({"gcs": "rocksdb"}, "t").outlives_head
+    assert not parse_topology({}, "t").outlives_head
+    with pytest.raises(BadInput, match=r"gcs: is 'etcd'.*memory.*rocksdb"):
+        parse_topology({"gcs": "etcd"}, "t")

@@ -215,7 +215,9 @@ def started_words(plan: Started) -> list[str]:
     lines = []
     if "head" in plan.started:
         lines.append(
-            "the head keeps Ray's state in memory: jobs, actors and placement groups of before are gone"
+            "the head has its tables of before: detached actors and placement groups are still known"
+            if plan.remembers
+            else "the head keeps Ray's state in memory: jobs, actors and placement groups of before are gone"
         )
     if plan.renewed:
         lines.append(f"started anew, since their head is gone: {', '.join(plan.renewed)}")

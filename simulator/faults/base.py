@@ -309,7 +309,8 @@ def revive(cluster: Cluster, node: str, timeout: float) -> str:
         cluster.backend.stop(cluster.name, node, 1.0)
     if cluster.node(node).managed:
         return f"{how}{REPLACED}"
-    lost = _without_their_head(cluster) if node == "head" else []
+    alone = node == "head" and not cluster.outlives_head()
+    lost = _without_their_head(cluster) if alone else []
     cluster.start_nodes([node, *lost], timeout=timeout)
     how += "started again; it joined as a new node"
     return f"{how}, and so did {', '.join(lost)}" if lost else how

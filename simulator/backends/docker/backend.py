@@ -99,6 +99,7 @@ from simulator.backends.docker.relay import Relay
 from simulator.backends.docker.trials import trials
 from simulator.compose import (
     DASHBOARD_PORT,
+    GCS_TARGET,
     INNODE_TARGET,
     LABEL_DEFINITION,
     LABEL_SPEC,
@@ -117,7 +118,7 @@ from simulator.compose import (
 )
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 from simulator.netrules import Feature, NetRule
-from simulator.topology import LEAN_LACKS, Head, Profile, Role, Topology, WorkerGroup
+from simulator.topology import LEAN_LACKS, Gcs, Head, Profile, Role, Topology, WorkerGroup
 from simulator.waiting import Deadline, wait_until
 
 _COMPOSE_PROJECT = "com.docker.compose.project"
@@ -626,7 +627,7 @@ class DockerBackend:
             network=model["HostConfig"]["NetworkMode"],
             labels=labels,
             environment=variables_of(model["Config"]["Env"]),
-            mounts=[_same_mount(m) for m in model["Mounts"]],
+            mounts=[_same_mount(m) for m in model["Mounts"] if m["Destination"] != GCS_TARGET],
         )
 
     def _have_innode(self, container: str, beside: autoscaler.Beside) -> None:
@@ -789,7 +790,7 @@ class DockerBackend:
     def _read_back(self, record: ClusterRecord, containers: Sequence[_Container]) -> ClusterSpec:
         """What a cluster by hand is, from how its nodes are started."""
         commands: dict[str, list[str]] = {}
-        image, env = "", {}
+        image, env, gcs = "", {}, Gcs.MEMORY
         for container in containers:
             group = _group_of(container.labels)
             if container.is_node and group not in commands:
@@ -800,6 +801,8 @@ class DockerBackend:
                     image = config["Image"]
                     variables = variables_of(config["Env"])
                     env = {n: variables[n] for n in passed_through() if variables.get(n)}
+                if container.role == "head":
+                    gcs = Gcs(variables_of(config["Env"]).get("RAY_gcs_storage", gcs.value))
         head = commands.pop("head", [])
         profiles = {node.group: node.profile for node in record.nodes}
         return ClusterSpec(
@@ -808,6 +811,7 @@ class DockerBackend:
                 name=f"of-{record.name}",
                 description=f"what cluster {record.name} has",
                 head=Head(resources=resources_of(head) or {"CPU": 1}, labels=labels_of(head)),
+                gcs=gcs,
                 worker_groups=[
                     WorkerGroup(
                         group_name=group,

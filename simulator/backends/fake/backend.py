@@ -272,6 +272,11 @@ class FakeBackend:
 
     def create(self, spec: ClusterSpec) -> None:
         self._called("create", spec.name)
+        if spec.topology.outlives_head:
+            raise CannotRun(
+                f"a fake GCS keeps nothing, so not gcs: {spec.topology.gcs.value}",
+                remedy="Use --backend docker or --backend process, or gcs: memory",
+            )
         existing = self._worlds.get(spec.name)
         if existing is None:
             rng = Random(f"{self._seed} {spec.name} {len(self.calls)}")

@@ -68,11 +68,14 @@ from simulator.backends.process.table import (
 from simulator.backends.process.watch import ProcessWatch, exit_code
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 from simulator.innode.processes import look as look_closely
-from simulator.topology import NodeSpec, Topology, parse_size
+from simulator.topology import Gcs, NodeSpec, Topology, parse_size
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _POLL_S = 0.02
+#: How long raylets and workers wait for a GCS that is gone and keeps its tables, seconds; docker/rocksdb.yaml says
+#: the same, and a test holds the two together.
+RECONNECT_S = 180
 #: A log file of Ray's is copied up to this size, bytes; of a larger one, its end.
 _LOG_LIMIT = 32 * 1024**2
 _FREEZE_S = 5.0
@@ -669,9 +672,17 @@ class ProcessBackend:
         if "machine" in spec:
             environment["RAY_CLOUD_INSTANCE_ID"] = spec["machine"]["id"]
             environment["RAY_NODE_TYPE_NAME"] = spec["group"]
+        topology = self._made(facts["name"]).topology
+        if topology.outlives_head:
+            environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = str(RECONNECT_S)
         if spec["role"] == "head":
-            if self._made(facts["name"]).topology.autoscaling:
+            if topology.autoscaling:
                 environment |= HEAD_ENV
+            if topology.gcs is Gcs.ROCKSDB:
+                tables = home / node / "gcs"
+                tables.mkdir(exist_ok=True)
+                environment["RAY_gcs_storage"] = "rocksdb"
+                environment["RAY_gcs_storage_path"] = str(tables)
             # Ray has fixed ports for these, on all addresses; another Ray here may want them.
             for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT"):
                 environment[name] = str(network.free_port(spec["address"]))
