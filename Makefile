@@ -29,7 +29,7 @@ down: $(VENV)/.core ## Remove that cluster (ARGS=--all without NAME: all of them
 	@$(SIMULATOR) down $(if $(findstring --all,$(ARGS)),,--name $(NAME)) $(ARGS)
 
 status: $(VENV)/.core ## Show the cluster: desired, running, alive
-	@$(SIMULATOR) status $(ARGS)
+	@$(SIMULATOR) status $(if $(findstring --name,$(ARGS)),,--name $(NAME)) $(ARGS)
 
 doctor: $(VENV)/.core ## Look whether this machine can do it
 	@$(SIMULATOR) doctor $(ARGS)

@@ -26,7 +26,7 @@ from simulator.errors import BadInput, NotFound, Problem
 from simulator.faults import rpc_faults
 from simulator.schedule import Step, resolve
 from simulator.topology import Topology
-from simulator.workload import Workload
+from simulator.workload import Demanding, Workload
 from simulator.yamltext import NotYaml, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -97,8 +97,9 @@ class Experiment(ABC):
         return 120.0
 
     def problems(self, params: Any, topology: Topology) -> Sequence[Problem]:
-        """What is contradictory in these parameters on this topology."""
-        return ()
+        """What is contradictory in these parameters on this topology: unless told, what the workload says."""
+        workload = self.workload(params)
+        return workload.problems(topology) if isinstance(workload, Demanding) else ()
 
     def parse_params(self, settings: Sequence[str]) -> Any:
         """Parameters from ``key=value`` settings such as ``tasks=500``; values are read as YAML.
@@ -154,6 +155,10 @@ def load_experiment(name_or_path: str) -> Experiment:
     if path.is_dir():
         raise BadInput(Problem(str(path), "is a directory", "name a Python file in it"))
     if not path.is_file():
+        if path.suffix == ".py" or len(path.parts) > 1:
+            raise BadInput(
+                Problem(str(path), "there is no such file", "python -m simulator init writes one")
+            )
         raise NotFound("experiment", name_or_path, known)
     module_name = f"_ray_sim_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -211,8 +216,8 @@ def plan_problems(experiment: Experiment, params: Any, topology: Topology) -> li
     problems: list[Problem] = []
     parts: Mapping[str, Callable[[], object]] = {
         "rpc_faults": lambda: rpc_faults(experiment.rpc_faults, f"{path.name}: rpc_faults"),
-        "problems": lambda: problems.extend(experiment.problems(params, topology)),
         "workload": lambda: experiment.workload(params),
+        "problems": lambda: problems.extend(experiment.problems(params, topology)),
         # The seed changes which target is drawn, not whether there is one.
         "schedule": lambda: resolve(experiment.schedule(params, topology), topology, Random(0)),
         "mandatory_phases": lambda: list(experiment.mandatory_phases(params)),

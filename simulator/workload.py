@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from simulator.errors import Problem
 from simulator.innode.work import COMPANY_S
 from simulator.jobs import Program
 from simulator.topology import NodeSpec, Topology
@@ -32,6 +33,14 @@ class Workload(Protocol):
 
     def nominal_seconds(self, topology: Topology) -> float:
         """How long the planned work takes when nothing fails, about."""
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """A workload that some nodes can never do."""
+
+    def problems(self, topology: Topology) -> Sequence[Problem]:
+        """What it asks for that no node which there may be can give: it would be waited for in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,10 +337,31 @@ class Waves:
     def spec(self, hostnames: Mapping[str, str]) -> dict[str, Any]:  # noqa: ARG002 - nodes come and go
         return {**asdict(self), "task_seconds": max(wave.seconds for wave in self.waves)}
 
+    def problems(self, topology: Topology) -> Sequence[Problem]:
+        """Kinds of tasks, and bundles, that fit on no node that there may be."""
+        nodes = topology.imagined().nodes()
+        found = []
+        for number, wave in enumerate(self.waves, 1):
+            bundles = [TaskKind(f"bundle {i}", bundle, 1) for i, bundle in enumerate(wave.bundles)]
+            for kind in (*wave.kinds, *bundles):
+                if not any(kind.fits(node) for node in nodes):
+                    asked = ", ".join(
+                        f"{amount:g} {name}" for name, amount in kind.resources.items()
+                    )
+                    with_labels = "".join(f", {k}={v}" for k, v in kind.labels.items())
+                    what = f"asks for {asked}{with_labels}, which no node of {topology.name} can ever give"
+                    found.append(
+                        Problem(
+                            f"wave {number}: {kind.name}",
+                            what,
+                            "ask for less, or give a group more: --set worker_groups.NAME.resources.CPU=4",
+                        )
+                    )
+        return found
+
     def nominal_seconds(self, topology: Topology) -> float:
         """As if the most nodes that there may be were there, each wave after the other."""
-        nodes = [topology.node_of(g, n) for g in topology.managed for n in range(g.most)]
-        nodes += topology.nodes()
+        nodes = topology.imagined().nodes()
         total = self.rest_s
         for wave in self.waves:
             rounds = [math.ceil(k.count / max(1, sum(map(k.fits, nodes)))) for k in wave.kinds]

@@ -387,7 +387,7 @@ def test_a_kept_object_alone_is_worth_hitting() -> None:
     quiet = only(view, lambda op: op.data.get("key") not in cut)
     finding = find(quiet, "fault_hit_work")
     assert finding.verdict is VALID
-    assert "the only copy of 1 objects" in finding.summary
+    assert "the only copy of 1 object" in finding.summary
     copied = altered(
         quiet,
         next(op for op in ops_of(quiet, "driver.object") if op.data["nodes"] == ["worker-2"]),

@@ -157,7 +157,7 @@ def test_the_program_runs_as_a_module_and_says_its_version() -> None:
     ("line", "said"),
     [
         ("run node_failur", "no experiment named 'node_failur': did you mean node_failure?"),
-        ("run ./nothing.py", "no experiment named './nothing.py': there is "),
+        ("run ./nothing.py", "nothing.py: there is no such file; python -m simulator init writes one"),
         ("run node_failure --param taks=5", "did you mean tasks"),
         ("run node_failure --param tasks", "is not key=value"),
         ("run node_failure --param tasks=many", "valid integer"),

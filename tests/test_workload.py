@@ -19,8 +19,9 @@ from simulator.experiment import load_experiment
 from simulator.innode import work
 from simulator.innode.observer import LedgerTail
 from simulator.innode.work import expected_value
+from simulator.topology import load_topology
 from simulator.waiting import wait_until
-from simulator.workload import TaskStream
+from simulator.workload import TaskKind, TaskStream, Wave, Waves
 
 small = st.integers(0, 300)
 
@@ -204,3 +205,22 @@ def test_a_task_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(work, "COMPANY_S", 0.0)
     work._await_company("r", "half-1", ["0"], 2)
     assert not (tmp_path / "r/company/half/met").exists()
+
+
+def test_waves_that_no_node_can_ever_take_are_refused_by_their_shape() -> None:
+    topology = load_topology("elastic")
+    waves = Waves(
+        [
+            Wave([TaskKind("cpu", {"CPU": 1}, 9), TaskKind("huge", {"CPU": 1, "GPU": 4}, 1)]),
+            Wave(bundles=[{"CPU": 1}, {"CPU": 3}]),
+            Wave([TaskKind("far", {"CPU": 1}, 1, labels={"zone": "b"})]),
+        ]
+    )
+    assert [(p.where, p.what) for p in waves.problems(topology)] == [
+        ("wave 1: huge", "asks for 1 CPU, 4 GPU, which no node of elastic can ever give"),
+        ("wave 2: bundle 1", "asks for 3 CPU, which no node of elastic can ever give"),
+        ("wave 3: far", "asks for 1 CPU, zone=b, which no node of elastic can ever give"),
+    ]
+    fine = Waves([Wave([TaskKind("gpu", {"GPU": 1}, 5)], seconds=2.0, after_s=3.0)], rest_s=4.0)
+    assert fine.problems(topology) == []
+    assert fine.nominal_seconds(topology) == 4 + 3 + 2 * 3  # five on two, two at a time

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -82,6 +82,10 @@ class _NotSeen(Exception):
     """A phase was not seen, and why."""
 
 
+class _NeverSeen(_NotSeen):
+    """Nor can it be any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
     when: float
@@ -126,7 +130,8 @@ class _Anatomy:
             try:
                 seen: _Seen = getattr(self, name)()
             except _NotSeen as why:
-                phases.append(self._phase(name, None, f"not seen: {why}"))
+                phase = self._phase(name, None, f"not seen: {why}")
+                phases.append(replace(phase, in_vain=isinstance(why, _NeverSeen)))
             else:
                 self.seen[name] = seen
                 phases.append(self._phase(name, seen, seen.note))
@@ -204,7 +209,7 @@ class _Anatomy:
         for failures in (index.failures, index.actor_failures):
             ops += [op for key, op in failures.items() if key in self.hit and self._after(op)]
         if not self.hit and not ops:
-            raise _NotSeen(f"no work was under way on {self.victim}")
+            raise _NeverSeen(f"no work was under way on {self.victim}")
         why = "no owner reported a failed attempt of the work that was on " + self.victim
         if index.first("attempts.complete") is None:
             why += " (Ray's records of attempts are not in the history)"
@@ -226,7 +231,7 @@ class _Anatomy:
         }
         was_there.update({key: e.start_op for key, e in self.hit.items() if e.actor is None})
         if not was_there:
-            raise _NotSeen(f"no task was under way on {self.victim}")
+            raise _NeverSeen(f"no task was under way on {self.victim}")
         retries = [
             (again, op)
             for key, op in was_there.items()
@@ -242,7 +247,7 @@ class _Anatomy:
     def actor_alive(self) -> _Seen:
         actors = self._actors_on_victim()
         if not actors:
-            raise _NotSeen(f"no actor lived on {self.victim}")
+            raise _NeverSeen(f"no actor lived on {self.victim}")
         back: list[tuple[float, Op, Op]] = []
         for identity, before in actors.items():
             name = before.data.get("name") or identity
@@ -293,7 +298,7 @@ class _Anatomy:
         index = self.index
         lost = index.only_copies(self.victim, self.injected_at)
         if not lost:
-            raise _NotSeen(f"no kept object had its only copy on {self.victim}")
+            raise _NeverSeen(f"no kept object had its only copy on {self.victim}")
         back: list[tuple[float, tuple[Op, ...]]] = []
         for held in lost:
             name, key = held.data.get("object"), held.data.get("key")
@@ -387,9 +392,9 @@ class _Anatomy:
 
     def _window(self, since: float, baseline: float, which: str) -> _Seen:
         if self.no_baseline:
-            raise _NotSeen(self.no_baseline)
+            raise _NeverSeen(self.no_baseline)
         if baseline <= 0:
-            raise _NotSeen(f"the baseline is 0: {which} nothing")
+            raise _NeverSeen(f"the baseline is 0: {which} nothing")
         wanted = BACK * baseline
         begin = self.curve.first_window(since, self.width, wanted)
         if begin is None:

@@ -6,7 +6,7 @@ recovery: these checks answer unknown then, and say what was missed by how much.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from simulator.checkers.anatomy import PHASES, anatomy
@@ -89,9 +89,9 @@ def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
         parts = []
         if running:
             keys = ", ".join(e.key for e in running[:3]) + (" ..." if len(running) > 3 else "")
-            parts.append(f"{len(running)} executions under way ({keys})")
+            parts.append(f"{_counted(running, 'execution')} under way ({keys})")
         if objects:
-            parts.append(f"the only copy of {len(objects)} objects")
+            parts.append(f"the only copy of {_counted(objects, 'object')}")
         if others:
             names = ", ".join(text for text, _ in others[:3]) + (" ..." if len(others) > 3 else "")
             parts.append(names)
@@ -102,6 +102,10 @@ def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
     elif index.of_program and index.last("attempts.complete") is None:
         why = "Ray's records of the program's tasks were not collected"
     return Verdict.UNKNOWN, f"{what} hit no work: {why}", cites
+
+
+def _counted(things: Sized, what: str) -> str:
+    return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
 
 
 def _why_idle(index: Index, node: str, when: float) -> str:
@@ -174,7 +178,9 @@ def check_recovers(view: RunView) -> Finding:
     return Finding(
         name,
         Verdict.VALID,
-        f"all {len(wanted)} phases seen; the last, {last.title}, after {last.seconds:.1f} s{within}",
+        f"all {len(wanted)} phases seen; the last, {last.title}, after {last.seconds:.1f} s{within}"
+        if len(wanted) > 1
+        else f"{last.title} after {last.seconds:.1f} s{within}; of these faults no other phase must be seen",
         cites,
         details,
         metrics,

@@ -23,6 +23,8 @@ class Phase:
         How far `seconds` may be off either way, seconds.
     cites
         Indices of the operations that it rests on.
+    in_vain
+        It was not seen, and nothing that may still happen can change that.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Phase:
     cites: Sequence[int] = ()
     mandatory: bool = False
     note: str = ""
+    in_vain: bool = False
 
     @property
     def seen(self) -> bool:
@@ -83,7 +86,8 @@ class Anatomy:
     @property
     def waiting_for(self) -> list[str]:
         """The missing ones that can still be seen while the workload runs."""
-        return [name for name in self.missing if name not in KNOWN_AFTERWARDS]
+        vain = {p.name for p in self.phases if p.in_vain}
+        return [name for name in self.missing if name not in KNOWN_AFTERWARDS and name not in vain]
 
     @property
     def recovery(self) -> dict[str, float | None]:

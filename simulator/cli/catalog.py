@@ -93,6 +93,6 @@ def init(
         "\nNext:\n"
         f"  python -m simulator run {shown}          # on this machine, for real\n"
         f"  python -m simulator run {shown} --help   # its parameters\n"
-        f"  python -m pytest {shlex.quote(tested)}   # its test: in memory, a second\n"
+        f"  python -m pytest {shlex.quote(tested)}   # its test, with pytest: in memory, seconds\n"
         "Then change the claim, the fault and the check to your own."
     )

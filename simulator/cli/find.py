@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from simulator.backends import select
 from simulator.backends.base import Backend, ClusterRecord
+from simulator.cli.options import DEFAULT_NAME
 from simulator.cluster import Cluster
 from simulator.errors import BadInput, NotFound, Problem
 
@@ -52,7 +53,8 @@ def find(name: str | None, backend: str = "auto") -> Found:
     """The cluster of this name, or the only one there is.
 
     Without a name, what has no nodes (what is left of a cluster, a doctor's container) counts only
-    where nothing else is.
+    where nothing else is, and what belongs to a run only where nobody made one by hand; of several, the
+    one that `up` makes unless told otherwise.
 
     Raises
     ------
@@ -63,12 +65,19 @@ def find(name: str | None, backend: str = "auto") -> Found:
     matching = [f for f in looked.found if name is None or f.name == name]
     if name is None:
         matching = [f for f in matching if f.record.nodes] or matching
+        matching = [f for f in matching if f.record.run_dir is None] or matching
+        usual = [f for f in matching if f.name == DEFAULT_NAME]
+        matching = usual if len(usual) == 1 else matching
     if len(matching) == 1:
         return matching[0]
     if name is None and matching:
         names = ", ".join(f"{f.name} ({f.record.backend})" for f in matching)
         raise BadInput(
-            Problem("--name", f"is missing, and there are {len(matching)} clusters: {names}")
+            Problem(
+                "--name",
+                f"is missing, and there are {len(matching)} clusters: {names}",
+                f"say which: --name {matching[0].name}",
+            )
         )
     if matching:
         where = " and ".join(f.record.backend for f in matching)

@@ -172,7 +172,8 @@ def _consequences(run: Run, timeline: Timeline) -> list[str]:
     parts = []
     declared = phases.get("declared_dead")
     if declared is not None:
-        parts.append(f"Ray declared it dead after {seconds(declared)}.")
+        who = "it" if len(timeline.faults) == 1 else timeline.faults[0].target or "it"
+        parts.append(f"Ray declared {who} dead after {seconds(declared)}.")
     again = timeline.count(Outcome.AGAIN)
     lost = number(run.metrics.get("work_seconds_lost"))
     if again:

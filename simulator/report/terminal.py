@@ -336,7 +336,8 @@ def _printed(said: program.Program) -> RenderableType:
 
 
 def _where(run: Run) -> RenderableType:
-    lines = Text()
+    # Whoever copies a line copies all of it: the terminal folds it, nobody breaks it.
+    lines = Text(no_wrap=True, overflow="ignore")
     report = run.path / "report.html"
     if report.is_file():
         lines.append("\nReport  ", style="bold")

@@ -34,10 +34,7 @@ class Interrupts:
             os._exit(4)
         if not self.cleaning:
             self.cleaning = True
-            raise Interrupted(
-                f"interrupted by {signal.Signals(number).name}",
-                remedy="healing, collecting and taking down; once more stops at once",
-            )
+            raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
     @contextmanager
     def installed(self) -> Iterator[None]:

@@ -121,6 +121,14 @@ class Listener:
     result: Callable[[Mapping[str, Any]], None] = lambda result: None
 
 
+def claim_of(request: RunRequest) -> str:
+    """What the run can refute: with other faults than its own, an experiment's own claim is not it."""
+    if request.steps is None:
+        return request.experiment.claim
+    faults = "; ".join(map(str, request.steps))
+    return f"Under {faults}, all checks of {request.experiment.name} hold."
+
+
 def build_spec(
     request: RunRequest,
     planned: Sequence[PlannedFault],
@@ -151,7 +159,7 @@ def build_spec(
         "run_id": run_id,
         "experiment": request.experiment.name,
         "source": request.source,
-        "claim": request.experiment.claim,
+        "claim": claim_of(request),
         "backend": backend,
         "cluster": cluster,
         "seed": request.seed,

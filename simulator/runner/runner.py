@@ -243,7 +243,9 @@ class Runner:
                 interrupts.cleaning = True
         except (Interrupted, KeyboardInterrupt) as error:
             status = "interrupted"
-            self.listener.say(str(error) or "interrupted")
+            self.listener.say(
+                f"{str(error) or 'interrupted'}: healing, collecting and taking down; once more stops at once"
+            )
             live.note(error)
         except SimulatorError as error:
             status = "failed" if injection.injected else "aborted"
