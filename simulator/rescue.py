@@ -79,6 +79,17 @@ def take_down(
     return saved
 
 
+def conclude(run: RunDir) -> bool:
+    """Judge a run that has no result and that nobody goes on with; whether it was one.
+
+    Its orchestrator may have ended before it had a cluster, so that nothing leads to the run but its folder.
+    """
+    if run.result() is not None or is_being_written(run.history_path):
+        return False
+    _judge(run)
+    return True
+
+
 def _judge(run: RunDir) -> list[str]:
     judge_run(run, status="interrupted", error="the orchestrator ended before the run did")
     return []

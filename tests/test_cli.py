@@ -157,7 +157,10 @@ def test_the_program_runs_as_a_module_and_says_its_version() -> None:
     ("line", "said"),
     [
         ("run node_failur", "no experiment named 'node_failur': did you mean node_failure?"),
-        ("run ./nothing.py", "nothing.py: there is no such file; python -m simulator init writes one"),
+        (
+            "run ./nothing.py",
+            "nothing.py: there is no such file; python -m simulator init writes one",
+        ),
         ("run node_failure --param taks=5", "did you mean tasks"),
         ("run node_failure --param tasks", "is not key=value"),
         ("run node_failure --param tasks=many", "valid integer"),
@@ -247,6 +250,7 @@ def test_a_name_that_a_cluster_can_have_is_taken(command: Command, name: str) ->
 RAISES = """
 import sys
 from simulator import Experiment, TaskStream
+from simulator.store import Store
 
 class Mine(Experiment):
     name = "mine"
@@ -524,6 +528,23 @@ def test_a_run_prints_one_object_and_nothing_else(command: Command, backend: Fak
     assert all(name.endswith("_s") for name in done.data["recovery"])
     assert Path(done.data["report"]).is_file()
     assert backend.clusters() == []
+
+
+def test_a_run_whose_orchestrator_is_gone_is_judged_when_its_report_is_asked_for(
+    command: Command,
+) -> None:
+    assert command("run", "node_failure", *SHORT).code == 0
+    run = Store().find("latest")
+    (run.path / "result.json").unlink()
+    lines = run.history_path.read_text().splitlines(keepends=True)
+    run.history_path.write_text("".join(line for line in lines if '"run.end"' not in line))
+    told = command("report", "latest")
+    assert told.code == 0
+    assert "judged as interrupted" in told.err
+    result = run.result()
+    assert result is not None
+    assert (result["status"], result["verdict"]) == ("interrupted", "unknown")
+    assert "judged" not in command("report", "latest").err
 
 
 def test_a_run_ends_with_the_report_and_its_path(command: Command) -> None:

@@ -34,7 +34,7 @@ class Crash(Experiment):
     claim = "Whatever ends the orchestrator, everything can be undone."
 
     def workload(self, params):
-        return TaskStream(tasks=400)
+        return TaskStream(tasks=60)
 
     def schedule(self, params, topology):
         return [

@@ -326,10 +326,13 @@ def report(
     It needs the run's directory only, no cluster and no network.
     """
     from simulator.report import write_html
+    from simulator.rescue import conclude
     from simulator.store import Store
 
     refuse_unwritable(junit)
     found = Store().find(run)
+    if conclude(found):
+        output.say("its orchestrator ended before it did: judged as interrupted")
     path = write_html(found.path)
     if junit is not None:
         _write_junit([found.path], junit)

@@ -34,6 +34,7 @@ from simulator.faults.base import (
 )
 from simulator.innode.burden import ANY
 from simulator.topology import NodeSpec, parse_size
+from simulator.waiting import WaitTimeout
 
 _MIB = 1024**2
 #: With less, it takes a node many seconds to be looked at; Docker's own least is 0.01.
@@ -246,10 +247,21 @@ def _size(field: str, text: str) -> int:
 
 
 _DOWN = ("exited", "created")
+_GOING_S = 5.0
 
 
 class WentDown(CannotRun):
     """The node went down while a program of ours ran in it, which ended with it."""
+
+
+def _goes_down(cluster: Cluster, node: str) -> bool:
+    """Whether a node in which something was killed is going down: the engine says so a moment later."""
+    with suppress(WaitTimeout):
+        cluster.wait_until(
+            lambda: cluster.node(node).state in _DOWN, name=f"{node} is down", timeout=_GOING_S
+        )
+        return True
+    return False
 
 
 def ask_burden(cluster: Cluster, node: str, *arguments: str) -> dict[str, Any]:
@@ -275,7 +287,7 @@ def ask_burden(cluster: Cluster, node: str, *arguments: str) -> dict[str, Any]:
         said = json.loads(lines[-1])
     if done.code or not said:
         why = said.get("refused") or (lines[-1] if lines else f"exit code {done.code}")
-        if done.code == SIGKILLED and cluster.node(node).state in _DOWN:
+        if done.code == SIGKILLED and _goes_down(cluster, node):
             raise WentDown(f"{node} went down", why="so did what ran in it")
         raise CannotRun(f"{node} cannot be burdened", why=why, details=lines[-5:-1])
     return said
