@@ -22,6 +22,7 @@ from simulator.backends.base import Check, Completed
 from simulator.backends.fake import FakeBackend
 from simulator.cli.app import app
 from simulator.errors import CannotRun
+from simulator.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -250,7 +251,6 @@ def test_a_name_that_a_cluster_can_have_is_taken(command: Command, name: str) ->
 RAISES = """
 import sys
 from simulator import Experiment, TaskStream
-from simulator.store import Store
 
 class Mine(Experiment):
     name = "mine"
