@@ -155,7 +155,8 @@ def measure(words: Sequence[str], workers: int, scratch: Path, limit_s: float) -
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
     }
-    judge = Child("alive", env=env)
+    # Its copy of the token goes with the scratch folder, however it ends.
+    judge = Child("alive", env={**env, "TMPDIR": str(scratch)})
     contender = Child(*words, env=env)
     most = 0
     try:
