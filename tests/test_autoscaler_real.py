@@ -108,10 +108,10 @@ def test_the_least_that_a_group_may_have_is_there_when_it_is_up(cluster: Cluster
 
 def test_work_brings_nodes_up_to_the_limit_and_idle_ones_leave(cluster: Cluster) -> None:
     before = alive(cluster)
-    job = begin(cluster, 6, 2)
+    job = begin(cluster, 14, 2)
     eventually(lambda: len(alive(cluster)) == 2, "a second worker")
     eventually(lambda: cluster.ray.job(job).over, "the job's end")
-    assert "6 tasks on 2 nodes" in cluster.ray.job_logs(job)
+    assert "14 tasks on 2 nodes" in cluster.ray.job_logs(job)
     assert len({n.name for n in managed(cluster)}) == len(before) + 1
     eventually(lambda: len(alive(cluster)) == 1, "an idle worker to leave")
     gone = [n for n in managed(cluster) if n.state == "exited"]
@@ -145,7 +145,7 @@ def end_hard(cluster: Cluster, program: str) -> None:
 def test_a_program_that_dies_is_started_again_and_loses_no_node(cluster: Cluster) -> None:
     eventually(lambda: len(alive(cluster)) == 1, "one worker")
     have = alive(cluster)
-    job = begin(cluster, 4, 2)
+    job = begin(cluster, 14, 2)
     eventually(
         lambda: any(n.state == "running" and n.name not in have for n in managed(cluster)),
         "a second worker on its way",
@@ -156,7 +156,7 @@ def test_a_program_that_dies_is_started_again_and_loses_no_node(cluster: Cluster
     eventually(lambda: runs(cluster), "both programs")
     eventually(lambda: len(told(cluster, AUTOSCALER, "autoscaler.start")) == 2, "the second start")
     assert len(told(cluster, CLOUD, "cloud.start")) == 2
-    assert "4 tasks on 2 nodes" in cluster.ray.job_logs(job)
+    assert "14 tasks on 2 nodes" in cluster.ray.job_logs(job)
     # No node was started twice, and none is forgotten: what runs is what Ray counts.
     assert len([n for n in managed(cluster) if n.state == "running"]) <= 2
     eventually(lambda: len(alive(cluster)) == 1, "the idle one to leave")
