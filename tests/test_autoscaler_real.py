@@ -163,8 +163,11 @@ def test_a_program_that_dies_is_started_again_and_loses_no_node(cluster: Cluster
     # No node was started twice, and none is forgotten: what runs is what Ray counts.
     assert len([n for n in managed(cluster) if n.state == "running"]) <= 2
     eventually(lambda: len(alive(cluster)) == 1, "the idle one to leave")
-    running_now = {n.name for n in managed(cluster) if n.state == "running"}
-    eventually(lambda: alive(cluster) == running_now, "the books to be right")
+
+    def books_are_right() -> bool:
+        return alive(cluster) == {n.name for n in managed(cluster) if n.state == "running"}
+
+    eventually(books_are_right, "the books to be right")
 
 
 def test_stopped_it_starts_nothing_and_started_again_it_goes_on(cluster: Cluster) -> None:
