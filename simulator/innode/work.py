@@ -194,7 +194,8 @@ class Counter:
         with ledger(self._run_id).call(self._name, f"{self._name}/{n}", self._incarnation):
             if n == self._calls + 1:
                 self._calls, self._total = n, self._total + n
-                part = self._path.with_suffix(".part")
+                # Of its own: an incarnation that Ray has given up may still write, and take another's away.
+                part = self._path.with_suffix(f".{self._incarnation}.part")
                 part.write_text(json.dumps({"calls": self._calls, "total": self._total}))
                 part.replace(self._path)
         return self._total
