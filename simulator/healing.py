@@ -112,7 +112,7 @@ def _undone(fault: Fault, cluster: Cluster, site: Site, timeout: float) -> str:
     try:
         return fault.heal(cluster, site, timeout)
     except CannotRun:
-        if fault.in_node and goes_down(cluster, site.node):
+        if goes_down(cluster, site.node):
             return fault.heal(cluster, site, timeout)
         raise
 
