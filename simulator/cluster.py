@@ -39,7 +39,7 @@ from simulator.backends.base import (
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
 from simulator.rayapi import RayApi, RayNode, Usage
-from simulator.topology import Profile, Topology
+from simulator.topology import Profile, Topology, driver_needs
 from simulator.waiting import Deadline, T, WaitTimeout, wait_until
 
 State = Literal["alive", "starting", "paused", "exited", "dead"]
@@ -642,6 +642,10 @@ class Cluster:
     def outlives_head(self) -> bool:
         """Whether its workers wait for a head that is gone, which knows them when it is back."""
         return self.backend.spec(self.name).topology.outlives_head
+
+    def driver_needs(self) -> Mapping[str, float] | None:
+        """What a job's driver is to ask Ray for, so that it runs on the driver node; None where there is none."""
+        return driver_needs(n.role for n in self.record().nodes)
 
     def need_head(self, what: str) -> None:
         """Raise `CannotRun`, without waiting for an answer that cannot come, if no head runs.

@@ -31,7 +31,7 @@ from simulator.backends.base import (
     definition,
 )
 from simulator.errors import CannotRun
-from simulator.topology import Gcs, Head, Profile, WorkerGroup, parse_size
+from simulator.topology import DRIVER, Driver, Gcs, Head, Profile, WorkerGroup, parse_size
 
 #: A hash of what the cluster was asked to be, on every container that the simulator made.
 LABEL_DEFINITION = "ray-sim.definition"
@@ -130,6 +130,11 @@ def expand(
     if spec.topology.autoscaling:
         services["head"]["environment"] |= HEAD_ENV
         services["head"]["command"] += HEAD_ARGUMENTS
+    if spec.topology.driver is not None:
+        services[DRIVER] = copy.deepcopy(worker)
+        services[DRIVER]["deploy"]["replicas"] = 1
+        _node(services[DRIVER], DRIVER, spec.topology.driver, spec, labels, cores)
+        services[DRIVER]["labels"][LABEL_ROLE] = "driver"
     for group in spec.topology.worker_groups:
         # An image of the user's own is what every node has, whatever the profile.
         is_lean = group.profile is Profile.LEAN and not spec.image
@@ -173,7 +178,7 @@ def load_override(name: str, variables: Mapping[str, str]) -> dict[str, Any]:
     return _load(asset_path("docker") / f"{name}.yaml", variables)
 
 
-def ray_arguments(node: Head | WorkerGroup) -> list[str]:
+def ray_arguments(node: Head | Driver | WorkerGroup) -> list[str]:
     """What a node offers, as arguments of ``ray start``.
 
     Examples
@@ -295,7 +300,7 @@ def _labels(spec: ClusterSpec) -> dict[str, str]:
 def _node(
     service: dict[str, Any],
     name: str,
-    node: Head | WorkerGroup,
+    node: Head | Driver | WorkerGroup,
     spec: ClusterSpec,
     labels: Mapping[str, str],
     cores: float | None,

@@ -46,6 +46,7 @@ from simulator.compose import (
 )
 from simulator.errors import CannotRun
 from simulator.topology import (
+    DRIVER,
     Head,
     Topology,
     WorkerGroup,
@@ -102,6 +103,21 @@ def test_a_gcs_that_keeps_its_tables_has_a_volume_of_its_own_and_nobody_else_doe
     plain = expand(ClusterSpec("lab", load_topology("default"), "simulated"))["services"]["head"]
     assert plain["volumes"] == project["services"]["head"]["volumes"][:-1]
     assert set(plain["environment"]) < set(project["services"]["head"]["environment"])
+
+
+def test_a_driver_node_is_a_worker_that_nothing_but_a_driver_runs_on() -> None:
+    topology = override(load_topology("default"), ["driver_node=true", "gcs=rocksdb"])
+    services = expand(ClusterSpec("lab", topology, "simulated"))["services"]
+    driver, worker = services[DRIVER], services["worker"]
+    assert driver["command"] == ["worker", "--num-cpus=0", '--resources={"driver":1}']
+    assert (driver["labels"][LABEL_ROLE], driver["labels"][LABEL_GROUP]) == ("driver", DRIVER)
+    assert driver["deploy"]["replicas"] == 1
+    # It waits for a head as long as workers do, and is as little of a host.
+    assert driver["environment"] == worker["environment"]
+    apart = {"command", "labels", "deploy"}
+    assert {k: v for k, v in driver.items() if k not in apart} == {
+        k: v for k, v in worker.items() if k not in apart
+    }
 
 
 def test_a_cluster_by_hand_carries_the_labels_that_find_it() -> None:

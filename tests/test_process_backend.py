@@ -468,6 +468,21 @@ def test_a_node_runs_its_supervisor_with_what_is_its_own(
     assert pids(backend.root / "one" / "worker-1") != []
 
 
+def test_a_driver_node_starts_as_a_worker_with_a_place_for_drivers(
+    backend: ProcessBackend, ray: FakeRay
+) -> None:
+    made = spec("one")
+    backend.create(replace(made, topology=override(made.topology, ["driver_node=true"])))
+    for name in ("head", "driver"):
+        backend.start("one", name)
+    until(lambda: "ready after" in backend.logs("one", "driver"), "the driver node")
+    words = backend.logs("one", "driver").split()
+    assert "--num-cpus=0" in words
+    assert '--resources={"driver":1}' in words
+    assert "--head" not in words
+    assert node(backend, "driver").role == "driver"
+
+
 def test_starting_a_running_node_changes_nothing(backend: ProcessBackend, ray: FakeRay) -> None:
     started(backend, "worker-1")
     before = pids(backend.root / "one" / "worker-1")

@@ -27,9 +27,9 @@ from simulator.experiment import Params as BaseParams
 from simulator.faults import Kill, Pause, Restart, Stop
 from simulator.history import History
 from simulator.runner import RunRequest, exit_code, judge_run, own, run_view
-from simulator.schedule import After, Named, Never, Step, WhenDeclaredDead
+from simulator.schedule import After, All, Named, Never, Step, WhenDeclaredDead
 from simulator.store import RunDir, Store
-from simulator.topology import Topology
+from simulator.topology import Topology, override
 from simulator.workload import TaskStream
 
 
@@ -335,6 +335,26 @@ def test_the_head_dies_as_planned_and_the_run_ends(lab: Lab) -> None:
     assert result["verdict"] != "valid"
     assert history.of("observer.blind")
     assert lab.backend.clusters() == []
+
+
+def test_a_driver_node_has_the_driver_and_no_work_and_no_drawn_fault(lab: Lab) -> None:
+    step = Step(4, Kill(), All(), WhenDeclaredDead())
+    lab.experiment = scheduled(step, phases=())
+    result = lab.run(topology=override(topology(), ["driver_node=true"]))
+    history = lab.history(result)
+    assert only(history, "driver.start").node == "driver"
+    assert {op.node for op in history.of("task.start")}.isdisjoint({"driver"})
+    assert {op.node for op in history.of("fault.effect")} == {"worker-1", "worker-2", "worker-3"}
+    assert result["status"] == "completed"
+
+
+def test_a_job_dies_with_the_driver_node_that_was_named(lab: Lab) -> None:
+    lab.experiment = scheduled(Step(4, Kill(), Named("driver"), After(10)))
+    result = lab.run(topology=override(topology(), ["driver_node=true"]))
+    end = only(lab.history(result), "workload.end").data
+    assert end["status"] == "FAILED"
+    assert result["verdict"] != "valid"
+    assert "node has died" in end["message"]
 
 
 # -- when something goes wrong -------------------------------------------------------------------------

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from simulator.backends.fake import FakeBackend
 from simulator.cluster import Cluster
 from simulator.errors import BadInput, CannotRun, NotFound
-from simulator.faults import Kill, Pause
+from simulator.faults import Kill, Partition, Pause
 from simulator.history import History, Op
 from simulator.rayapi import RayActor, RunningTask
 from simulator.schedule import (
+    After,
     All,
     Busiest,
     HolderOfMostObjects,
@@ -51,6 +52,9 @@ DRAWN = [
     RandomWorker(), RandomWorker("gpu"), All(), All("cpu"), Minority(), Minority("cpu"), Majority(),
     Majority("gpu"), Several(2), Several(2, "cpu"), Labelled("zone", "a"), Offering("GPU"), Named("cpu"),
 ]  # fmt: skip
+
+
+WITH_DRIVER = SHAPE.model_copy(update={"driver_node": True})
 
 
 def op(index: int, kind: str, node: str | None, source: str = "ledger", **data: Any) -> Op:
@@ -116,6 +120,17 @@ def test_each_target_draws_so_many_of_those(target: Target, count: int, among: l
         seen |= set(drawn)
     assert target.early
     assert seen == set(among)
+
+
+@given(st.integers(), st.sampled_from(DRAWN))
+def test_a_driver_node_is_hit_only_by_its_name(seed: int, target: Target) -> None:
+    assert set(target.resolve(WITH_DRIVER, Random(seed))) <= set(WORKERS)
+    assert Named("driver").resolve(WITH_DRIVER, Random(seed)) == ("driver",)
+
+
+def test_a_driver_node_is_among_those_that_a_partition_cuts_off() -> None:
+    step = Step(1.0, Partition(), Named("cpu-1"), After(5))
+    assert "driver" in resolve([step], WITH_DRIVER, Random(1))[0].peers
 
 
 def test_the_order_of_the_groups_does_not_matter() -> None:

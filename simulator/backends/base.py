@@ -30,7 +30,7 @@ GpuKind = Literal["real", "simulated", "none"]
 #: Every container, network and volume of ours carries these labels; process nodes carry the
 #: same facts in their environment. Nothing without LABEL_CLUSTER is ever touched.
 LABEL_CLUSTER = "ray-sim.cluster"
-LABEL_ROLE = "ray-sim.role"  # head | worker | init | program
+LABEL_ROLE = "ray-sim.role"  # head | worker | driver | init | program
 LABEL_GROUP = "ray-sim.group"
 LABEL_RUN_DIR = "ray-sim.run-dir"  # absolute path of the run that owns the cluster, or absent
 LABEL_GPU = "ray-sim.gpu"  # real | simulated | none, as resolved when the cluster was made

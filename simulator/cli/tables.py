@@ -302,13 +302,19 @@ def topologies_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def topology_view(row: Mapping[str, Any]) -> RenderableType:
-    from simulator.topology import LEAN_LACKS, Profile
+    from simulator.topology import DRIVER, LEAN_LACKS, Driver, Profile
 
     head = Text(row["name"], "bold")
     head.append(f"   {row['description']}" if row["description"] else "", "default")
     total = f"{row['nodes']} nodes, {_amounts(row['resources'])} in all"
     made = table("group", "nodes", "each offers", "labels", "memory", right=("nodes",))
-    groups = [{"group_name": "head", "replicas": 1, **row["head"]}, *row["worker_groups"]]
+    single = {"head": row["head"]}
+    if row["driver_node"]:
+        single[DRIVER] = Driver().model_dump(mode="json")
+    groups = [
+        *({"group_name": name, "replicas": 1, **node} for name, node in single.items()),
+        *row["worker_groups"],
+    ]
     for group in groups:
         labels = ", ".join(f"{key}={value}" for key, value in group["labels"].items())
         count = str(group["replicas"])

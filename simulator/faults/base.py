@@ -320,11 +320,11 @@ def revive(cluster: Cluster, node: str, timeout: float) -> str:
 
 
 def _without_their_head(cluster: Cluster) -> list[str]:
-    """The workers that ran on without a head, stopped: a new one knows nothing of them, and they would exit."""
+    """The nodes that ran on without a head, stopped: a new one knows nothing of them, and they would exit."""
     running = [
         n
         for n in cluster.record().nodes
-        if n.role == "worker" and n.state == "running" and not n.managed
+        if n.role != "head" and n.state == "running" and not n.managed
     ]
     cluster.stop_together(running, 1.0, lambda event: None)
     return [n.name for n in running]

@@ -34,7 +34,7 @@ from simulator.report.timeline import (
     Timeline,
     build_timeline,
 )
-from simulator.topology import LEAN_LACKS
+from simulator.topology import DRIVER, LEAN_LACKS, Driver
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -300,6 +300,8 @@ def _nodes(run: Run) -> list[dict[str, str]]:
     topology = run.spec.get("topology")
     if isinstance(topology, Mapping) and topology.get("head"):
         groups = [("head", 1, topology["head"])]
+        if topology.get("driver_node"):
+            groups.append((DRIVER, 1, Driver().model_dump()))
         groups += [
             (str(g.get("group_name", "?")), g.get("replicas", 1), g)
             for g in topology.get("worker_groups") or ()

@@ -252,8 +252,11 @@ def _domain(
     return begin - margin, end + margin
 
 
+_ORDER = {"head": 0, "driver": 1}
+
+
 def nodes_of(history: History) -> list[tuple[str, str]]:
-    """Name and role of every node, in the order in which reports show them: the head first."""
+    """Name and role of every node, in the order in which reports show them: first the head, and the driver node."""
     roles: dict[str, str] = {}
     for op in history.of("cluster.nodes"):
         for node in op.data.get("nodes", ()):
@@ -261,7 +264,7 @@ def nodes_of(history: History) -> list[tuple[str, str]]:
     for op in history.of("task.start", "call.start", "ray.node", "engine."):
         if op.node:
             roles.setdefault(op.node, "head" if op.node == "head" else "worker")
-    return sorted(roles.items(), key=lambda item: (item[1] != "head", _natural(item[0])))
+    return sorted(roles.items(), key=lambda item: (_ORDER.get(item[1], 2), _natural(item[0])))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -48,7 +48,9 @@ class OwnLoad(Load):
         self.drain_s += 2 * self.workload.nominal_seconds(self.topology)
         self.job = self.new_job_id()
         live.recorder.record("workload.submit", job_id=self.job, workload=self.workload.name)
-        live.cluster.ray.submit(self.workload.entrypoint(live.run_id), self.job)
+        live.cluster.ray.submit(
+            self.workload.entrypoint(live.run_id), self.job, resources=live.cluster.driver_needs()
+        )
 
         def began() -> bool:
             if live.recorder.snapshot().first("driver.start"):

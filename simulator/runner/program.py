@@ -89,7 +89,12 @@ class ProgramLoad(Load):
             asked = live.clock.mono()  # packed and uploaded; Ray counts from here
 
         submitted = jobs.submit(
-            live.cluster.ray, program, job_id=self.job, say=live.listener.say, asking=asking
+            live.cluster.ray,
+            program,
+            job_id=self.job,
+            resources=live.cluster.driver_needs(),
+            say=live.listener.say,
+            asking=asking,
         )
         self._output = jobs.JobOutput(live.cluster.ray, submitted, self._print)
         said = False

@@ -118,7 +118,7 @@ from simulator.compose import (
 )
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 from simulator.netrules import Feature, NetRule
-from simulator.topology import LEAN_LACKS, Gcs, Head, Profile, Role, Topology, WorkerGroup
+from simulator.topology import DRIVER, LEAN_LACKS, Gcs, Head, Profile, Role, Topology, WorkerGroup
 from simulator.waiting import Deadline, wait_until
 
 _COMPOSE_PROJECT = "com.docker.compose.project"
@@ -131,6 +131,9 @@ _INIT_S = 60
 _SETTLE_S = 10.0
 _FREEZE_S = 15.0  # how long a node whose processes multiply may resist being frozen
 _AT_A_TIME = 8  # removals; the engine does them one by one per container anyway
+
+#: The roles of nodes, in the order in which they are shown.
+_NODES: Sequence[Role] = ("head", "driver", "worker")
 
 _STATES: Mapping[str, NodeState] = {
     "created": "created",
@@ -149,7 +152,7 @@ class _Container:
 
     id: str
     cluster: str
-    role: str  # head | worker | init | program
+    role: str  # as LABEL_ROLE
     name: str
     state: NodeState
     labels: Mapping[str, str]
@@ -158,7 +161,7 @@ class _Container:
 
     @property
     def is_node(self) -> bool:
-        return self.role in ("head", "worker")
+        return self.role in _NODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -528,7 +531,7 @@ class DockerBackend:
 
     def watch(self, cluster: str, emit: Callable[[EngineEvent], None]) -> Watch:
         def name_of(labels: Mapping[str, str]) -> str | None:
-            return _name_of(labels) if labels.get(LABEL_ROLE) in ("head", "worker") else None
+            return _name_of(labels) if labels.get(LABEL_ROLE) in _NODES else None
 
         since = parse_engine_time(self._info()["SystemTime"])
         return EventWatch(self._api, cluster, since=since, name_of=name_of, emit=emit)
@@ -803,7 +806,7 @@ class DockerBackend:
                     env = {n: variables[n] for n in passed_through() if variables.get(n)}
                 if container.role == "head":
                     gcs = Gcs(variables_of(config["Env"]).get("RAY_gcs_storage", gcs.value))
-        head = commands.pop("head", [])
+        head, driver = commands.pop("head", []), commands.pop(DRIVER, None)
         profiles = {node.group: node.profile for node in record.nodes}
         return ClusterSpec(
             name=record.name,
@@ -812,6 +815,7 @@ class DockerBackend:
                 description=f"what cluster {record.name} has",
                 head=Head(resources=resources_of(head) or {"CPU": 1}, labels=labels_of(head)),
                 gcs=gcs,
+                driver_node=driver is not None,
                 worker_groups=[
                     WorkerGroup(
                         group_name=group,
@@ -936,7 +940,7 @@ class DockerBackend:
         self, name: str, containers: Sequence[_Container], more: Mapping[str, str] | None = None
     ) -> ClusterRecord:
         nodes = [node for c in containers if c.is_node and (node := self._node_record(c))]
-        nodes.sort(key=lambda n: (n.role != "head", n.group, _number(n.name)))
+        nodes.sort(key=lambda n: (_NODES.index(n.role), n.group, _number(n.name)))
         labels = dict(more or {})
         labels |= {key: value for c in containers for key, value in c.labels.items()}
         run_dir = labels.get(LABEL_RUN_DIR)

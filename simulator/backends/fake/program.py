@@ -69,7 +69,8 @@ class _Map:
     def begin(self) -> None:
         if self.program.plan:
             data = {"name": "effects", "value": self.program.tasks, "pid": 1, "task_id": None}
-            self._world.write(self._run_id, "head.jsonl", self._world.head, "program.mark", **data)
+            home = self._world.drivers.get(self.ray_job_id, self._world.head)
+            self._world.write(self._run_id, f"{home.name}.jsonl", home, "program.mark", **data)
         for number in range(1, self.program.tasks + 1):
             self.tasks.submit(
                 f"square-{number}",

@@ -195,6 +195,8 @@ class World:
         self.nodes: dict[str, FakeNode] = {}
         self.have(spec.topology.nodes())
         self.head = self.nodes["head"]
+        #: Where the driver of each job runs, by Ray's id of the job.
+        self.drivers: dict[str, FakeNode] = {}
         self.gcs: Gcs | None = None
         self.watchers: list[Callable[[EngineEvent], None]] = []
         self.on_nodes: list[NodeWatcher] = []

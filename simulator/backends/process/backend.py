@@ -275,7 +275,8 @@ class ProcessBackend:
                 home,
                 [
                     sys.executable,
-                    *("-m", "simulator.innode.supervisor", spec["role"]),
+                    *("-m", "simulator.innode.supervisor"),
+                    "head" if spec["role"] == "head" else "worker",
                     *spec["arguments"],
                     *self._own_arguments(facts, node),
                 ],

@@ -95,11 +95,10 @@ def _installed(name: str) -> bool:
 
 
 def _memory(topology: Topology) -> Check:
-    workers = len(topology.workers())
-    need = HEAD_MEMORY + WORKER_MEMORY * workers
+    need = HEAD_MEMORY + WORKER_MEMORY * (len(topology.nodes()) - 1)
     memory = psutil.virtual_memory()
     text = (
-        f"a head and {workers} workers need about {need / 1e9:.1f} GB; "
+        f"{topology.counted} need about {need / 1e9:.1f} GB; "
         f"{memory.available / 1e9:.1f} GB are free"
     )
     if need > memory.total:
