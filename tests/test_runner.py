@@ -27,7 +27,7 @@ from simulator.experiment import Params as BaseParams
 from simulator.faults import Kill, Pause, Restart, Stop
 from simulator.history import History
 from simulator.runner import RunRequest, exit_code, judge_run, own, run_view
-from simulator.schedule import After, All, Named, Never, Step, WhenDeclaredDead
+from simulator.schedule import After, All, AtEnd, Named, Never, Step, WhenDeclaredDead
 from simulator.store import RunDir, Store
 from simulator.topology import Topology, override
 from simulator.workload import TaskStream
@@ -335,6 +335,43 @@ def test_the_head_dies_as_planned_and_the_run_ends(lab: Lab) -> None:
     assert result["verdict"] != "valid"
     assert history.of("observer.blind")
     assert lab.backend.clusters() == []
+
+
+def test_a_head_that_came_back_without_tables_has_lost_the_job_and_nobody_waits_for_it(
+    lab: Lab,
+) -> None:
+    lab.experiment = scheduled(Step(4, Kill(), Named("head"), After(3)))
+    began = lab.backend.simulated_clock.now
+    result = lab.run(topology=override(topology(), ["driver_node=true"]))
+    end = only(lab.history(result), "workload.end").data
+    assert end["status"] == "LOST"
+    assert "its head was started anew, and knows no earlier job" in end["message"]
+    assert result["verdict"] != "valid"
+    assert lab.backend.simulated_clock.now - began < 90
+
+
+@pytest.mark.parametrize("heal", [Never(), AtEnd()], ids=str)
+def test_a_head_that_nobody_starts_again_ends_the_run_and_not_its_patience(
+    lab: Lab, heal: Never | AtEnd
+) -> None:
+    lab.experiment = scheduled(Step(4, Kill(), Named("head"), heal))
+    began = lab.backend.simulated_clock.now
+    result = lab.run()
+    assert only(lab.history(result), "workload.end").data["status"] == "LOST"
+    assert result["verdict"] != "valid"
+    assert lab.backend.simulated_clock.now - began < 150
+    assert lab.backend.clusters() == []
+
+
+def test_what_failed_before_the_head_was_hit_is_asked_for_while_it_can_be(lab: Lab) -> None:
+    lab.experiment = scheduled(
+        Step(4, Kill(), Named("worker-1"), WhenDeclaredDead()),
+        Step(9, Kill(), Named("head"), After(3)),
+    )
+    history = lab.history(lab.run())
+    hit = next(op for op in history.of("fault.inject") if op.node == "head")
+    assert any(op.index < hit.index for op in history.of("attempt.failed"))
+    assert only(history, "attempts.complete").data["forgotten"] is False
 
 
 def test_a_driver_node_has_the_driver_and_no_work_and_no_drawn_fault(lab: Lab) -> None:

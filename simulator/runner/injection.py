@@ -270,6 +270,8 @@ class Injection:
             parameters=step.fault.to_data(),
             data=fault.facts,
         )
+        if site.node == "head":
+            self.load.before_head_goes()
         before = len(recorder.snapshot())
         fault.injected = self.live.clock.mono()
         recorder.record("fault.inject", node=site.node, data=fault.facts)

@@ -26,6 +26,9 @@ SLOW_S = 10.0
 #: How long a fault waits for its target to be in the middle of a task, seconds.
 BUSY_S = 10.0
 
+#: Why Ray knows nothing of a job that it took.
+ANEW = "its head was started anew, and knows no earlier job"
+
 #: Whether a fault holds a node now.
 Struck = Callable[[str], bool]
 
@@ -116,7 +119,16 @@ class Load(ABC):
     def go_on(self) -> None:  # noqa: B027 - not every load takes orders
         """A fault is in: there must be work until the cluster is whole again."""
 
+    def before_head_goes(self) -> None:  # noqa: B027 - most of it is asked for at the end
+        """A fault is about to hit the head, which alone remembers what became of tasks: ask for it now."""
+
     # -- what Ray says of it -----------------------------------------------------------------------
+
+    @property
+    def head_was_lost(self) -> bool:
+        """Whether the head died meanwhile. What becomes of tasks, no store keeps."""
+        history = self.live.recorder.snapshot()
+        return any(op.node == "head" for op in history.of("engine.die"))
 
     def ask(self, struck: Struck) -> None:
         """Every `ASK_S` seconds: what Ray says of it, and whether the head is there at all.

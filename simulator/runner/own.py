@@ -7,8 +7,16 @@ from contextlib import suppress
 
 from simulator.errors import CannotRun
 from simulator.history import Op
+from simulator.rayapi import NoSuchJob
 from simulator.runner.live import LiveRun
-from simulator.runner.load import BUSY_S, LEDGER_WORKLOAD, Load, Struck, nothing_struck
+from simulator.runner.load import (
+    ANEW,
+    BUSY_S,
+    LEDGER_WORKLOAD,
+    Load,
+    Struck,
+    nothing_struck,
+)
 from simulator.topology import Topology
 from simulator.waiting import Deadline, WaitTimeout
 from simulator.workload import Workload
@@ -37,6 +45,7 @@ class OwnLoad(Load):
         self.drain_s = max(DRAIN_S, recovery_s)
         self._asked: dict[str, bool] = {}
         self._attempts: set[tuple[str, int]] = set()
+        self._asked_before = False
 
     # -- its life ----------------------------------------------------------------------------------
 
@@ -98,12 +107,19 @@ class OwnLoad(Load):
 
         def over() -> bool:
             nonlocal status, message
-            live.look()
+            history = live.look()
             try:
                 job = live.cluster.ray.job(self.job or "")
+            except NoSuchJob as error:
+                message = f"{error}: {ANEW}"
+                return True
             except CannotRun as error:
                 message = str(error)
-                return False
+                # Nobody starts the head again before this is over. Without its tables the job is gone with it;
+                # with them it goes on by itself, and its last word comes by the ledger.
+                gone = live.cluster.node("head").state == "exited"
+                said_all = history.first("driver.end") is not None
+                return gone and (said_all or not live.cluster.outlives_head())
             status, message = job.status, job.message
             return job.over
 
@@ -121,8 +137,12 @@ class OwnLoad(Load):
 
     def stop(self, why: str) -> None:
         assert self.job is not None
-        self.live.cluster.ray.stop_job(self.job)
-        self._ended("STOPPED", why)
+        try:
+            self.live.cluster.ray.stop_job(self.job)
+        except CannotRun as error:
+            self._ended("LOST", f"{why}; {error}")
+        else:
+            self._ended("STOPPED", why)
 
     def _ended(self, status: str, message: str) -> None:
         self.over = True
@@ -179,6 +199,10 @@ class OwnLoad(Load):
     def look_at_job(self, struck: Struck) -> None:  # noqa: ARG002
         try:
             job = self.live.cluster.ray.job(self.job or "")
+        except NoSuchJob as error:
+            if not self.over:
+                self._ended("LOST", f"{error}: {ANEW}")
+            return
         except CannotRun:
             return
         if job.over and not self.over:
@@ -209,10 +233,17 @@ class OwnLoad(Load):
             )
         return found.dropped
 
+    def before_head_goes(self) -> None:
+        self._asked_before = self._failed_attempts() is not None
+
     def complete(self) -> None:
         """Record the last of the failed attempts, and that there are no more."""
         dropped = self._failed_attempts()
         if dropped is not None:
             self.live.recorder.record(
-                "attempts.complete", source="ray", rows=len(self._attempts), dropped=dropped
+                "attempts.complete",
+                source="ray",
+                rows=len(self._attempts),
+                dropped=dropped,
+                forgotten=self.head_was_lost and not self._asked_before,
             )
