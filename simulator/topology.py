@@ -33,7 +33,8 @@ from simulator.errors import BadInput, NotFound, Problem
 from simulator.quantities import Quantity
 from simulator.yamltext import NotYaml, read_yaml
 
-Role = Literal["head", "worker", "driver"]
+#: `store` is no node of Ray's: it is where the GCS of the head keeps its tables.
+Role = Literal["head", "worker", "driver", "store"]
 
 _NAME = re.compile(r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$")
 #: The node of a job's driver, if there is one: its name, and the resource that it alone offers.
@@ -80,6 +81,7 @@ class Gcs(str, Enum):
 
     MEMORY = "memory"  # they are gone with the head
     ROCKSDB = "rocksdb"  # on a disk of the head's, which outlives its processes
+    REDIS = "redis"  # in a Redis beside the nodes
 
 
 class Profile(str, Enum):
@@ -420,6 +422,15 @@ class Topology(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _stores_name(self) -> Topology:
+        if self.store is not None and self.store.name in {g.group_name for g in self.worker_groups}:
+            raise ValueError(
+                f"worker_groups: {self.store.name} is the name of the store with gcs: {self.gcs.value}; "
+                "rename the group"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _drivers_own(self) -> Topology:
         others = {"head": self.head, **{g.group_name: g for g in self.worker_groups}}
         for name, node in others.items():
@@ -433,6 +444,13 @@ class Topology(BaseModel):
     def driver(self) -> Driver | None:
         """What the node of the drivers is, if there is one."""
         return Driver() if self.driver_node else None
+
+    @property
+    def store(self) -> NodeSpec | None:
+        """Where the GCS keeps its tables, if that is a thing of its own that can be broken."""
+        if self.gcs is not Gcs.REDIS:
+            return None
+        return NodeSpec(self.gcs.value, "store", self.gcs.value, 1, {}, {}, None)
 
     @property
     def outlives_head(self) -> bool:
@@ -527,6 +545,10 @@ class Topology(BaseModel):
             ),
             *self._living,
         ]
+
+    def breakable(self) -> list[NodeSpec]:
+        """Every node that should exist, and the store: all that a fault can hit by its name."""
+        return [*self.nodes(), *(s for s in (self.store,) if s is not None)]
 
     def workers(self) -> list[NodeSpec]:
         return [n for n in self.nodes() if n.role == "worker"]

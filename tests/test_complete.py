@@ -78,7 +78,7 @@ def complete(
         ("schedule ki", ["kill"]),
         ("run node_failure --fault ra", ["random"]),
         ("schedule --topology two", ["two_gpu"]),
-        ("image build --target ", ["cpu", "gpu", "lean", "netfault"]),
+        ("image build --target ", ["cpu", "gpu", "lean", "netfault", "redis"]),
         ("check ", []),
         ("run ./", []),
         ("run nothing.py --param ", []),

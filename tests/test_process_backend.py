@@ -895,3 +895,14 @@ def test_lean_nodes_are_whole_here_and_that_is_said(backend: ProcessBackend) -> 
         pytest.skip("no Ray is installed here")
     (sentence,) = said
     assert sentence.startswith("processes share one Python, so profile lean has no effect")
+
+
+def test_a_redis_that_processes_do_not_have_is_refused_before_anything_is_made(
+    backend: ProcessBackend,
+) -> None:
+    topology = override(load_topology("default"), ["gcs=redis"])
+    (check,) = [c for c in machine.checks(topology) if c.name == "gcs"]
+    assert (check.level, "rocksdb" in check.remedy) == ("problem", True)
+    with pytest.raises(CannotRun, match="processes run no redis"):
+        backend.prepare(replace(spec("one"), topology=topology), lambda text: None)
+    assert backend.clusters() == []

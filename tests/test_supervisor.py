@@ -170,6 +170,27 @@ def test_a_head_without_its_gcs_ends(node: Node) -> None:
     assert "the GCS ended with signal 9" in output
 
 
+def test_a_head_whose_tables_have_no_place_does_not_start_ray(node: Node, tmp_path: Path) -> None:
+    path = tmp_path / "missing"
+    node.start("head", RAY_gcs_storage="rocksdb", RAY_gcs_storage_path=str(path))
+    code, output = node.ended()
+    assert code == supervisor.NO_STORE
+    assert f"the GCS cannot keep its tables: {path} cannot be written to" in output
+    assert "ray start start" not in output
+    assert (node.home / "exit_code").read_text() == f"{supervisor.NO_STORE}\n"
+
+
+def test_only_ray_is_told_the_password(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("hush")
+    node.start("head", RAY_SIM_REDIS_PASSWORD_FILE=str(tmp_path / "password"))
+    node.until_ready()
+    assert node.process is not None
+    node.process.terminate()
+    said = [line for line in node.ended()[1].splitlines() if "hush" in line]
+    assert len(said) == 1
+    assert said[0].startswith("ray start start")  # the stand-in says what it was told
+
+
 def test_a_failed_ray_start_is_not_ready_and_says_why(node: Node) -> None:
     node.ray.start("fails")
     node.start()

@@ -458,6 +458,24 @@ def test_nobody_else_may_offer_what_drivers_find_their_node_by(setting: str) -> 
     override(load_topology("default"), [setting])  # without one, it is a resource like any other
 
 
+def test_redis_is_where_the_head_keeps_its_tables_and_no_node() -> None:
+    topology = override(load_topology("default"), ["gcs=redis"])
+    assert topology.store is not None
+    assert (topology.store.name, topology.store.role) == ("redis", "store")
+    assert topology.outlives_head
+    assert "redis" not in [n.name for n in topology.nodes()]
+    assert [n.name for n in topology.breakable()][-1] == "redis"
+    for gcs in ("memory", "rocksdb"):
+        assert override(topology, [f"gcs={gcs}"]).store is None
+
+
+def test_a_group_may_not_have_the_name_of_the_store() -> None:
+    groups = {"worker_groups": [{"group_name": "redis"}]}
+    with pytest.raises(BadInput, match="redis is the name of the store with gcs: redis"):
+        parse_topology({"gcs": "redis", **groups}, "t")
+    assert parse_topology(groups, "t").worker_groups[0].group_name == "redis"
+
+
 def test_the_autoscaler_is_not_given_the_place_of_the_driver_node() -> None:
     topology = elastic(driver_node=True)
     assert [n.name for n in topology.nodes()] == ["head", DRIVER]

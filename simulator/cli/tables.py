@@ -78,6 +78,13 @@ def status_view(status: ClusterStatus) -> RenderableType:
             node.address or "-",
             Text((node.ray_node_id or "-")[:8], "dim"),
         )
+    if status.store is not None:
+        state = Text(status.store.state, STATE_STYLES.get(status.store.state, ""))
+        if status.store.exit_code is not None:
+            state.append(f" ({status.store.exit_code})", "dim")
+        name = Text(status.store.name)
+        name.append(" (the head's tables)", "dim")
+        rows.add_row(name, state, "-", "-", status.store.address or "-", Text("-", "dim"))
     more = [] if status.autoscaler is None else autoscaler_view(status, status.autoscaler)
     return Group(head, _ray_line(status), rows, *more)
 

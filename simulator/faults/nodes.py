@@ -17,6 +17,8 @@ from simulator.topology import NodeSpec
 class NodeFault(Fault):
     """Base of those that the engine itself can do and tell of; undone by having the node back."""
 
+    on_store: ClassVar[bool] = True
+
     def heal(self, cluster: Cluster, site: Site, timeout: float) -> str:
         return revive(cluster, site.node, timeout)
 
@@ -136,13 +138,16 @@ class Drain(NodeFault):
     name: ClassVar[str] = "drain"
     summary: ClassVar[str] = "Ray is told to drain the node, as before a preemption"
     undo: ClassVar[str] = "restart"
+    on_store: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.deadline <= _MOST_SECONDS:  # NaN too
             raise ValueError(f"deadline is {self.deadline}; use 0 to {_MOST_SECONDS:.0f} seconds")
 
     def refused_on(self, node: NodeSpec) -> str | None:
-        return "is the head, without which there is no cluster" if node.role == "head" else None
+        if node.role == "head":
+            return "is the head, without which there is no cluster"
+        return super().refused_on(node)
 
     def locate(self, cluster: Cluster, site: Site) -> Site:
         ray_node_id = _ray_node_id(cluster, site.node)

@@ -14,6 +14,7 @@ Exit codes:
 11 the raylet died: killed, crashed, or told that the GCS had given it up
 12 the raylet left by itself, with exit code 0: it was drained
 13 the GCS died (on the head)
+14 the GCS cannot keep its tables where it is told to (on the head)
 == ============================================================================
 
 What SIGTERM means is chosen by ``RAY_SIM_ON_TERM``: ``now`` (the raylet signs off, then everything
@@ -35,7 +36,17 @@ from collections.abc import Callable
 from importlib.machinery import PathFinder
 from types import FrameType
 
-STOPPED, USAGE, START_FAILED, RAYLET_DIED, RAYLET_LEFT, GCS_DIED = 0, 2, 10, 11, 12, 13
+from simulator.innode import store
+
+STOPPED, USAGE, START_FAILED, RAYLET_DIED, RAYLET_LEFT, GCS_DIED, NO_STORE = (
+    0,
+    2,
+    10,
+    11,
+    12,
+    13,
+    14,
+)
 
 #: Seconds that the raylet has to sign off, and then the others to end, before SIGKILL.
 RAYLET_GRACE_S = float(os.environ.get("RAY_SIM_GRACE_S", "6"))
@@ -189,12 +200,27 @@ class Supervisor:
             os.unlink(os.path.join(temp, "ray_current_cluster"))
         command = ray_command(self.role, self.extra)
         say(f"start {count} of {self.role} {node_name()}: {' '.join(command)}")
-        code = self._start(command, os.path.join(temp, "session_latest", "logs"))
+        code = self._without_store()
+        if code is None:
+            secret = store.secret_arguments(os.environ) if self.role == "head" else []
+            code = self._start([*command, *secret], os.path.join(temp, "session_latest", "logs"))
         if code is None:
             code = self._watch()
         forget("ready")
         write_whole("exit_code", f"{code}\n")
         return code
+
+    def _without_store(self) -> int | None:
+        """The exit code, where the GCS could not keep its tables."""
+        if self.role != "head":
+            return None
+        problem = store.problem(os.environ, give_up=lambda: bool(self.asked))
+        if self.asked:
+            return STOPPED
+        if problem:
+            say(f"the GCS cannot keep its tables: {problem}")
+            return NO_STORE
+        return None
 
     def _start(self, command: list[str], logs: str) -> int | None:
         began, began_wall = time.monotonic(), time.time()

@@ -139,8 +139,10 @@ class Injection:
         return all(f.healed or f.holds_on for f in self.injected)
 
     def struck(self, node: str) -> bool:
-        """Whether a fault holds this node now."""
-        return any(f.node == node for f in self.active)
+        """Whether a fault holds this node now; the head's too that of the store, without which it cannot go on."""
+        store = self.topology.store
+        nodes = {node, store.name} if node == "head" and store is not None else {node}
+        return any(f.node in nodes for f in self.active)
 
     # -- breaking ----------------------------------------------------------------------------------
 
@@ -248,7 +250,7 @@ class Injection:
         if state != "running":
             self._skip(planned, site, f"{site.node} is {state}")
             return None
-        spec = next((n for n in self._there().nodes() if n.name == site.node), None)
+        spec = next((n for n in self._there().breakable() if n.name == site.node), None)
         if spec is not None and (why := step.fault.refused_on(spec)):
             self._skip(planned, site, f"{site.node} {why}")
             return None
@@ -270,7 +272,7 @@ class Injection:
             parameters=step.fault.to_data(),
             data=fault.facts,
         )
-        if site.node == "head":
+        if site.node == "head" or (spec is not None and spec.role == "store"):
             self.load.before_head_goes()
         before = len(recorder.snapshot())
         fault.injected = self.live.clock.mono()

@@ -29,7 +29,8 @@ from simulator.netrules import Ability, Feature, Found, NetRule
 
 _LIVES_S = 60
 _COMPOSE_SERVICE = "com.docker.compose.service"
-_HEAD_ADDRESS = "RAY_SIM_HEAD_ADDRESS"
+#: Where the container of what has a fixed address says which.
+_FIXED: Mapping[str, str] = {"head": "RAY_SIM_HEAD_ADDRESS", "store": "RAY_SIM_ADDRESS"}
 
 #: Runs a shell script in the namespace; raises `CannotRun` with its last line if it fails.
 Run = Callable[[str], str]
@@ -215,9 +216,9 @@ class NetworkFaults:
                 config = client.inspect_container(container)["Config"]
             labels = config["Labels"]
             aliases = [labels[_COMPOSE_SERVICE]] if _COMPOSE_SERVICE in labels else []
-            if not address and labels[LABEL_ROLE] == "head":
+            if not address and (said := _FIXED.get(labels[LABEL_ROLE])):
                 known = [e.partition("=") for e in config["Env"]]
-                address = next((v for n, _, v in known if n == _HEAD_ADDRESS), "").split(":")[0]
+                address = next((v for n, _, v in known if n == said), "").split(":")[0]
             try:
                 self._plug_in(cluster, node, container, aliases, address)
             except CannotRun as error:

@@ -122,7 +122,7 @@ class ProcessBackend:
         return resolve_gpus(topology, has_gpu, "nvidia-smi shows none", "Install the NVIDIA driver")
 
     def prepare(self, spec: ClusterSpec, say: Callable[[str], None]) -> ClusterSpec:
-        blocking = [c for c in self.check() if c.level == "problem"]
+        blocking = [c for c in self.check(spec.topology) if c.level == "problem"]
         if blocking:
             raise CannotRun(
                 "the process backend cannot run here",

@@ -55,6 +55,10 @@ def checks(topology: Topology | None, platform: str = sys.platform) -> list[Chec
             _cores(topology),
             addresses(topology),
         ]
+        if topology.store is not None:
+            text = f"processes run no {topology.store.name}, so the head could not keep its tables there"
+            remedy = "use Docker: --backend docker, or a disk of the head's: gcs: rocksdb"
+            found.append(Check("problem", "gcs", text, remedy))
         if topology.lean_groups:
             text = "one Python for all: lean nodes run all of Ray, as the others do"
             found.append(Check("warning", "lean nodes", text, "use Docker: --backend docker"))
