@@ -51,6 +51,9 @@ _LEAST_MEMORY, _MOST_MEMORY = "6m", "1048576g"
 _LEAST_SHM, _LEAST_SPILL = "80m", "128m"
 #: Of one resource on one node, and of nodes in one group: more is a slip of the pen.
 _MOST, _MOST_REPLICAS = 1_000_000, 1000
+#: How long raylets and workers wait for a GCS that is gone and keeps its tables, seconds; the files below docker/ say
+#: the same, and a test holds them together.
+RECONNECT_S = 180
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
 _LONGEST_S = 30 * 86400.0
 

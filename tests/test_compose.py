@@ -23,7 +23,6 @@ from simulator.backends.base import (
     definition,
 )
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE, REDIS_IMAGE
-from simulator.backends.process.backend import RECONNECT_S
 from simulator.compose import (
     DASHBOARD_PORT,
     GCS_PORT,
@@ -49,6 +48,7 @@ from simulator.compose import (
 from simulator.errors import CannotRun
 from simulator.topology import (
     DRIVER,
+    RECONNECT_S,
     Head,
     Topology,
     WorkerGroup,

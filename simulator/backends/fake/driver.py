@@ -29,8 +29,8 @@ class FakeDriver:
         self.world, self.run_id, self.ended = world, run_id, ended
         self.ray_job_id = ray_job_id
         self.home = world.drivers.get(ray_job_id, world.head)
+        self.tasks = Tasks(world, run_id, self.home)
         self.spec = self.read("workload.json")
-        self.tasks = Tasks(world, run_id)
         self.submitted = self.results = self.failures = 0
         self.over = False
 

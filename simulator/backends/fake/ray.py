@@ -67,12 +67,12 @@ class _Submitted:
     began: float = 0.0
     ended: float | None = None
     home: FakeNode | None = None
+    home_id: str = ""
 
     def runs(self) -> None:
         """Its driver has begun."""
         self.status, self.message = "RUNNING", "Job is currently running."
-        if self.home is not None and self.home.entry is not None:
-            self.driver_node = self.home.entry.ray_node_id
+        self.driver_node = self.home_id
 
     def end(self, world: World, status: str, message: str, exit_code: int | None = None) -> None:
         if self.ended is None:
@@ -89,8 +89,8 @@ class _WithItsNode:
     def node_joined(self, node: FakeNode) -> None:
         """A job that died does not come back."""
 
-    def node_dead(self, node: FakeNode, ray_node_id: str) -> None:  # noqa: ARG002
-        if node is not self._submitted.home or self._submitted.ended is not None:
+    def node_dead(self, node: FakeNode, ray_node_id: str) -> None:  # noqa: ARG002 - it may be back
+        if ray_node_id != self._submitted.home_id or self._submitted.ended is not None:
             return
         text = "Job supervisor actor died because its node has died."
         self._submitted.end(self._world, "FAILED", text)
@@ -230,6 +230,7 @@ class FakeRay:
         # One that no node can take waits for ever, as with Ray.
         if home is not None and not world.script.job_never_starts:
             submitted.home = home
+            submitted.home_id = home.entry.ray_node_id if home.entry is not None else ""
             world.on_nodes.append(_WithItsNode(world, submitted))
             home.do(world.behaviour.driver_start_s, lambda: self._begin(world, job_id, submitted))
 

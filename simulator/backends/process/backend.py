@@ -68,14 +68,11 @@ from simulator.backends.process.table import (
 from simulator.backends.process.watch import ProcessWatch, exit_code
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 from simulator.innode.processes import look as look_closely
-from simulator.topology import Gcs, NodeSpec, Topology, parse_size
+from simulator.topology import RECONNECT_S, Gcs, NodeSpec, Topology, parse_size
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _POLL_S = 0.02
-#: How long raylets and workers wait for a GCS that is gone and keeps its tables, seconds; docker/rocksdb.yaml says
-#: the same, and a test holds the two together.
-RECONNECT_S = 180
 #: A log file of Ray's is copied up to this size, bytes; of a larger one, its end.
 _LOG_LIMIT = 32 * 1024**2
 _FREEZE_S = 5.0
