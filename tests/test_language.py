@@ -424,7 +424,7 @@ def test_three_bad_steps_are_three_problems_each_at_its_character() -> None:
             "      kil worker @20s",
             "      ^^^",
             "  - --fault, step 2: the time has the unit 'q'; "
-            "use one of ms, s, min, h, k, m, g, bit, kbit, mbit, gbit, %",
+            "use one of ms, s, min, h, k, m, g, bit, kbit, mbit, gbit, %, /s, /min, /h",
             "      kill worker @20q",
             "                   ^^^",
             "  - --fault, step 3: '@' cannot stand here; "

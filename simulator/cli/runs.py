@@ -263,7 +263,7 @@ def run_data(result: Mapping[str, Any]) -> dict[str, Any]:
         "recovery": dict(result["recovery"]),
         "params": dict(result["params"]),
         "rpc_faults": list(result.get("rpc_faults", ())),
-        **({"program": dict(result["program"])} if "program" in result else {}),
+        **{key: result[key] for key in ("program", "losses", "costs") if key in result},
     }
 
 

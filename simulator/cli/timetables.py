@@ -82,6 +82,8 @@ def _when(fault: PlannedFault) -> Text:
         text.append(f"\nwhen {step.when}, within {step.patience:g} s")
     if step.when_busy:
         text.append("\nin the middle of a task")
+    if step.while_working:
+        text.append("\nif there is work then", "dim")
     return text
 
 

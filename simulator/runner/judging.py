@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from simulator.checkers.base import RunView, Verdict
+from simulator.checkers.costs import costs_of
 from simulator.checkers.judge import judge
+from simulator.checkers.losses import loss_facts
 from simulator.checkers.program import program_facts
 from simulator.checkers.registry import CHECKERS
 from simulator.errors import SimulatorError
@@ -74,7 +76,7 @@ def judge_run(
         "recovery": {f"{p.name}_s": p.seconds for p in judgement.phases},
         "metrics": dict(judgement.metrics),
         "params": spec["params"],
-        **({"program": program} if (program := program_facts(view)) else {}),
+        **_beside(view),
         "error": error,
         "started": spec["started"],
         "ended": last,
@@ -88,6 +90,20 @@ def judge_run(
         result["error"] = "\nnote: ".join(t for t in (error, text) if t)
         run.write_result(result)
     return result
+
+
+def _beside(view: RunView) -> dict[str, Any]:
+    """What only some runs have: a program, nodes that were lost, prices.
+
+    What cannot be computed of a damaged run must not cost the verdict.
+    """
+    found: dict[str, Any] = {"program": program_facts(view)}
+    with suppress(Exception):
+        found["losses"] = loss_facts(view)
+    with suppress(Exception):
+        costs = costs_of(view)
+        found["costs"] = costs.to_data() if costs is not None else None
+    return {name: value for name, value in found.items() if value}
 
 
 def _know_checks(run: RunDir, spec: Mapping[str, Any]) -> None:
