@@ -15,7 +15,7 @@ from simulator.cluster import Cluster
 from simulator.errors import BadInput, CannotRun, Problem, SimulatorError
 from simulator.experiment import load_experiment
 from simulator.faults import FAULTS, Fault, Site, fault_from_data, revive
-from simulator.faults.base import state_of
+from simulator.faults.base import goes_down, state_of
 from simulator.history import History, is_being_written
 from simulator.store import EXPERIMENT, RunDir
 
@@ -72,13 +72,15 @@ def heal(
     for node in cluster.record().nodes:
         for kind in FAULTS.values():
             with _noting(healing, f"{kind.name} of {node.name}"):
-                if how := kind.sweep(cluster, node.name):
+                if how := _swept(kind, cluster, node.name):
                     done(f"{node.name}: {how}")
     for run in reversed(runs):
         with _noting(healing, f"run {run.path.name}"):
             for fault, site in reversed(list(open_faults(run))):
                 with _noting(healing, f"{fault.name} of {site.node}"):
-                    done(f"{site.node}: {fault.name} healed; {fault.heal(cluster, site, timeout)}")
+                    done(
+                        f"{site.node}: {fault.name} healed; {_undone(fault, cluster, site, timeout)}"
+                    )
     for status in cluster.status().nodes:
         if status.state == "dead":
             # It runs, and will end by itself once it hears that Ray has given it up.
@@ -93,6 +95,26 @@ def heal(
             if state_of(cluster, node.name) != "alive":
                 done(f"{node.name}: {revive(cluster, node.name, timeout)}")
     return healing
+
+
+def _swept(kind: type[Fault], cluster: Cluster, node: str) -> str:
+    """What was undone of a kind in a node; what was in a node that goes down ends with it."""
+    try:
+        return kind.sweep(cluster, node)
+    except CannotRun:
+        if goes_down(cluster, node):
+            return ""
+        raise
+
+
+def _undone(fault: Fault, cluster: Cluster, site: Site, timeout: float) -> str:
+    """How a fault was undone; once more, where its node went down in the meantime."""
+    try:
+        return fault.heal(cluster, site, timeout)
+    except CannotRun:
+        if goes_down(cluster, site.node):
+            return fault.heal(cluster, site, timeout)
+        raise
 
 
 def open_faults(run: RunDir) -> Iterator[tuple[Fault, Site]]:

@@ -114,10 +114,13 @@ def test_work_brings_nodes_up_to_the_limit_and_idle_ones_leave(cluster: Cluster)
     assert "14 tasks on 2 nodes" in cluster.ray.job_logs(job)
     assert len({n.name for n in managed(cluster)}) == len(before) + 1
     eventually(lambda: len(alive(cluster)) == 1, "an idle worker to leave")
-    gone = [n for n in managed(cluster) if n.state == "exited"]
-    assert gone
+
+    def gone() -> list[NodeRecord]:
+        return [n for n in managed(cluster) if n.state == "exited"]
+
+    eventually(gone, "the engine to say so too")
     # It left by itself when it was drained, or was taken back when it had.
-    assert {n.exit_code for n in gone} <= {0, 12}
+    assert {n.exit_code for n in gone()} <= {0, 12}
 
 
 def test_what_is_killed_is_replaced_by_another_one(cluster: Cluster) -> None:
@@ -160,8 +163,11 @@ def test_a_program_that_dies_is_started_again_and_loses_no_node(cluster: Cluster
     # No node was started twice, and none is forgotten: what runs is what Ray counts.
     assert len([n for n in managed(cluster) if n.state == "running"]) <= 2
     eventually(lambda: len(alive(cluster)) == 1, "the idle one to leave")
-    running_now = {n.name for n in managed(cluster) if n.state == "running"}
-    eventually(lambda: alive(cluster) == running_now, "the books to be right")
+
+    def books_are_right() -> bool:
+        return alive(cluster) == {n.name for n in managed(cluster) if n.state == "running"}
+
+    eventually(books_are_right, "the books to be right")
 
 
 def test_stopped_it_starts_nothing_and_started_again_it_goes_on(cluster: Cluster) -> None:

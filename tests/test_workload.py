@@ -159,6 +159,19 @@ def test_a_deed_with_an_idempotency_key_is_done_once_however_often_it_is_tried(
     assert not list((tmp_path / "deeds").glob(".effect-*"))
 
 
+def test_a_counter_that_ray_has_given_up_takes_nothing_from_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_SIM_LEDGER", str(tmp_path))
+    cut_off = work.Counter("r", "counter")
+    successor = work.Counter("r", "counter")
+    assert [successor.add(n) for n in (1, 2, 3)] == [1, 3, 6]
+    assert cut_off.add(1) == 1  # its call lay there while nothing came through
+    with (tmp_path / "r" / "state" / "counter.jsonl").open("a") as file:
+        file.write("[4, 1")  # and it died in the middle of a line
+    assert work.Counter("r", "counter").add(4) == 10
+
+
 def test_a_teller_says_that_it_lives_though_nobody_calls_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

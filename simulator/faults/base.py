@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -290,6 +291,8 @@ def require(fault: Fault, backend: Backend) -> Any:
 # ---- how a node comes back
 
 
+#: How long a node that ends may take until the engine says so, seconds.
+_GOING_S = 5.0
 #: What is there to undo on a node that Ray's autoscaler manages, once it is gone.
 REPLACED = "the machine is gone for good: what comes in its place is Ray's autoscaler's to say"
 
@@ -366,6 +369,22 @@ def recover(cluster: Cluster, node: str, timeout: float, *, killed: bool = False
     if record.state == "paused" or (record.state == "exited" and from_outside):
         return f"the node is {record.state}, and not by this"
     return revive(cluster, node, timeout)
+
+
+def goes_down(cluster: Cluster, node: str) -> bool:
+    """Whether a node in which something could not be done is down, or is going down.
+
+    One that was thawed ends by itself when it hears that Ray has given it up, whatever is done in it then;
+    the engine says so a moment later.
+    """
+    with suppress(WaitTimeout):
+        cluster.wait_until(
+            lambda: cluster.node(node).state in ("exited", "created"),
+            name=f"{node} is down",
+            timeout=_GOING_S,
+        )
+        return True
+    return False
 
 
 def state_of(cluster: Cluster, node: str) -> State:

@@ -28,13 +28,13 @@ from simulator.faults.base import (
     Fault,
     Site,
     Verb,
+    goes_down,
     recover,
     register_fault,
     require,
 )
 from simulator.innode.burden import ANY
 from simulator.topology import NodeSpec, parse_size
-from simulator.waiting import WaitTimeout
 
 _MIB = 1024**2
 #: With less, it takes a node many seconds to be looked at; Docker's own least is 0.01.
@@ -246,22 +246,8 @@ def _size(field: str, text: str) -> int:
 # ---- what is used up
 
 
-_DOWN = ("exited", "created")
-_GOING_S = 5.0
-
-
 class WentDown(CannotRun):
     """The node went down while a program of ours ran in it, which ended with it."""
-
-
-def _goes_down(cluster: Cluster, node: str) -> bool:
-    """Whether a node in which something was killed is going down: the engine says so a moment later."""
-    with suppress(WaitTimeout):
-        cluster.wait_until(
-            lambda: cluster.node(node).state in _DOWN, name=f"{node} is down", timeout=_GOING_S
-        )
-        return True
-    return False
 
 
 def ask_burden(cluster: Cluster, node: str, *arguments: str) -> dict[str, Any]:
@@ -278,7 +264,7 @@ def ask_burden(cluster: Cluster, node: str, *arguments: str) -> dict[str, Any]:
     try:
         done = cluster.backend.execute(cluster.name, node, argv)
     except CannotRun as error:
-        if cluster.node(node).state in _DOWN:
+        if goes_down(cluster, node):
             raise WentDown(str(error)) from error
         raise
     lines = [line for line in done.output.splitlines() if line.strip()]
@@ -287,7 +273,7 @@ def ask_burden(cluster: Cluster, node: str, *arguments: str) -> dict[str, Any]:
         said = json.loads(lines[-1])
     if done.code or not said:
         why = said.get("refused") or (lines[-1] if lines else f"exit code {done.code}")
-        if done.code == SIGKILLED and _goes_down(cluster, node):
+        if done.code == SIGKILLED and goes_down(cluster, node):
             raise WentDown(f"{node} went down", why="so did what ran in it")
         raise CannotRun(f"{node} cannot be burdened", why=why, details=lines[-5:-1])
     return said

@@ -13,8 +13,9 @@ import os
 import threading
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from simulator.innode.ledger import identity, ledger, root
@@ -181,12 +182,11 @@ class Counter:
 
     def __init__(self, run_id: str, name: str) -> None:
         self._run_id, self._name = run_id, name
-        self._path = root() / run_id / "state" / f"{name}.json"
+        # Lines are only ever added: an incarnation that Ray has given up may still be called where it is cut off, and
+        # what it writes is behind what its successor wrote.
+        self._path = root() / run_id / "state" / f"{name}.jsonl"
         self._path.parent.mkdir(mode=0o777, parents=True, exist_ok=True)
-        self._calls, self._total = 0, 0
-        if self._path.exists():
-            saved = json.loads(self._path.read_text(encoding="utf-8"))
-            self._calls, self._total = saved["calls"], saved["total"]
+        self._calls, self._total = max(_checkpoints(self._path), default=(0, 0))
         self._incarnation = _begin_incarnation(run_id, name, restored=self._calls)
 
     def add(self, n: int) -> int:
@@ -194,10 +194,18 @@ class Counter:
         with ledger(self._run_id).call(self._name, f"{self._name}/{n}", self._incarnation):
             if n == self._calls + 1:
                 self._calls, self._total = n, self._total + n
-                part = self._path.with_suffix(".part")
-                part.write_text(json.dumps({"calls": self._calls, "total": self._total}))
-                part.replace(self._path)
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([self._calls, self._total]) + "\n")
         return self._total
+
+
+def _checkpoints(path: Path) -> Iterator[tuple[int, int]]:
+    """Calls and total of every checkpoint; a line that was cut off by a death is none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in lines:
+        with suppress(ValueError):
+            calls, total = json.loads(line)
+            yield calls, total
 
 
 def _begin_incarnation(run_id: str, name: str, restored: int) -> str:
