@@ -33,7 +33,7 @@ class SpotPreemption(Experiment):
     """See the module's text."""
 
     name = "spot_preemption"
-    claim = "A machine whose end Ray is told of in time takes no task along, and less work is done twice than after a kill."
+    claim = "A machine whose end Ray is told of in time takes no task along, and less work is lost than by a kill."
     topology = "spot"
     checks = (
         "no_task_lost",
@@ -115,7 +115,7 @@ def gentler_than_a_kill(view: RunView) -> Finding:
         why = next(iter((killed if before is None else told).why.values()), "lines are missing")
         return Finding(name, Verdict.UNKNOWN, why, cites)
     metrics = {"killed_s": round(before, 3), "told_s": round(after, 3)}
-    text = f"{before:.1f} work-seconds went with the machine that was killed, {after:.1f} with the one that Ray was told of"
+    text = f"{before:.1f} work-seconds went with the machine that was killed, {after:.1f} with the one Ray was told of"
     if before == 0:
         return Finding(
             name, Verdict.UNKNOWN, f"{text}: there is nothing to compare", cites, metrics=metrics

@@ -108,11 +108,14 @@ def _beside(view: RunView) -> dict[str, Any]:
 
 def _know_checks(run: RunDir, spec: Mapping[str, Any]) -> None:
     """Load the run's own experiment, if it names checks that only its file has."""
-    if set(spec.get("checks", ())) <= CHECKERS.keys() or not (run.path / EXPERIMENT).is_file():
+    if set(spec.get("checks", ())) <= CHECKERS.keys():
         return
+    own = run.path / EXPERIMENT
+    # One that comes with the package is not kept with the run.
+    name = str(own) if own.is_file() else str(spec.get("experiment"))
     # What goes wrong here shows in the findings: a check that is not known is unknown.
     with suppress(SimulatorError):
-        load_experiment(str(run.path / EXPERIMENT))
+        load_experiment(name)
 
 
 def exit_code(result: Mapping[str, Any]) -> int:
