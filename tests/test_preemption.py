@@ -295,7 +295,7 @@ def test_a_step_in_yaml_waits_for_work_too(tmp_path: Path) -> None:
 
 
 def test_the_phases_tell_notice_drain_end_and_replacement(lab: Lab) -> None:
-    result, history = run(lab, "preempt(notice=6s) worker-1 @5s busy")
+    result, _history = run(lab, "preempt(notice=6s) worker-1 @5s busy")
     phases = {p["name"]: p for p in result["phases"]}
     names = [p["name"] for p in result["phases"]]
     assert names[:4] == ["notice", "drained", "killed", "effect"]
