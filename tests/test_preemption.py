@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fakes import Lab, cluster_up, fake, fake_of, finding, kinds, only, state, topology
 
-from simulator.backends.base import CanKill
+from simulator.backends.base import CanKill, Completed
 from simulator.cluster import Cluster
 from simulator.errors import BadInput, CannotRun
 from simulator.experiment import load_experiment
@@ -123,7 +123,7 @@ def test_a_drain_that_does_not_show_is_no_preemption(lab: Lab) -> None:
 
     def deaf(cluster: str, node: str, argv: Any, **more: Any) -> Any:
         if "drain-by" in argv:
-            return execute(cluster, node, ["true"], **more)
+            return Completed(0, "")
         return execute(cluster, node, argv, **more)
 
     lab.backend.execute = deaf  # type: ignore[method-assign]
@@ -174,9 +174,7 @@ def test_a_run_that_ends_before_the_time_takes_the_notice_back(lab: Lab, heal: A
 
 
 def test_it_strikes_on_time_while_another_node_is_healed(lab: Lab) -> None:
-    lab.backend.script("c").start_seconds["worker-2"] = (
-        30.0 if hasattr(lab.backend, "script") else 0
-    )
+    lab.on_phase["faults"] = lambda: lab.backend.start_takes("worker-2", 30.0)
     _, history = run(lab, "kill worker-2 @4s for 2s; preempt(notice=8s) worker-1 @5s")
     strike = only(history, "fault.strike")
     injected = next(op for op in history.of("fault.inject") if op.data["fault"] == "preempt")
@@ -266,7 +264,7 @@ def test_what_makes_no_sense_is_refused_where_it_is_written(text: str, said: str
 
 def test_a_step_that_waits_for_work_is_left_out_without_any(lab: Lab) -> None:
     text = "kill worker-1 @3s while working; kill worker-2 @500s while working"
-    result, history = run(lab, text, "tasks=12")
+    result, history = run(lab, text, "tasks=40")
     assert [op.data["id"] for op in history.of("schedule.left_out")] == ["f2"]
     assert finding(result, "fault_hit_work")["verdict"] == "valid"
     result, history = run(lab, "kill worker-2 @500s while working", "tasks=12", name="d")

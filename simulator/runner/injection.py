@@ -104,6 +104,8 @@ class _Seen:
 
     def __init__(self, planned: Sequence[PlannedFault]) -> None:
         self.work_over = False
+        #: All of the planned work has been given out; what is done from then on is only there for the faults.
+        self.work_given = False
         self._watches = {p.id: p.step.when.watch() for p in planned if p.step.when is not None}
         self._count = 0
 
@@ -113,6 +115,7 @@ class _Seen:
         self._count += len(news)
         for op in news:
             self.work_over |= op.kind == "driver.end"
+            self.work_given |= op.kind == "driver.planned"
             for watch in self._watches.values():
                 watch.see(op)
 
@@ -171,7 +174,8 @@ class Injection:
     def inject_all(self) -> None:
         """Inject each fault at its time, counted from now, or when its condition is true.
 
-        Of a fault that comes back, what is left when the work is over is left out.
+        Of a fault that comes back, what is left when the work is over is left out; of one that is for
+        ``while working`` already what is left when the planned work has been given out.
         """
         began = self.live.clock.mono()
         waiting = list(self.planned)
@@ -182,7 +186,8 @@ class Injection:
             over, too_late = self.load.over or seen.work_over, self.load.too_late
             for planned in list(waiting):
                 step = planned.step
-                if over and (planned.repetition > 1 or step.while_working):
+                done = over or (step.while_working and seen.work_given)
+                if done and (planned.repetition > 1 or step.while_working):
                     waiting.remove(planned)
                     self._leave_out(planned)
                     continue

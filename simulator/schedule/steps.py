@@ -174,7 +174,7 @@ class Step:
     every
         It comes back; `at` is the first time.
     while_working
-        It is left out if the work is over by then.
+        It is left out if all of the planned work has been given out by then.
     """
 
     at: float | Between
