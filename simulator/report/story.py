@@ -146,7 +146,9 @@ def _faults(run: Run, timeline: Timeline) -> list[str]:
         planned = run.spec.get("schedule")
         return ["The planned fault was never injected." if planned else "No fault was injected."]
     return [_fault(f, timeline) for f in timeline.faults[:3]] + (
-        [f"{len(timeline.faults) - 3} more faults followed."] if len(timeline.faults) > 3 else []
+        [f"{plural(len(timeline.faults) - 3, 'more fault')} followed."]
+        if len(timeline.faults) > 3
+        else []
     )
 
 
