@@ -493,3 +493,13 @@ def test_the_machines_own_clock_strikes_by_itself() -> None:
 def test_the_kill_is_the_same_fault_as_ever() -> None:
     assert Kill().announced_s == 0
     assert replace(Preempt(), notice=3).announced_s == 3
+
+
+def test_spot_gpu_machines_are_needed_for_the_hybrid_cluster() -> None:
+    experiment = load_experiment("hybrid_spot")
+    params = experiment.parse_params(["losses=2", "gap=30"])
+    assert experiment.problems(params, load_topology("hybrid_spot")) == ()
+    (problem,) = experiment.problems(params, load_topology("spot"))
+    assert "has no group gpu of spot machines with a price" in str(problem)
+    (step,) = experiment.schedule(params, load_topology("hybrid_spot"))
+    assert str(step) == "preempt(notice=8, drain=true) one(gpu) @15s every 30s 2 times busy"

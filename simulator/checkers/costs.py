@@ -37,6 +37,8 @@ class Group:
         How many there are to be; None where Ray's autoscaler decides.
     node_s
         Seconds of machines that were there, of all together.
+    wasted_s
+        Of these, what went into work that was lost, and into machines that stood drained; NaN if it is not known.
     price, on_demand
         Of one for an hour: as it is paid for, and on demand.
     """
@@ -48,6 +50,7 @@ class Group:
     on_demand: float | None
     cpus: float
     node_s: float = 0.0
+    wasted_s: float = 0.0
 
     @property
     def is_spot(self) -> bool:
@@ -175,23 +178,35 @@ class _Costs:
                 by_name[group].node_s += _there(index, node, begin, end)
         priced = [(g, g.price) for g in costs.groups if g.price is not None]
         costs.paid = sum(g.node_s * price for g, price in priced) / HOUR_S
+        self._tax(costs, by_name)
         lacking = [g.name for g, _ in priced if g.on_demand is None]
         if lacking:
             reason = f"what {lacking[0]} would cost on demand is not said: on_demand_price in its topology"
             for name in ("on_demand", "saved", "on_demand_per_work_hour"):
                 costs.why[name] = reason
         else:
-            costs.on_demand = (
-                sum(
-                    (g.node_s if g.nodes is None else g.nodes * costs.seconds)
-                    * (g.on_demand or 0.0)
-                    for g, _ in priced
-                )
-                / HOUR_S
-            )
-            costs.saved = costs.on_demand - costs.paid
+            self._compare(costs, priced)
         self._work(costs, begin, end)
-        self._tax(costs, by_name)
+
+    def _compare(self, costs: Costs, priced: Sequence[tuple[Group, float]]) -> None:
+        """With machines on demand: as many as the topology names; where Ray decides, those that there were.
+
+        None of those is ever lost, so that what went into losses is not needed.
+        """
+        total = 0.0
+        for group, _ in priced:
+            if group.nodes is not None:
+                seconds = group.nodes * (costs.seconds or 0.0)
+            elif math.isnan(group.wasted_s):
+                reason = costs.why.get("repeated") or costs.why.get("idle", "not known")
+                costs.why.update(on_demand=reason, saved=reason)
+                return
+            else:
+                seconds = group.node_s - group.wasted_s
+            total += seconds * (group.on_demand or 0.0)
+        costs.on_demand = total / HOUR_S
+        assert costs.paid is not None
+        costs.saved = costs.on_demand - costs.paid
 
     def _unknown(self, why: str) -> None:
         costs = self.found
@@ -242,32 +257,32 @@ class _Costs:
             group = by_name.get(loss.group or ("head" if loss.node == "head" else ""))
             if group is None or group.price is None:
                 continue
-            again = self._again(loss, group)
-            if again is None:
+            again, stood = self._again(loss, group), loss.idle_s
+            if math.isnan(again):
                 costs.why["repeated"] = loss.why.get("work_seconds_repeated", "not known")
-                repeated = math.nan
-            else:
-                repeated += again
-            if loss.idle_s is not None:
-                idle += loss.idle_s * group.price / HOUR_S
-            elif loss.told is not None and not loss.tasks_cut:
-                costs.why["idle"] = loss.why.get("idle_s", "not known")
-                idle = math.nan
+            if stood is None:
+                stood = 0.0
+                if loss.told is not None and not loss.tasks_cut:
+                    costs.why["idle"] = loss.why.get("idle_s", "not known")
+                    stood = math.nan
+            group.wasted_s += again + stood
+            repeated += again * group.price / HOUR_S
+            idle += stood * group.price / HOUR_S
         costs.repeated = None if math.isnan(repeated) else repeated
         costs.idle = None if math.isnan(idle) else idle
 
     @staticmethod
-    def _again(loss: Loss, group: Group) -> float | None:
-        """What the work that was lost with a node had cost: its part of the node's price."""
-        if loss.repeated_s is None or group.price is None:
-            return None
+    def _again(loss: Loss, group: Group) -> float:
+        """Seconds of a machine that the work took which was lost with it; NaN if that is not known."""
+        if loss.repeated_s is None:
+            return math.nan
         total = 0.0
         for execution in (*loss.cut, *loss.lost):
             if execution.actor is not None:
                 continue
             demand = execution.start_op.data.get("demand") or {}
             share = float(demand.get("CPU", 1.0)) / group.cpus if group.cpus else 1.0
-            total += loss.ran(execution) * min(1.0, share) * group.price / HOUR_S
+            total += loss.ran(execution) * min(1.0, share)
         return total
 
 
