@@ -502,4 +502,4 @@ def test_spot_gpu_machines_are_needed_for_the_hybrid_cluster() -> None:
     (problem,) = experiment.problems(params, load_topology("spot"))
     assert "has no group gpu of spot machines with a price" in str(problem)
     (step,) = experiment.schedule(params, load_topology("hybrid_spot"))
-    assert str(step) == "preempt(notice=8, drain=true) one(gpu) @15s every 30s 2 times busy"
+    assert str(step) == "preempt(notice=8) one(gpu) @15s every 30s 2 times busy"
