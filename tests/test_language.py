@@ -799,7 +799,7 @@ def test_every_word_of_the_pages_tables_can_be_read() -> None:
     for target in rows("Whom"):
         assert one(f"kill {target}").target
     times = rows("When")
-    assert len(times) == 9
+    assert len(times) == 10
     for words in times:
         before = "every 40s" if words in ("until 300s", "5 times") else ""
         assert one(f"kill worker {before} {words.replace('CONDITION', 'mark(a)')}")

@@ -110,6 +110,14 @@ class FaultRecord:
         return self.notice is not None
 
     @property
+    def drains(self) -> Op | None:
+        """With which Ray was seen to drain the node, whose machine will go; None if it was not told, or not seen to."""
+        asked: Mapping[str, Any] = {} if self.plan is None else self.plan.data.get("parameters", {})
+        op = self.notice if self.fault == "preempt" else self.effect
+        told = self.fault == "drain" or (self.fault == "preempt" and bool(asked.get("drain", True)))
+        return op if told and op is not None and op.data.get("verified") else None
+
+    @property
     def took_effect(self) -> bool:
         return self.effect is not None and bool(self.effect.data.get("verified"))
 

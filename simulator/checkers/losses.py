@@ -292,7 +292,7 @@ class _Losses:
             return
         tasks = [e for e in here if e.actor is None]
         said = str(notice.data.get("how", ""))
-        if not _ray_was_told(loss.fault):
+        if loss.fault.drains is None:
             reason = "nobody told Ray" if notice.data.get("verified") else f"not seen: {said}"
             for name in ("told_s", "drained_s", "idle_s", "tasks_started_after_notice"):
                 loss.why[name] = reason
@@ -390,17 +390,7 @@ def way_of(fault: FaultRecord) -> str:
     """How a fault ends its node, in words that tell one way from another."""
     if fault.fault != "preempt":
         return fault.fault
-    return "preempt, drained" if _ray_was_told(fault) else "preempt, not told"
-
-
-def _ray_was_told(fault: FaultRecord) -> bool:
-    """Whether Ray was seen to drain the node, and not just the machine's end announced."""
-    plan = fault.plan
-    asked: Mapping[str, Any] = plan.data.get("parameters", {}) if plan is not None else {}
-    notice = fault.notice
-    return (
-        notice is not None and bool(notice.data.get("verified")) and bool(asked.get("drain", True))
-    )
+    return "preempt, not told" if fault.drains is None else "preempt, drained"
 
 
 def _groups_of(index: Index) -> dict[str, str]:
