@@ -116,8 +116,14 @@ class Load(ABC):
         and the checks say so.
         """
 
-    def go_on(self) -> None:  # noqa: B027 - not every load takes orders
-        """A fault is in: there must be work until the cluster is whole again."""
+    def go_on(self, *, struck: bool = True) -> None:  # noqa: B027 - not every load takes orders
+        """A fault is in: there must be work until the cluster is whole again.
+
+        Parameters
+        ----------
+        struck
+            False where one was only announced.
+        """
 
     def before_head_goes(self) -> None:  # noqa: B027 - most of it is asked for at the end
         """A fault is about to hit the head, which alone remembers what became of tasks: ask for it now."""
