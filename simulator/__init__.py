@@ -66,6 +66,7 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.workload import TaskKind as TaskKind
     from simulator.workload import TaskStream as TaskStream
     from simulator.workload import Wave as Wave
+    from simulator.workload import Survivors as Survivors
     from simulator.workload import Waves as Waves
 
 __version__ = "0.1.0"
@@ -113,6 +114,7 @@ _HOMES = {
     "Placement": "simulator.workload",
     "TaskKind": "simulator.workload",
     "Wave": "simulator.workload",
+    "Survivors": "simulator.workload",
     "Waves": "simulator.workload",
     "Promises": "simulator.workload",
     "History": "simulator.history",

@@ -75,6 +75,9 @@ class Load(ABC):
     def drain(self, struck: Struck = nothing_struck) -> None:
         """Have it end by itself, and record how it did."""
 
+    def survey(self) -> None:  # noqa: B027 - of most there is nothing to look for
+        """The cluster is whole again: have it looked at what is left of it."""
+
     @abstractmethod
     def stop(self, why: str) -> None:
         """Have Ray stop it."""

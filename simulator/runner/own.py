@@ -19,7 +19,10 @@ from simulator.runner.load import (
 )
 from simulator.topology import Topology
 from simulator.waiting import Deadline, WaitTimeout
-from simulator.workload import Workload
+from simulator.workload import Surveyed, Workload
+
+#: How long the look at what is left may take, seconds: it gives each thing that is not there some time to answer.
+SURVEY_S = 150.0
 
 LEDGER_CONTROL = "control.json"
 
@@ -134,6 +137,27 @@ class OwnLoad(Load):
             ):  # on a cluster that stays up it would be there in the next run
                 live.cluster.ray.stop_job(self.job)
         self._ended(status, message)
+
+    def survey(self) -> None:
+        live = self.live
+        if not isinstance(self.workload, Surveyed):
+            return
+        job = self.new_job_id()
+        live.recorder.record("workload.survey", job_id=job)
+
+        def over() -> bool:
+            return live.look().first("survey.end") is not None or live.cluster.ray.job(job).over
+
+        try:
+            live.cluster.ray.submit(
+                self.workload.survey(live.run_id), job, resources=live.cluster.driver_needs()
+            )
+            live.cluster.wait_until(over, name="the survey's end", timeout=SURVEY_S, interval=0.3)
+            if live.look().first("survey.end") is None:
+                lines = live.cluster.ray.job_logs(job).splitlines()[-3:]
+                live.recorder.record("run.note", text=f"the survey failed: {' / '.join(lines)}")
+        except (CannotRun, WaitTimeout) as error:
+            live.recorder.record("run.note", text=f"the survey failed: {error}")
 
     def stop(self, why: str) -> None:
         assert self.job is not None
