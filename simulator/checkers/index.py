@@ -458,12 +458,19 @@ class Index:
         }
 
     @property
+    def nodes(self) -> set[str]:
+        """Every node that the orchestrator ever listed."""
+        listed = (op.data.get("nodes", []) for op in self.all("cluster.nodes"))
+        return {n["name"] for nodes in listed for n in nodes}
+
+    @property
     def heads(self) -> set[str]:
+        """What all nodes depend on: the head, and where it keeps its tables."""
         found = {
             n["name"]
             for op in self.all("cluster.nodes")
             for n in op.data.get("nodes", [])
-            if n.get("role") == "head"
+            if n.get("role") in ("head", "store")
         }
         return found or {"head"}
 
