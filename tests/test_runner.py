@@ -412,6 +412,14 @@ def test_a_store_that_is_to_stay_away_until_it_is_given_up_stays_until_its_head_
     assert history.at(heal) - history.at(died) < 3
 
 
+def test_of_a_store_no_phase_of_a_nodes_recovery_must_be_seen(lab: Lab) -> None:
+    nodes = override(topology(), KEEPS)
+    steps = [Step(4, Kill(), Named("redis"), WhenDeclaredDead())]
+    assert lab.request(topology=nodes, steps=steps).mandatory_phases == ["effect"]
+    steps.append(Step(9, Kill(), Named("worker-1"), WhenDeclaredDead()))
+    assert "rejoined" in lab.request(topology=nodes, steps=steps).mandatory_phases
+
+
 def test_a_driver_node_outlives_a_head_that_keeps_its_tables(lab: Lab) -> None:
     lab.experiment = scheduled(Step(4, Kill(), Named("head"), After(8)))
     result = lab.run(topology=override(topology(), KEEPS))

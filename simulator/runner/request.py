@@ -90,7 +90,10 @@ class RunRequest:
         if self.steps is None or not wanted:
             return wanted
         steps = self.steps if self.plan is None else [planned.step for planned in self.plan]
-        down = [step.heal for step in steps if step.fault.downs_node]
+        store = self.topology.store
+        # Ray declares no store dead, and takes none back.
+        of_nodes = [s for s in steps if store is None or s.target.named != {store.name}]
+        down = [step.heal for step in of_nodes if step.fault.downs_node]
         if any(isinstance(heal, WhenDeclaredDead) for heal in down):
             return wanted
         if any(isinstance(heal, (AtEnd, Never)) for heal in down):
