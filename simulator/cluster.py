@@ -712,7 +712,13 @@ class Cluster:
                 details=self.backend.logs(self.name, name, tail=12).splitlines(),
             ) from None
 
-    def revive_store(self, timeout: float, *, lost: bool = False) -> str:
+    def revive_store(
+        self,
+        timeout: float,
+        *,
+        lost: bool = False,
+        progress: Callable[[StartEvent], None] = lambda event: None,
+    ) -> str:
         """Have the store answer, whatever state it is in, and the head that ended for want of it; returns how.
 
         A GCS that has lost its connection to Redis ends, and the head with it; one whose Redis was frozen or
@@ -748,7 +754,7 @@ class Cluster:
                 self.wait_until(down, name="the end of the head", timeout=GIVES_UP_S, interval=0.2)
         if self.node("head").exit_code != GCS_DIED:
             return f"{how}, and answers"  # a head that ended otherwise is somebody else's to start
-        self.start_nodes(["head"], timeout=timeout)
+        self.start_nodes(["head"], timeout=timeout, progress=progress)
         return f"{how}, and so was the head, whose GCS had ended without it"
 
     def outlives_head(self) -> bool:
@@ -872,7 +878,7 @@ class Cluster:
         if record.state == "paused":
             raise BadInput(Problem(node, "is paused", f"resume or kill it first: resume {node}"))
         if record.role == "store":
-            return self._restart_store(record, grace, timeout, on_plan)
+            return self._restart_store(record, grace, timeout, progress, on_plan)
         if record.managed:
             raise BadInput(
                 Problem(
@@ -901,6 +907,7 @@ class Cluster:
         record: NodeRecord,
         grace: float,
         timeout: float,
+        progress: Callable[[StartEvent], None],
         on_plan: Callable[[Started], None],
     ) -> Started:
         """The head ends without its store, and is started again with it."""
@@ -909,7 +916,7 @@ class Cluster:
         on_plan(plan)
         if record.state == "running":
             self.backend.stop(self.name, record.name, grace)
-        self.revive_store(timeout)
+        self.revive_store(timeout, progress=progress)
         return plan
 
     def attach(self, node: str) -> int:
