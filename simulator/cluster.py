@@ -61,8 +61,8 @@ HEALTH: Mapping[str, Mapping[str, str]] = {
 START_ATTEMPTS = 3
 LOOK_S = 60.0  # until Ray's autoscaler has looked for the first time
 STORE_S = 30.0  # until a store that was started answers
-#: How long a GCS that has lost its store may take to give up, seconds; Ray tries a few times first.
-GIVES_UP_S = 6.0
+#: How long a GCS that has lost its connection to Redis may take to end, seconds. Ray 2.60 tries again for 4 s.
+GIVES_UP_S = 15.0
 AT_A_TIME = 8  # nodes that are stopped together
 
 
@@ -712,15 +712,24 @@ class Cluster:
                 details=self.backend.logs(self.name, name, tail=12).splitlines(),
             ) from None
 
-    def revive_store(self, timeout: float) -> str:
+    def revive_store(
+        self,
+        timeout: float,
+        *,
+        lost: bool = False,
+        progress: Callable[[StartEvent], None] = lambda event: None,
+    ) -> str:
         """Have the store answer, whatever state it is in, and the head that ended for want of it; returns how.
 
-        A GCS that has lost its connection to Redis ends, and the head with it.
+        A GCS that has lost its connection to Redis ends, and the head with it; one whose Redis was frozen or
+        cut off waits for it.
 
         Parameters
         ----------
         timeout
             For one attempt of the head to join, seconds.
+        lost
+            The store runs, and not since the head does.
 
         Raises
         ------
@@ -729,6 +738,7 @@ class Cluster:
         """
         store = self.record().store
         assert store is not None
+        lost = lost or store.state in ("created", "exited")
         how = {"running": "it was running already", "paused": "resumed"}.get(
             store.state, "started again"
         )
@@ -736,15 +746,15 @@ class Cluster:
             self.resume(store.name)
         self.have_store()
 
-        def ended() -> bool:
-            head = self.node("head")
-            return head.state == "exited" and head.exit_code == GCS_DIED
+        def down() -> bool:
+            return self.node("head").state in ("created", "exited")
 
-        try:
-            self.wait_until(ended, name="the end of the head", timeout=GIVES_UP_S, interval=0.2)
-        except WaitTimeout:
-            return f"{how}, and answers"
-        self.start_nodes(["head"], timeout=timeout)
+        if lost:
+            with suppress(WaitTimeout):
+                self.wait_until(down, name="the end of the head", timeout=GIVES_UP_S, interval=0.2)
+        if self.node("head").exit_code != GCS_DIED:
+            return f"{how}, and answers"  # a head that ended otherwise is somebody else's to start
+        self.start_nodes(["head"], timeout=timeout, progress=progress)
         return f"{how}, and so was the head, whose GCS had ended without it"
 
     def outlives_head(self) -> bool:
@@ -868,7 +878,7 @@ class Cluster:
         if record.state == "paused":
             raise BadInput(Problem(node, "is paused", f"resume or kill it first: resume {node}"))
         if record.role == "store":
-            return self._restart_store(record, grace, timeout, on_plan)
+            return self._restart_store(record, grace, timeout, progress, on_plan)
         if record.managed:
             raise BadInput(
                 Problem(
@@ -897,6 +907,7 @@ class Cluster:
         record: NodeRecord,
         grace: float,
         timeout: float,
+        progress: Callable[[StartEvent], None],
         on_plan: Callable[[Started], None],
     ) -> Started:
         """The head ends without its store, and is started again with it."""
@@ -905,7 +916,7 @@ class Cluster:
         on_plan(plan)
         if record.state == "running":
             self.backend.stop(self.name, record.name, grace)
-        self.revive_store(timeout)
+        self.revive_store(timeout, progress=progress)
         return plan
 
     def attach(self, node: str) -> int:

@@ -71,7 +71,9 @@ def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
         why = f"{what} could not be verified: {effect.data.get('how', '')}"
         return Verdict.UNKNOWN, why, _indices(fault.inject, effect)
     when = index.at(effect)
-    here = list(index.executions_on(fault.node))
+    # On the head, and on where it keeps its tables, depends what runs anywhere.
+    of_all = fault.node in index.heads
+    here = list(index.all_executions() if of_all else index.executions_on(fault.node))
     # Its owner may learn that it was cut off before the effect is seen.
     struck = index.at(fault.inject) - SLACK
     running = [
@@ -88,7 +90,8 @@ def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
     objects = [] if over else index.only_copies(fault.node, when)
     if over and index.of_program:
         running = []  # what it left behind is nobody's work any more
-    others = at_work(view, fault.node, when)
+    places = sorted(index.nodes) if of_all else [fault.node]
+    others = [found for place in places for found in at_work(view, place, when)]
     cites = _indices(
         effect, *(e.start_op for e in running[:20]), *objects[:20], *(op for _, op in others[:20])
     )
@@ -102,7 +105,8 @@ def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
         if others:
             names = ", ".join(text for text, _ in others[:3]) + (" ..." if len(others) > 3 else "")
             parts.append(names)
-        return Verdict.VALID, f"{what} hit {' and '.join(parts)}", cites
+        hit = "hit the control plane of" if of_all else "hit"
+        return Verdict.VALID, f"{what} {hit} {' and '.join(parts)}", cites
     why = _why_idle(index, fault.node, when)
     if index.of_program and over and end is not None:
         why = f"the program had ended {when - index.at(end):.1f} s before"

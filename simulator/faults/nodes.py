@@ -94,6 +94,11 @@ class Restart(NodeFault):
         """The die event is the proof; that it runs again is the point of it."""
         return _is(cluster, site, "running", "exited")
 
+    def heal(self, cluster: Cluster, site: Site, timeout: float) -> str:
+        if cluster.node(site.node).role == "store":
+            return cluster.revive_store(timeout, lost=True)
+        return super().heal(cluster, site, timeout)
+
 
 @register_fault
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ STOPPED, USAGE, START_FAILED, RAYLET_DIED, RAYLET_LEFT, GCS_DIED, NO_STORE = (
 #: Seconds that the raylet has to sign off, and then the others to end, before SIGKILL.
 RAYLET_GRACE_S = float(os.environ.get("RAY_SIM_GRACE_S", "6"))
 OTHERS_GRACE_S = 2.0
+#: How often it is looked whether the GCS is there while Ray starts, seconds.
+LOOK_S = 0.5
 
 #: What a node's object store may hold unless told otherwise; Ray keeps it in shared memory.
 OBJECT_STORE_BYTES = 104857600
@@ -229,7 +231,7 @@ class Supervisor:
         except OSError as error:
             say(f"ray start failed: {command[0]}: {error.strerror}")
             return START_FAILED
-        self.wait(lambda: bool(self.asked) or starter in self.ended)
+        gcs_ended = self._wait_for(starter)
         if self.asked:
             # The raylet may be there, and work on it, before `ray start` says so.
             say("asked to stop while starting")
@@ -238,6 +240,12 @@ class Supervisor:
             self.wait(lambda: starter in self.ended)
             self._find_core()
             return self._shut_down()
+        if gcs_ended:
+            # `ray start` would wait for it as long as a raylet does.
+            say("the GCS ended while Ray was starting")
+            last_words(logs, began_wall, ["gcs_server.out", "gcs_server.err"])
+            self.end_all(0.0)
+            return GCS_DIED
         status = self.ended[starter]
         self._find_core()
         if status or not self.raylet:
@@ -250,6 +258,20 @@ class Supervisor:
         write_whole("ready", f"{time.time()}\n")
         say(f"ready after {time.monotonic() - began:.1f} s; the raylet is process {self.raylet}")
         return None
+
+    def _wait_for(self, starter: int) -> bool:
+        """Wait until ``ray start`` is over, or asked to stop; True if on the head the GCS has ended meanwhile.
+
+        That is the starter's child and not ours, so no signal tells of its end.
+        """
+        look = LOOK_S if self.role == "head" else None
+        seen = False
+        while not self.wait(lambda: bool(self.asked) or starter in self.ended, look):
+            there = "gcs_server" in descendants().values()
+            if seen and not there:
+                return True
+            seen = there
+        return False
 
     def _find_core(self) -> None:
         """Find the processes whose end is the node's end, and watch no others."""

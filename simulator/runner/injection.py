@@ -522,8 +522,15 @@ class Injection:
         if not fault.verified:
             return True  # nothing died, so nothing will be declared dead
         inject = next(op for op in history.of("fault.inject") if op.data["id"] == fault.site.id)
-        dead = any(
-            op.node == fault.node and op.data["state"] == "DEAD" and op.index > inject.index
-            for op in history.of("ray.node")
-        )
+        store = self.topology.store
+        if store is not None and fault.node == store.name:
+            # Ray declares no store dead: its head ends without it.
+            ends = (op for op in history.of("engine.die") if op.node == "head")
+        else:
+            ends = (
+                op
+                for op in history.of("ray.node")
+                if op.node == fault.node and op.data["state"] == "DEAD"
+            )
+        dead = any(op.index > inject.index for op in ends)
         return dead or since >= heal.at_most
