@@ -10,7 +10,7 @@ works on any beginning of a history.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -115,13 +115,6 @@ class _Seen:
 _OF_STREAMS = OF_OUR_WORKLOADS | {"first_failure", "first_retry", "actor_alive"}
 
 
-def _store_of(spec: Mapping[str, Any]) -> str | None:
-    """The name of the store of the head's tables, if that is a thing of its own."""
-    topology = spec.get("topology")
-    gcs = topology.get("gcs") if isinstance(topology, Mapping) else None
-    return str(gcs) if gcs == "redis" else None
-
-
 class _Anatomy:
     """One computation; the methods named after phases return what was seen or raise `_NotSeen`."""
 
@@ -136,7 +129,7 @@ class _Anatomy:
         )
         if self.fault is not None and self.fault.announced:
             self.names = ["notice", "drained", "killed", *self.names, "replaced"]
-        if self.fault is not None and self.fault.node in ("head", _store_of(view.spec)):
+        if self.fault is not None and self.fault.node in index.heads:
             self.names = [*self.names, *HEAD]
         if index.first("driver.made") is not None:
             # Of its tasks, none is there to show how fast work goes on; its actors are told one by one.

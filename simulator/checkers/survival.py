@@ -44,7 +44,7 @@ CALLS: Mapping[str, str] = {
     "actor_call": "a call of an actor",
     "task": "a new task",
     "serve_request": "a request to Serve, by its handle",
-    "name_lookup": "looking up an actor's name, and calling it",
+    "name_lookup": "asking for the names of actors",
     "kv": "reading the key-value store",
     "new_actor": "a new actor",
 }

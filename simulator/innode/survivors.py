@@ -10,6 +10,7 @@ looks for each.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import threading
 import time
@@ -143,6 +144,19 @@ class Survivors:
             self.task(f"running-{number + 1}", seconds, 1, **at(self.places[number]))
         for number in range(int(self.spec["queued"])):
             self.task(f"queued-{number + 1}", 0.5, 2)  # no node has two while the others run
+        end = time.monotonic() + MADE_S
+        while not self.all_run() and time.monotonic() < end:
+            time.sleep(PERIOD_S)
+
+    def all_run(self) -> bool:
+        """Whether all that are to run have begun, by what they wrote themselves."""
+        begun = {
+            line["data"]["key"]
+            for path in (root() / self.run_id).glob("*.jsonl")
+            for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            if line["kind"] == "task.start"
+        }
+        return begun >= {key for key in self.pending.values() if key.startswith("running-")}
 
     def made(self, item: str, **evidence: Any) -> None:
         self.out.write("driver.made", item=item, evidence=evidence)
@@ -172,9 +186,8 @@ class Survivors:
         calls: dict[str, Callable[[], object]] = {
             "actor_call": lambda: ray.get(self.plain.count.remote(), timeout=PROBE_S),
             "task": lambda: ray.get(run.options(**at(self.places[0])).remote(), timeout=PROBE_S),
-            "name_lookup": lambda: ray.get(
-                ray.get_actor("detached").count.remote(), timeout=PROBE_S
-            ),
+            # `ray.get_actor` keeps the names that it was asked for before.
+            "name_lookup": ray.util.list_named_actors,
             "kv": lambda: ray_private.kv_get(kv_key(self.run_id)),
             "new_actor": new_actor,
         }
