@@ -14,7 +14,7 @@ from typing import Any
 
 from simulator.checkers.base import Finding, RunView, Verdict
 from simulator.checkers.evidence import gaps_of
-from simulator.checkers.index import Index, index_of
+from simulator.checkers.index import SLACK, Index, index_of
 from simulator.history import Op
 
 #: What each thing is called, in the order in which they are shown.
@@ -120,9 +120,10 @@ class Outage:
 
 @dataclass(slots=True)
 class Survival:
-    """All of it; `store` is where the head kept its tables."""
+    """All of it; `store` is where the head kept its tables, `head_died` whether it went down at all."""
 
     store: str
+    head_died: bool
     items: Sequence[Item]
     outages: Sequence[Outage]
 
@@ -134,6 +135,7 @@ class Survival:
 
         return {
             "store": self.store,
+            "head_died": self.head_died,
             "items": [item.to_data() for item in self.items],
             "outages": [
                 {
@@ -172,7 +174,8 @@ def _survival(view: RunView) -> Survival | None:
         return None
     topology = view.spec.get("topology")
     store = str((topology or {}).get("gcs", "memory"))
-    return Survival(store, _Items(view, index, store, made).found, outages_of(index))
+    items = _Items(view, index, store, made)
+    return Survival(store, items.head_died, items.found, outages_of(index))
 
 
 class _Items:
@@ -185,7 +188,12 @@ class _Items:
         }
         injected = next((f.inject for f in index.injected() if f.inject is not None), None)
         self.struck = None if injected is None else index.at(injected)
-        kept = KEPT.get(store, frozenset())
+        self.head_died = self.struck is not None and any(
+            op.kind == "engine.die" and op.node == "head" and index.at(op) >= self.struck - SLACK
+            for op in index.engine_ops
+        )
+        # One that only stalled, or could not reach its store, has lost nothing.
+        kept = KEPT.get(store, frozenset()) if self.head_died else frozenset(ITEMS)
         tasks = ("running_tasks", "queued_tasks")
         names = [n for n in ITEMS if n in made or n == "job" or n in tasks]
         self.found = [Item(name, name in kept) for name in names]
@@ -350,7 +358,12 @@ def check_outlives_head(view: RunView) -> Finding:
         return Finding(name, Verdict.UNKNOWN, f"{unseen[0].title}: {unseen[0].how}", cites, details)
     kept = [item for item in found.items if item.survived]
     lost = [item for item in found.items if not item.survived]
-    text = f"with {found.store}, {len(kept)} of {len(found.items)} things outlived the head"
+    count = f"{len(kept)} of {len(found.items)}"
+    text = (
+        f"with {found.store}, {count} things outlived the head"
+        if found.head_died
+        else f"{count} things are there as before; the head lived on"
+    )
     if kept and lost:
         text += f"; lost, as was to be expected: {', '.join(item.title for item in lost)}"
     metrics = {"kept": len(kept), "lost": len(lost)}
