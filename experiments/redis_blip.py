@@ -1,7 +1,7 @@
 """The Redis in which the head keeps its tables stalls, starts again or cannot be reached for a while.
 
-What needs the GCS waits for it; actors, tasks and Serve do not. A blip that is longer than the GCS waits ends the GCS and
-with it the head, which is started again: then this is ``head_failure``, and the same is to survive.
+What needs the GCS waits for it; actors, tasks and Serve do not. A blip that is longer than the GCS waits ends the GCS
+and with it the head, which is started again: then this is ``head_failure``, and the same is to survive.
 """
 
 from __future__ import annotations
