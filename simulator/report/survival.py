@@ -69,7 +69,8 @@ def survival(run: Run) -> Survival | None:
     zero = 0.0 if struck is None else index.at(struck)
     longest = sorted(found.outages, key=lambda o: -(o.seconds or float("inf")))[:MAX_OUTAGES]
     waits = [_wait(o, zero) for o in sorted(longest, key=lambda o: o.begin)]
-    called = {str(op.data["what"]) for op in run.history.of("driver.probe")}
+    # A client that was lost itself does not say how it would have gone on.
+    called = {str(op.data["what"]) for op in run.history.of("driver.probed")}
     waited = {o.what for o in found.outages}
     always = [title for what, title in CALLS.items() if what in called - waited]
     return Survival(found.store, rows, waits, always)
