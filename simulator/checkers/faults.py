@@ -13,7 +13,7 @@ from simulator.checkers.anatomy import HEAD, PHASES, PREEMPTION, anatomy
 from simulator.checkers.base import Finding, RunView, Verdict, worst
 from simulator.checkers.evidence import MAX_SILENCE_S, blindness
 from simulator.checkers.growth import GROWTH
-from simulator.checkers.index import SLACK, FaultRecord, Index, index_of
+from simulator.checkers.index import SLACK, Execution, FaultRecord, Index, index_of
 from simulator.checkers.phases import Phase
 from simulator.checkers.program import at_work
 from simulator.history import Op
@@ -107,7 +107,7 @@ def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
             parts.append(names)
         hit = "hit the control plane of" if of_all else "hit"
         return Verdict.VALID, f"{what} {hit} {' and '.join(parts)}", cites
-    why = _why_idle(index, fault.node, when)
+    why = _why_idle(index, here, "the cluster" if of_all else fault.node, when)
     if index.of_program and over and end is not None:
         why = f"the program had ended {when - index.at(end):.1f} s before"
     elif index.of_program and index.last("attempts.complete") is None:
@@ -119,17 +119,16 @@ def _counted(things: Sized, what: str) -> str:
     return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
 
 
-def _why_idle(index: Index, node: str, when: float) -> str:
+def _why_idle(index: Index, here: Sequence[Execution], place: str, when: float) -> str:
     everywhere = [e.end for e in index.all_executions() if e.end is not None]
-    here = list(index.executions_on(node))
     if not here:
-        return f"nothing ever ran on {node}"
+        return f"nothing ever ran on {place}"
     if everywhere and max(everywhere) <= when and all(e.start <= when for e in here):
         return f"the work was over {when - max(everywhere):.1f} s before"
     before = max((e.end for e in here if e.end is not None and e.end <= when), default=None)
     if before is None:
-        return f"the first work on {node} started {min(e.start for e in here) - when:.1f} s later"
-    return f"{node} had been idle for {when - before:.1f} s"
+        return f"the first work on {place} started {min(e.start for e in here) - when:.1f} s later"
+    return f"{place} had been idle for {when - before:.1f} s"
 
 
 def check_recovers(view: RunView) -> Finding:
