@@ -27,7 +27,6 @@ FOLDER = HISTORIES / "head"
 
 @pytest.fixture(scope="module", params=recorded(FOLDER))
 def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunView:
-    load_experiment("redis_blip")  # which has a check of its own
     return load(FOLDER / request.param, tmp_path_factory.mktemp("history"))
 
 
