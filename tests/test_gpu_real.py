@@ -178,6 +178,13 @@ def test_tasks_compute_on_the_gpu_that_they_were_given(cluster: Cluster) -> None
     assert (whole["cuda"], whole["devices"], whole["right"]) == (True, 1, True)
 
 
+def test_a_task_that_asks_for_none_sees_what_its_node_sees(cluster: Cluster) -> None:
+    """Ray's own rule, which docs/reference/topology.md tells of."""
+    node = ray_nodes(cluster)["head"].ray_node_id
+    (seen,) = look(cluster, f"[look.options({on(node)}).remote()]")
+    assert (seen["node"], seen["ids"], seen["cuda"]) == ("head", [], True)
+
+
 def test_two_halves_share_it_and_a_whole_one_waits_for_both(cluster: Cluster) -> None:
     halves = "[look.options(num_cpus=0.5, num_gpus=0.5).remote(4) for _ in range(2)]"
     one, two, whole = look(cluster, f"{halves} + [look.options(num_gpus=1).remote()]")
