@@ -52,11 +52,11 @@ ray.init(address="auto", log_to_driver=False)
 
 @ray.remote(max_retries=0)
 def look(seconds=0.0):
-    seen = {"node": os.environ.get("RAY_SIM_NODE") or os.uname().nodename,
-            "env": os.environ.get("CUDA_VISIBLE_DEVICES"),
-            "ids": ray.get_runtime_context().get_accelerator_ids()["GPU"],
+    context = ray.get_runtime_context()
+    seen = {"node": context.get_node_id(), "ids": context.get_accelerator_ids()["GPU"],
+            "env": os.environ.get("CUDA_VISIBLE_DEVICES"), "files": os.path.exists("/dev/nvidia0"),
             "cuda": torch.cuda.is_available(), "devices": torch.cuda.device_count(),
-            "files": os.path.exists("/dev/nvidia0"), "begin": time.time()}
+            "begin": time.time()}
     if seen["cuda"]:
         seen["name"] = torch.cuda.get_device_name(0)
         # Whole numbers, so that both products are exact.
@@ -67,7 +67,7 @@ def look(seconds=0.0):
     time.sleep(seconds)
     return {**seen, "end": time.time()}
 
-print(json.dumps(ray.get(eval(TASKS))))
+print(json.dumps(ray.get(TASKS)))
 """
 
 
@@ -110,11 +110,12 @@ def its_name(cluster: Cluster) -> str:
 
 def look(cluster: Cluster, tasks: str) -> list[dict[str, Any]]:
     """What tasks of `tasks`, an expression, saw."""
-    program = LOOK.replace("TASKS", repr(tasks))
+    program = LOOK.replace("TASKS", tasks)
     done = cluster.backend.execute(cluster.name, "head", ["python", "-c", program])
     assert done.code == 0, done.output
     seen: list[dict[str, Any]] = json.loads(done.output.splitlines()[-1])
-    return seen
+    names = {node.ray_node_id: name for name, node in ray_nodes(cluster).items()}
+    return [{**each, "node": names[each["node"]]} for each in seen]
 
 
 def on(node: str) -> str:
@@ -122,7 +123,9 @@ def on(node: str) -> str:
 
 
 def ray_nodes(cluster: Cluster) -> dict[str, RayNode]:
-    return {node.hostname: node for node in cluster.ray.nodes() if node.alive}
+    """What Ray has of each living node, by the node's name."""
+    hostnames = {node.hostname: node.name for node in cluster.record().nodes}
+    return {hostnames[node.hostname]: node for node in cluster.ray.nodes() if node.alive}
 
 
 def types_offered(node: RayNode) -> list[str]:
