@@ -365,17 +365,32 @@ def test_cdi_devices_are_taken_by_the_names_that_the_engine_has(
     assert passing(ELSEWHERE, others) is None
 
 
+#: What Docker 26.1.5 with CDI says of itself, and a specification that gave its containers an H100.
+OLDER: dict[str, Any] = {"ServerVersion": "26.1.5+dfsg1", "Runtimes": {"runc": {"path": "runc"}}}
+H100 = """
+{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu",
+ "devices": [
+  {"name": "0", "containerEdits": {"deviceNodes": [{"path": "/dev/nvidia0"}]}},
+  {"name": "all", "containerEdits": {"deviceNodes": [{"path": "/dev/nvidia0"}]}}],
+ "containerEdits": {
+  "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+  "deviceNodes": [{"path": "/dev/nvidia-uvm"}, {"path": "/dev/nvidiactl"}],
+  "mounts": [{"hostPath": "/usr/local/nvidia", "containerPath": "/usr/local/nvidia",
+              "options": ["ro", "nosuid", "nodev", "rbind", "rprivate"]}]}}
+"""
+
+
 def test_an_engine_that_does_not_list_its_cdi_devices_says_where_they_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(docker_checks, "device_files", lambda: True)
-    info = {"Runtimes": {"runc": {}}, "CDISpecDirs": [str(tmp_path), str(tmp_path / "missing")]}
+    info = {**OLDER, "CDISpecDirs": [str(tmp_path), str(tmp_path / "missing")]}
     assert passing(LOCAL, info) is None
     (tmp_path / "broken.yaml").write_text("kind: [")
     (tmp_path / "vendor.json").write_text('{"kind": "vendor.com/net", "devices": [{"name": "0"}]}')
-    (tmp_path / "nvidia.yaml").write_text(
-        "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n- name: '0'\n- name: all\n"
-    )
+    (tmp_path / "notes.txt").write_text(H100)
+    assert passing(LOCAL, info) is None
+    (tmp_path / "nvidia.json").write_text(H100)
     assert passing(LOCAL, info) == Passing("cdi", ("0",), 1)
     assert passing(ELSEWHERE, info) is None  # its files are not ours
     assert passing(LOCAL, {**info, "CDISpecDirs": []}) is None  # not told to pass any

@@ -256,6 +256,9 @@ def test_nothing_is_said_of_the_driver_of_an_engine_elsewhere(topology: Topology
 @pytest.mark.parametrize(
     ("output", "code", "expected"),
     [
+        # As a driver of version 580 says it.
+        ("GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-4b3d6d82-61eb-ddd0-c6fe-719266c2de45)\n", 0,
+         Driver(("NVIDIA H100 80GB HBM3",))),
         ("GPU 0: NVIDIA L4 (UUID: GPU-1)\nGPU 1: Tesla T4 (UUID: GPU-2)\n", 0,
          Driver(("NVIDIA L4", "Tesla T4"))),
         ("Failed to initialize NVML\n", 18, Driver(error="nvidia-smi: Failed to initialize NVML")),
