@@ -388,6 +388,7 @@ def test_an_engine_that_does_not_list_its_cdi_devices_says_where_they_are(
     assert passing(LOCAL, info) is None
     (tmp_path / "broken.yaml").write_text("kind: [")
     (tmp_path / "vendor.json").write_text('{"kind": "vendor.com/net", "devices": [{"name": "0"}]}')
+    (tmp_path / "wrong.json").write_text('{"kind": "nvidia.com/gpu", "devices": ["0"]}')
     (tmp_path / "notes.txt").write_text(H100)
     assert passing(LOCAL, info) is None
     (tmp_path / "nvidia.json").write_text(H100)

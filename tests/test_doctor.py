@@ -243,7 +243,7 @@ def test_a_shell_that_hides_the_gpus_from_its_programs_is_told(
     assert "CUDA_VISIBLE_DEVICES leaves none of them" in found["GPU driver"].text
     assert (found["gpu"].level, found["gpu"].remedy) == (
         "problem",
-        "Set it anew, or set head.gpus=auto to simulate one",
+        "Unset CUDA_VISIBLE_DEVICES, or set head.gpus=auto to simulate one",
     )
 
 

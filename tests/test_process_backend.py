@@ -845,5 +845,7 @@ def test_devices_of_a_driver_that_does_not_answer_are_hidden_all_the_same(
     broken = Driver(error="nvidia-smi gives no answer (TimeoutExpired)")
     monkeypatch.setattr("simulator.backends.process.backend.look_at_driver", lambda: broken)
     assert backend.gpu_kind(load_topology("default")) == "simulated"
+    with pytest.raises(CannotRun, match="gives no answer"):
+        backend.gpu_kind(override(load_topology("default"), ["head.gpus=real"]))
     backend.create(ClusterSpec("one", load_topology("default"), "simulated"))
     assert backend._environment(backend._facts("one"), "head")["CUDA_VISIBLE_DEVICES"] == "-1"

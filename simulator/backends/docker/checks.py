@@ -118,6 +118,7 @@ def _cdi_devices(info: Mapping[str, Any], *, here: bool) -> set[str]:
             for folder in info.get("CDISpecDirs") or []
             for spec in _cdi_specs(Path(folder))
             for device in spec.get("devices") or []
+            if isinstance(device, Mapping)
         ]
     return {name.removeprefix(_CDI_KIND) for name in said if name.startswith(_CDI_KIND)}
 

@@ -74,8 +74,10 @@ def resolve_gpu(topology: Topology, driver: Driver) -> GpuKind:
     return resolve_gpus(
         topology,
         lambda: len(visible_here(driver)),
-        "CUDA_VISIBLE_DEVICES leaves none" if driver.devices else "nvidia-smi shows none",
-        "Set it anew" if driver.devices else "Install the NVIDIA driver",
+        "CUDA_VISIBLE_DEVICES leaves none"
+        if driver.devices
+        else driver.error or "nvidia-smi shows none",
+        "Unset CUDA_VISIBLE_DEVICES" if driver.devices else "Install the NVIDIA driver",
     )
 
 
