@@ -21,15 +21,24 @@ UNITS: Mapping[str, tuple[str, float]] = {
     "mbit": ("rate", 1e6),
     "gbit": ("rate", 1e9),
     "%": ("share", 1.0),
+    "/s": ("frequency", 1.0),
+    "/min": ("frequency", 1 / 60),
+    "/h": ("frequency", 1 / 3600),
 }
 
 #: Units that a field may have, beside those that may be written: of bytes, nobody writes the unit.
 _OF_FIELDS: Mapping[str, tuple[str, float]] = {**UNITS, "bytes": ("size", 1.0)}
 
 #: What a quantity of each kind looks like.
-SHOWN = {"time": "10s or 100ms", "size": "512m or 2g", "rate": "1mbit", "share": "20%"}
+SHOWN = {
+    "time": "10s or 100ms",
+    "size": "512m or 2g",
+    "rate": "1mbit",
+    "share": "20%",
+    "frequency": "2/min",
+}
 
-_QUANTITY = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)([A-Za-z%]*)")
+_QUANTITY = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)([A-Za-z%]*(?:/[A-Za-z]+)?)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,7 @@ def _share(value: Any) -> Any:
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 Between = Annotated[tuple[float, float], BeforeValidator(_seconds_between)]
 Share = Annotated[float, BeforeValidator(_share)]
+Price = Annotated[NonNegativeFloat, Field(le=_MOST)]
 
 
 class _Node(BaseModel):
@@ -246,6 +247,7 @@ class Head(_Node):
     """The head node: GCS, dashboard, and by default the driver."""
 
     gpus: Gpus = Gpus.AUTO
+    price: Price | None = None
 
 
 class WorkerGroup(_Node):
@@ -265,6 +267,8 @@ class WorkerGroup(_Node):
         There is no machine to be had before this; seconds since the cluster's first request for one.
     market, price
         How a machine is paid for, and how much it costs in an hour.
+    on_demand_price
+        Of a spot machine: how much it would cost in an hour on demand.
     """
 
     group_name: str
@@ -276,7 +280,8 @@ class WorkerGroup(_Node):
     provision_failure: Share = 0.0
     capacity_after: Seconds = 0.0
     market: Market | None = None
-    price: Annotated[NonNegativeFloat, Field(le=_MOST)] | None = None
+    price: Price | None = None
+    on_demand_price: Price | None = None
 
     @field_validator("group_name")
     @classmethod
@@ -307,6 +312,14 @@ class WorkerGroup(_Node):
         if self.market is not None and said not in (None, self.market.value):
             raise ValueError(
                 f"market is {self.market.value}, and the label {LABEL_MARKET} says {said}; say it once"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compared(self) -> WorkerGroup:
+        if self.on_demand_price is not None and not self.is_spot:
+            raise ValueError(
+                "on_demand_price is what a spot machine is compared with; say market: spot, or price alone"
             )
         return self
 

@@ -27,6 +27,18 @@ class Clock(Protocol):
 
     def sleep(self, seconds: float) -> None: ...
 
+    def after(self, seconds: float, action: Callable[[], None]) -> Alarm:
+        """Have something done so many seconds from now, whatever its caller does by then.
+
+        From another thread, perhaps; what it raises, nobody hears.
+        """
+
+
+class Alarm(Protocol):
+    """Something that will be done, unless it is cancelled before."""
+
+    def cancel(self) -> None: ...
+
 
 class RealClock:
     """The machine's own clock."""
@@ -39,6 +51,12 @@ class RealClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def after(self, seconds: float, action: Callable[[], None]) -> Alarm:
+        timer = threading.Timer(seconds, action)
+        timer.daemon = True
+        timer.start()
+        return timer
 
 
 class WaitTimeout(CannotRun):

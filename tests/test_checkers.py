@@ -16,7 +16,7 @@ from simulator.checkers.anatomy import anatomy
 from simulator.checkers.base import Finding, RunView, Verdict
 from simulator.checkers.index import index_of
 from simulator.checkers.judge import judge
-from simulator.checkers.registry import CHECKERS, describe, register_check, run_checks
+from simulator.checkers.registry import BUILT_IN, CHECKERS, describe, register_check, run_checks
 from simulator.checkers.results import same
 from simulator.history import History, Op, read_history
 
@@ -713,6 +713,6 @@ def test_the_reference_names_every_check_phase_and_figure() -> None:
     checks = (docs / "checks.md").read_text(encoding="utf-8")
     anatomy = (docs / "anatomy.md").read_text(encoding="utf-8")
     judgement = judge(of())
-    assert [name for name in CHECKERS if f"| `{name}` |" not in checks] == []
+    assert [name for name in BUILT_IN if f"| `{name}` |" not in checks] == []
     assert [p.name for p in judgement.phases if f"| `{p.name}` |" not in anatomy] == []
     assert [name for name in judgement.metrics if f"`{name}`" not in anatomy] == []

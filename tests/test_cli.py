@@ -516,7 +516,7 @@ def test_a_run_prints_one_object_and_nothing_else(command: Command, backend: Fak
     assert done.code == 0
     assert list(done.data) == [
         "experiment", "backend", "status", "verdict", "seed", "run_dir", "report", "topology",
-        "ray_version", "health", "gpu", "findings", "recovery", "params", "rpc_faults",
+        "ray_version", "health", "gpu", "findings", "recovery", "params", "rpc_faults", "losses",
     ]  # fmt: skip
     assert done.data["verdict"] == "valid"
     assert done.data["seed"] == 7

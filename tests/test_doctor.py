@@ -322,7 +322,7 @@ def test_a_trial_that_breaks_costs_nothing_of_what_was_found(
         assert str(error) in found["trials"].text or "it broke: so it is" in found["trials"].text
         # It can neither kill nor pause, and says so.
         assert found["faults"].text.startswith("stop, drain; ")
-        assert "kill, restart need one that can kill" in found["faults"].text
+        assert "kill, restart, preempt need one that can kill" in found["faults"].text
 
 
 # ---- the real thing

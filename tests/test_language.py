@@ -424,7 +424,7 @@ def test_three_bad_steps_are_three_problems_each_at_its_character() -> None:
             "      kil worker @20s",
             "      ^^^",
             "  - --fault, step 2: the time has the unit 'q'; "
-            "use one of ms, s, min, h, k, m, g, bit, kbit, mbit, gbit, %",
+            "use one of ms, s, min, h, k, m, g, bit, kbit, mbit, gbit, %, /s, /min, /h",
             "      kill worker @20q",
             "                   ^^^",
             "  - --fault, step 3: '@' cannot stand here; "
@@ -799,7 +799,7 @@ def test_every_word_of_the_pages_tables_can_be_read() -> None:
     for target in rows("Whom"):
         assert one(f"kill {target}").target
     times = rows("When")
-    assert len(times) == 9
+    assert len(times) == 10
     for words in times:
         before = "every 40s" if words in ("until 300s", "5 times") else ""
         assert one(f"kill worker {before} {words.replace('CONDITION', 'mark(a)')}")

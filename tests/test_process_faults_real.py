@@ -18,7 +18,7 @@ from simulator.backends.process import ProcessBackend
 from simulator.backends.process.table import living
 from simulator.cluster import HEALTH, Cluster
 from simulator.errors import CannotRun
-from simulator.faults import CrashProcess, Drain, Fault, FreezeProcess, Site, processes
+from simulator.faults import CrashProcess, Drain, Fault, FreezeProcess, Preempt, Site, processes
 from simulator.faults.nodes import draining
 from simulator.topology import parse_topology
 from simulator.waiting import wait_until
@@ -261,7 +261,7 @@ def test_what_does_not_run_there_is_said(
         CrashProcess("actor:keeper").locate(cluster, Site("head"))
 
 
-# ---- drain
+# ---- drain and preemption
 
 
 def test_a_busy_node_that_is_drained_works_on_and_is_restarted_to_heal(
@@ -287,6 +287,33 @@ def test_a_drain_without_a_deadline_is_swept_without_a_history(
     assert "joined as a new node" in healed(cluster, Drain(), site)
 
 
+def test_a_preempted_node_works_until_it_is_taken(cluster: Cluster, work: dict[str, int]) -> None:
+    fault, before = Preempt(notice=600), ray_id(cluster)
+    site = noticed(cluster, fault)
+    assert "Ray holds it for draining" in fault.announced(cluster, site)
+    assert draining(cluster) == {before: int(site.details["until"] * 1000)}
+    assert workers(cluster) == work
+    assert fault.holds(cluster, site) == ""
+    fault.strike(cluster, site)
+    until(lambda: cluster.node(NODE).state == "exited", "it is gone")
+    assert cluster.node(NODE).exit_code == 137
+    given_up = until(
+        lambda: next(n for n in cluster.ray.nodes() if n.ray_node_id == before).message,
+        "Ray gives it up",
+    )
+    assert "preemption" in given_up
+    assert "joined as a new node" in healed(cluster, fault, site)
+    assert draining(cluster) == {}
+
+
+def noticed(cluster: Cluster, fault: Preempt) -> Site:
+    until(lambda: ready(cluster), "`ray start` has ended")
+    site = fault.locate(cluster, Site(NODE))
+    fault.inject(cluster, site)
+    until(lambda: fault.announced(cluster, site), "it is announced")
+    return site
+
+
 def test_an_idle_node_that_is_drained_leaves_by_itself(
     cluster: Cluster, work: dict[str, int]
 ) -> None:
@@ -297,6 +324,16 @@ def test_an_idle_node_that_is_drained_leaves_by_itself(
     assert cluster.node(NODE).exit_code == 12
     assert "it has left; Ray says" in Drain().holds(cluster, site)
     assert "joined as a new node" in healed(cluster, Drain(deadline=60), site)
+
+
+def test_a_node_with_nothing_to_do_leaves_before_it_is_taken(cluster: Cluster) -> None:
+    fault = Preempt(notice=600)
+    site = noticed(cluster, fault)
+    until(lambda: cluster.node(NODE).state == "exited", "it leaves")
+    assert cluster.node(NODE).exit_code == 12
+    assert fault.announced(cluster, site) == "it was drained, and left by itself"
+    fault.strike(cluster, site)  # finds nothing, which is no error
+    assert "joined as a new node" in healed(cluster, fault, site)
 
 
 # ---- the GCS, last: no worker outlives it

@@ -10,7 +10,7 @@ works on any beginning of a history.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -20,6 +20,7 @@ from simulator.checkers.base import RunView
 from simulator.checkers.elasticity import elastic_of
 from simulator.checkers.growth import growth
 from simulator.checkers.index import SLACK, Down, Execution, FaultRecord, Index, index_of
+from simulator.checkers.losses import Loss, Moment, losses_of, way_of
 from simulator.checkers.phases import Anatomy, Phase
 from simulator.history import Op
 
@@ -34,6 +35,14 @@ PHASES: dict[str, str] = {
     "throughput": "throughput back to 95 % of the surviving capacity",
     "rejoined": "node rejoined",
     "full_throughput": "full throughput",
+}
+
+#: Those of a machine that is taken back after a notice, where that is what the phases are counted from.
+PREEMPTION: dict[str, str] = {
+    "notice": "Ray told of the preemption",
+    "drained": "no task left on the node",
+    "killed": "killed at its deadline",
+    "replaced": "as many nodes as before",
 }
 
 #: Phases that are measured on a steady stream of work, or on objects that are known to be kept: of a
@@ -98,7 +107,7 @@ class _Anatomy:
     """One computation; the methods named after phases return what was seen or raise `_NotSeen`."""
 
     def __init__(self, view: RunView, index: Index) -> None:
-        self.index, self.spec = index, view.spec
+        self.view, self.index, self.spec = view, index, view.spec
         self.mandatory = set(view.spec.get("mandatory_phases", ()))
         self.metrics: dict[str, Any] = {}
         self.names = [n for n in PHASES if not (index.of_program and n in OF_OUR_WORKLOADS)]
@@ -106,6 +115,8 @@ class _Anatomy:
         self.fault = next((f for f in injected if index.downs_node(f)), None) or next(
             iter(injected), None
         )
+        if self.fault is not None and self.fault.announced:
+            self.names = ["notice", "drained", "killed", *self.names, "replaced"]
         self.seen: dict[str, _Seen] = {}
 
     def build(self) -> Anatomy:
@@ -139,7 +150,7 @@ class _Anatomy:
         return Anatomy(phases, self.metrics, fault.id, self.victim, self.injected_at)
 
     def _phase(self, name: str, seen: _Seen | None, note: str) -> Phase:
-        title, mandatory = PHASES[name], name in self.mandatory
+        title, mandatory = (PHASES.get(name) or PREEMPTION[name]), name in self.mandatory
         if seen is None:
             return Phase(name, title, None, mandatory=mandatory, note=note)
         history = self.index.history
@@ -197,6 +208,39 @@ class _Anatomy:
         if not effect.data.get("verified"):
             raise _NotSeen(f"{self.fault.fault} of {self.victim} could not be verified: {how}")
         return _Seen(self.index.at(effect), (effect,), note=how)
+
+    # Of a preemption
+
+    def _of_loss(self, name: str, what: Callable[[Loss], Moment | None]) -> _Seen:
+        loss = next((one for one in losses_of(self.view) if one.fault is self.fault), None)
+        if loss is None:
+            raise _NotSeen(f"{self.victim} was not seen to go")
+        moment = what(loss)
+        if moment is None:
+            raise _NeverSeen(loss.why.get(f"{name}_s", "nobody saw it").removeprefix("not seen: "))
+        return _Seen(moment.when, (moment.op,), note=moment.note)
+
+    def notice(self) -> _Seen:
+        assert self.fault is not None
+        notice = self.fault.notice
+        if notice is None or not notice.data.get("verified"):
+            raise _NotSeen("nothing showed that it was announced")
+        said = str(notice.data.get("how", ""))
+        if way_of(self.fault) == "preempt, not told":
+            raise _NeverSeen(said)
+        return _Seen(self.index.at(notice), (notice,), note=said)
+
+    def drained(self) -> _Seen:
+        return self._of_loss("drained", lambda loss: loss.drained)
+
+    def killed(self) -> _Seen:
+        return self._of_loss("killed", lambda loss: loss.killed)
+
+    def replaced(self) -> _Seen:
+        loss = next((one for one in losses_of(self.view) if one.fault is self.fault), None)
+        if loss is None or loss.replaced is None:
+            raise _NotSeen("there were never as many nodes of its group again")
+        return _Seen(loss.replaced.when, (loss.replaced.op,), note=loss.replaced.note)
 
     def first_failure(self) -> _Seen:
         index = self.index

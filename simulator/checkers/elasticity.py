@@ -157,10 +157,28 @@ class Elastic:
         """Whether a fault was injected there."""
         return any(f.node == node and f.inject is not None for f in self.index.faults.values())
 
+    def going_since(self, node: str) -> float | None:
+        """When Ray was seen to drain it because a fault told it that the machine will go; None if it was not."""
+        told = [
+            f.drains for f in self.index.faults.values() if f.node == node and f.drains is not None
+        ]
+        return min((self.at(op) for op in told), default=None)
+
     def there(self, when: float) -> Counter[str]:
         """How many machines ran at that time, by group."""
+        return Counter(m.group for m in self._running(when))
+
+    def counted(self, when: float) -> Counter[str]:
+        """As many as Ray's autoscaler counts: it asks for the successor of one that is to go while that is there."""
         return Counter(
             m.group
+            for m in self._running(when)
+            if (since := self.going_since(m.name)) is None or since > when
+        )
+
+    def _running(self, when: float) -> Iterable[Machine]:
+        return (
+            m
             for m in self.machines.values()
             if m.started is not None
             and self.at(m.started) <= when
@@ -272,7 +290,7 @@ def check_launches_asked(view: RunView) -> Finding:
     most_of_all = found.settings.get("max_workers")
     for machine in started:
         assert machine.started is not None
-        there = found.there(found.at(machine.started))
+        there = found.counted(found.at(machine.started))
         if there[machine.group] > found.most(machine.group):
             limit = found.most(machine.group)
             wrong.append(
@@ -375,7 +393,9 @@ def check_lost_replaced(view: RunView) -> Finding:
     lost = [
         m
         for m in found.machines.values()
-        if m.died is not None and not m.left and found.struck(m.name)
+        if m.died is not None
+        and found.struck(m.name)
+        and (not m.left or found.going_since(m.name) is not None)
     ]
     if not lost:
         return Finding(name, Verdict.UNKNOWN, "no fault took a machine away")
@@ -384,7 +404,9 @@ def check_lost_replaced(view: RunView) -> Finding:
     took: list[float] = []
     for machine in lost:
         assert machine.died is not None
-        when = found.at(machine.died)
+        gone = found.at(machine.died)
+        # The successor of one whose end is known beforehand may come before that.
+        when = min(gone, found.going_since(machine.name) or gone)
         cites.append(machine.died.index)
         waiting = [
             w
@@ -399,7 +421,7 @@ def check_lost_replaced(view: RunView) -> Finding:
         if after:
             first = min(after, key=lambda m: found.at(m.alive))  # type: ignore[arg-type]
             assert first.alive is not None
-            took.append(round(found.at(first.alive) - when, 3))
+            took.append(round(max(0.0, found.at(first.alive) - gone), 3))
             cites.append(first.alive.index)
         elif waiting:
             wrong.append(

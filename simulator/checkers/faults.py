@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 from typing import Any
 
-from simulator.checkers.anatomy import PHASES, anatomy
+from simulator.checkers.anatomy import PHASES, PREEMPTION, anatomy
 from simulator.checkers.base import Finding, RunView, Verdict, worst
 from simulator.checkers.evidence import MAX_SILENCE_S, blindness
 from simulator.checkers.growth import GROWTH
@@ -44,6 +44,10 @@ def check_fault_hit_work(view: RunView) -> Finding:
         if str(step.get("id")) not in known:
             what = f"{step.get('fault')} of {step.get('target')}"
             found.append((Verdict.UNKNOWN, f"{what} was scheduled and never injected", []))
+    if not found:
+        text = "the work was over before the first fault was due: all were left out"
+        cites = _indices(*index.all("schedule.left_out")[:20])
+        return Finding(name, Verdict.UNKNOWN, text, cites)
     verdict = worst(v for v, _, _ in found)
     texts = [text for v, text, _ in found if v is verdict]
     more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
@@ -73,7 +77,10 @@ def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
     running = [
         e
         for e in here
-        if e.running_at(when) or (e.cut_off is not None and e.start <= when and e.cut_off >= struck)
+        if e.running_at(when)
+        or (e.cut_off is not None and e.start <= when and e.cut_off >= struck)
+        # What a node does when it hears that it will be taken is at stake from then on.
+        or (fault.announced and e.running_at(struck))
     ]
     end = index.first("driver.end") or index.last("program.end")
     # Its owner lets go of an object when it ends: from then on nobody needs a copy.
@@ -130,7 +137,7 @@ def check_recovers(view: RunView) -> Finding:
         if not _scheduled(view) and not index_of(view).faults:
             return Finding(name, Verdict.VALID, "no fault was asked for")
         return Finding(name, Verdict.UNKNOWN, "the experiment names no phase that must be seen")
-    unknown = sorted(set(mandatory) - PHASES.keys() - GROWTH.keys())
+    unknown = sorted(set(mandatory) - PHASES.keys() - PREEMPTION.keys() - GROWTH.keys())
     found = anatomy(view)
     wanted = [p for p in found.phases if p.mandatory]
     seen = [p for p in wanted if p.seconds is not None]

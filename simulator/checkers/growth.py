@@ -65,7 +65,10 @@ def growth(view: RunView) -> Anatomy:
             )
         )
     machines = [m for m in found.machines.values() if m.started is not None]
-    metrics = {"machines": len(machines), "machines_gone": sum(m.left for m in machines)}
+    metrics = {
+        "machines": len(machines),
+        "machines_gone": sum(m.left and not found.struck(m.name) for m in machines),
+    }
     victim = None if fault is None else fault.node
     return Anatomy(phases, metrics, None if fault is None else fault.id, victim, since)
 
@@ -164,5 +167,6 @@ class _Looks:
         return (
             machine.died is not None
             and machine.left
+            and not self.found.struck(machine.name)
             and self.found.at(machine.died) <= self.found.end
         )

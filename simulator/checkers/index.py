@@ -29,6 +29,11 @@ IN_TRANSIT = 1.0
 DOWNING_FAULTS = frozenset({"kill", "stop", "restart", "preempt"})
 
 
+#: The operations about a fault that are kept.
+_PARTS = frozenset(
+    {"plan", "inject", "done", "notice", "strike", "effect", "skipped", "heal", "healed"}
+)
+
 #: Exit codes of a node that left as it was told to: PID 1 was told to stop, or its raylet was drained.
 LEFT = frozenset({0, 12})
 
@@ -92,10 +97,25 @@ class FaultRecord:
     plan: Op | None = None
     inject: Op | None = None
     done: Op | None = None
+    notice: Op | None = None
+    strike: Op | None = None
     effect: Op | None = None
     skipped: Op | None = None
     heal: Op | None = None
     healed: Op | None = None
+
+    @property
+    def announced(self) -> bool:
+        """Whether its node was to be told before it was struck."""
+        return self.notice is not None
+
+    @property
+    def drains(self) -> Op | None:
+        """With which Ray was seen to drain the node, whose machine will go; None if it was not told, or not seen to."""
+        asked: Mapping[str, Any] = {} if self.plan is None else self.plan.data.get("parameters", {})
+        op = self.notice if self.fault == "preempt" else self.effect
+        told = self.fault == "drain" or (self.fault == "preempt" and bool(asked.get("drain", True)))
+        return op if told and op is not None and op.data.get("verified") else None
 
     @property
     def took_effect(self) -> bool:
@@ -333,7 +353,7 @@ class Index:
         # The plan may name a target that is resolved only at the injection.
         if part == "inject" or record.node is None:
             record.node = op.node or record.node
-        if part in ("plan", "inject", "done", "effect", "skipped", "heal", "healed"):
+        if part in _PARTS:
             before = getattr(record, part)
             # A second try that was verified outranks a first one that was not.
             if before is None or (op.data.get("verified") and not before.data.get("verified")):
@@ -482,6 +502,10 @@ class Index:
             sure = fault.effect or fault.done or fault.inject
             ops = tuple(op for op in (fault.inject, fault.effect) if op is not None)
             begin = self.at(fault.inject)
+            if fault.announced:  # its node works until it is taken, or leaves
+                begin = min(
+                    (self.at(op) for op in (fault.strike, fault.effect) if op), default=begin
+                )
             yield Down(fault.node, begin, max(begin, self.at(sure)), ops)
         for op in self.engine_ops:
             if op.kind in ("engine.die", "engine.pause", "engine.oom") and op.node is not None:

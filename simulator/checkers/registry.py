@@ -22,6 +22,7 @@ from simulator.checkers.elasticity import (
 from simulator.checkers.evidence import check_evidence
 from simulator.checkers.executions import check_executions_explained
 from simulator.checkers.faults import check_fault_hit_work, check_healed, check_recovers
+from simulator.checkers.losses import check_drained_in_time
 from simulator.checkers.placement import check_placed_right
 from simulator.checkers.program import (
     check_attempts_recovered,
@@ -56,6 +57,7 @@ CHECKERS: dict[str, Checker] = {
     "effects_exactly_once": check_effects_exactly_once,
     "resources_free": check_resources_free,
     "fault_hit_work": check_fault_hit_work,
+    "drained_in_time": check_drained_in_time,
     "recovers": check_recovers,
     "whole_again": check_whole_again,
     "healed": check_healed,
@@ -87,8 +89,8 @@ OF_GROWTH = (
 )
 
 #: Those that judge one kind of workload, tasks whose places are known, work of which something is promised, work
-#: that a cluster grows with, or programs of the user's, and have nothing to judge in any other's run: an experiment
-#: that runs it names them.
+#: that a cluster grows with, or programs of the user's, or one kind of fault, and have nothing to judge in any other's
+#: run: an experiment that runs it names them.
 OF_ONE_WORKLOAD = frozenset(
     {
         "placed_right",
@@ -96,6 +98,7 @@ OF_ONE_WORKLOAD = frozenset(
         "one_incarnation",
         "groups_whole",
         *OF_GROWTH,
+        "drained_in_time",
         "program_ended_well",
         "attempts_recovered",
         "effects_exactly_once",

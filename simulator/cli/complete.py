@@ -65,7 +65,7 @@ def _fault(_ctx: Any, _incomplete: str) -> list[str]:
     """The word that a step begins with; the shell leaves the rest of the text alone."""
     from simulator.faults import FAULTS
 
-    return [*FAULTS, "random"]
+    return [*FAULTS, "random", "spot_market"]
 
 
 fault = _quietly(_fault)

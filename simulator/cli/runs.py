@@ -183,10 +183,11 @@ def _request(
         nodes = load_nodes(problems, topology or loaded.topology, workers, settings)
     elif loaded is None and topology is not None:
         load_nodes(problems, topology, workers, settings)
-    if loaded is not None and parsed is not None and nodes is not None:
-        problems.found.extend(plan_problems(loaded, parsed, nodes))
-    # The experiment's file may have registered faults of its own.
     texts, file, rate, budget = faults
+    if loaded is not None and parsed is not None and nodes is not None:
+        own = not texts and file is None
+        problems.found.extend(plan_problems(loaded, parsed, nodes, own_faults=own))
+    # The experiment's file may have registered faults of its own.
     asked = AskedFaults.read(problems, texts, file, rate, budget, nodes)
     problems.raise_any()
     assert loaded is not None
@@ -263,7 +264,7 @@ def run_data(result: Mapping[str, Any]) -> dict[str, Any]:
         "recovery": dict(result["recovery"]),
         "params": dict(result["params"]),
         "rpc_faults": list(result.get("rpc_faults", ())),
-        **({"program": dict(result["program"])} if "program" in result else {}),
+        **{key: result[key] for key in ("program", "losses", "costs") if key in result},
     }
 
 

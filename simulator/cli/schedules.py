@@ -156,11 +156,7 @@ def schedule(
         choice = select.choose(backend or "auto")
         chosen = choice.backend
         output.say(f"Backend: {choice.why}")
-    all_steps = asked.steps
-    if asked.chance is not None:
-        assert chosen is not None
-        all_steps = asked.all_steps(chosen, nodes, seed)
-    planned = resolve(all_steps, nodes, Random(seed))
+    planned = resolve(asked.all_steps(chosen, nodes, seed), nodes, Random(seed))
     problems.found.extend(misplaced(planned, nodes))
     problems.raise_any()
     refused = unable(planned, chosen) if chosen is not None else []

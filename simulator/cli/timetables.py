@@ -82,6 +82,8 @@ def _when(fault: PlannedFault) -> Text:
         text.append(f"\nwhen {step.when}, within {step.patience:g} s")
     if step.when_busy:
         text.append("\nin the middle of a task")
+    if step.while_working:
+        text.append("\nif there is work then", "dim")
     return text
 
 
@@ -104,6 +106,10 @@ def _span(fault: PlannedFault) -> tuple[float, float, float]:
 
     heal = fault.step.heal
     latest = fault.at + (fault.step.patience if fault.step.when is not None else 0.0)
+    if not isinstance(
+        heal, After
+    ):  # of one that is announced, the time until it is undone counts from its deadline
+        latest += fault.step.fault.announced_s
     if isinstance(heal, After):
         sure = fault.at if fault.step.when is not None else fault.at + heal.seconds
         return fault.at, sure, latest + heal.seconds

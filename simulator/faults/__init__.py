@@ -17,6 +17,7 @@ from simulator.faults.network import Reorder as Reorder
 from simulator.faults.nodes import Drain as Drain
 from simulator.faults.nodes import Kill as Kill
 from simulator.faults.nodes import Pause as Pause
+from simulator.faults.nodes import Preempt as Preempt
 from simulator.faults.nodes import Restart as Restart
 from simulator.faults.nodes import Stop as Stop
 from simulator.faults.processes import CrashProcess as CrashProcess

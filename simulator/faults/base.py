@@ -112,6 +112,14 @@ class Fault(ABC):
         """
         return self.shown_by in ("die", "pause")
 
+    @property
+    def announced_s(self) -> float:
+        """How long it is announced before it strikes, seconds: `inject` announces it then, and `strike` strikes.
+
+        Undone before it has struck, it never took effect.
+        """
+        return 0.0
+
     # -- what it does ------------------------------------------------------------------------------
 
     def locate(self, cluster: Cluster, site: Site) -> Site:
@@ -132,6 +140,22 @@ class Fault(ABC):
         ------
         Missed
             What it strikes went away by itself.
+        """
+
+    def announced(self, cluster: Cluster, site: Site) -> str:
+        """What is seen from outside that shows that it is announced now; "" if nothing is.
+
+        Asked only of a fault that is announced before it strikes.
+        """
+        return "nobody is told"
+
+    def strike(self, cluster: Cluster, site: Site) -> None:  # noqa: B027 - most strike when injected
+        """Break what was announced; from a thread of its own. What has gone by itself meanwhile is no error.
+
+        Raises
+        ------
+        CannotRun
+            The engine did not take the order.
         """
 
     @abstractmethod

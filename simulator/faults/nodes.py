@@ -1,15 +1,16 @@
-"""Faults of a whole node: killed, stopped, restarted, frozen, drained."""
+"""Faults of a whole node: killed, stopped, restarted, frozen, drained, preempted."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from simulator.backends.base import KILL, PAUSE, Capability
 from simulator.cluster import Cluster
 from simulator.errors import CannotRun
 from simulator.faults.base import Fault, Site, Verb, register_fault, require, revive
+from simulator.innode.supervisor import RAYLET_LEFT
 from simulator.topology import NodeSpec
 
 
@@ -155,11 +156,8 @@ class Drain(NodeFault):
 
     def holds(self, cluster: Cluster, site: Site) -> str:
         ours = site.details["ray_node_id"]
-        if ours in (deadlines := draining(cluster)):
-            left = deadlines[ours] / 1000 - cluster.backend.wall_clock()
-            return "Ray holds it for draining" + (
-                f", {left:.0f} s before its deadline" if deadlines[ours] else ", without a deadline"
-            )
+        if held := _held_for_draining(cluster, ours):
+            return held
         gone = next((n for n in cluster.ray.nodes() if n.ray_node_id == ours and not n.alive), None)
         return "" if gone is None else f"it has left; Ray says: {gone.message or 'no reason'}"
 
@@ -188,6 +186,89 @@ class Drain(NodeFault):
         return f"stopped what Ray was draining: {', '.join(found)}" if found else ""
 
 
+@register_fault
+@dataclass(frozen=True)
+class Preempt(NodeFault):
+    """A spot machine is taken back: a notice, then SIGKILL when its time is over.
+
+    What a cloud's agent on the machine does with the notice is told to Ray: the node will be gone at that moment, so
+    that it gets no new work. It may have left by itself by then, having nothing to do. Without a notice it is a
+    `kill`; of a notice that nobody hears, Ray learns as little. Healed, another machine has come in its place.
+
+    Parameters
+    ----------
+    notice
+        How long from the notice until the machine is taken.
+    drain
+        Whether Ray is told, and drains the node until then.
+    """
+
+    notice: float = field(default=30.0, metadata={"unit": "s"})
+    drain: bool = True
+
+    name: ClassVar[str] = "preempt"
+    summary: ClassVar[str] = (
+        "a spot machine is taken back: a notice, a drain, SIGKILL at the deadline"
+    )
+    needs: ClassVar[Capability | None] = KILL
+    shown_by: ClassVar[Verb | None] = "die"
+    undo: ClassVar[str] = "start"
+    at_random: ClassVar[bool] = False  # spot machines have a chance of their own (`SpotMarket`)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.notice <= _MOST_SECONDS:  # NaN too
+            raise ValueError(
+                f"notice is {self.notice:g}; use more than 0 seconds, at most {_MOST_SECONDS:.0f}; "
+                "kill comes without any"
+            )
+
+    @property
+    def announced_s(self) -> float:
+        return self.notice
+
+    def refused_on(self, node: NodeSpec) -> str | None:
+        return Drain().refused_on(node) if self.drain else None
+
+    def locate(self, cluster: Cluster, site: Site) -> Site:
+        details = dict(Drain().locate(cluster, site).details) if self.drain else {}
+        # By the nodes' clock: at this moment the machine is taken, however long it takes to tell Ray so.
+        return replace(
+            site, details={**details, "until": cluster.backend.wall_clock() + self.notice}
+        )
+
+    def inject(self, cluster: Cluster, site: Site) -> None:
+        if self.drain:
+            until = str(int(site.details["until"] * 1000))
+            _ask_head(cluster, "drain-by", until, site.details["ray_node_id"])
+
+    def announced(self, cluster: Cluster, site: Site) -> str:
+        if not self.drain:
+            return "Ray is told nothing"
+        # That it is dead would show nothing: it may have been taken before Ray knew.
+        if cluster.node(site.node).exit_code == RAYLET_LEFT:
+            return "it was drained, and left by itself"
+        return _held_for_draining(cluster, site.details["ray_node_id"])
+
+    def strike(self, cluster: Cluster, site: Site) -> None:
+        if cluster.node(site.node).state == "exited":
+            return
+        try:
+            require(self, cluster.backend).kill(cluster.name, site.node)
+        except CannotRun:
+            if cluster.node(site.node).state != "exited":
+                raise
+
+    def holds(self, cluster: Cluster, site: Site) -> str:
+        return _is(cluster, site, "exited")
+
+    def heal(self, cluster: Cluster, site: Site, timeout: float) -> str:
+        # Before its time it is as a drain.
+        return Drain().heal(cluster, site, timeout)
+
+    def lingers(self, cluster: Cluster, site: Site) -> str:
+        return Drain().lingers(cluster, site) if self.drain else ""
+
+
 _MOST_SECONDS = 7 * 24 * 3600.0
 _GRACE_S = 10.0
 
@@ -202,6 +283,17 @@ def draining(cluster: Cluster) -> dict[str, int]:
     """
     found: dict[str, int] = json.loads(_ask_head(cluster, "draining") or "{}")
     return found
+
+
+def _held_for_draining(cluster: Cluster, ray_node_id: str) -> str:
+    """That Ray drains it now, in words; "" if it does not."""
+    deadlines = draining(cluster)
+    if ray_node_id not in deadlines:
+        return ""
+    left = deadlines[ray_node_id] / 1000 - cluster.backend.wall_clock()
+    return "Ray holds it for draining" + (
+        f", {left:.0f} s before its deadline" if deadlines[ray_node_id] else ", without a deadline"
+    )
 
 
 def _ray_node_id(cluster: Cluster, node: str) -> str | None:

@@ -7,8 +7,9 @@ and nothing else (Ray's own `GcsClient` ends its process after a minute of silen
 pinned by a test against the Ray of the node image.
 
 As a program: ``drain SECONDS`` drains the node that it runs on, ``drain SECONDS RAY_NODE_ID`` another one (0 seconds
-are no deadline); exit code 0 if Ray accepted, 1 if not. ``draining`` prints, as one line of JSON, the deadline of each
-node that Ray holds for draining: milliseconds since 1970, by Ray's id of the node, 0 where there is none.
+are no deadline), ``drain-by MS RAY_NODE_ID`` one with a deadline that is fixed already (milliseconds since 1970); exit
+code 0 if Ray accepted, 1 if not. ``draining`` prints, as one line of JSON, the deadline of each node that Ray holds
+for draining: milliseconds since 1970, by Ray's id of the node, 0 where there is none.
 """
 
 from __future__ import annotations
@@ -216,20 +217,25 @@ def drain_own_node(address: str, name: str, seconds: float) -> bool:
     """Ask the GCS to drain the living node of this name, as for a preemption; whether it accepted."""
     for info in _gcs_client(address).get_all_node_info(timeout=5.0).values():
         if info.node_name == name and info.state == 0:
-            return drain_node(address, info.node_id.hex(), seconds, "asked to stop")
+            return drain_node(address, info.node_id.hex(), _deadline(seconds), "asked to stop")
     print(f"no living node is named {name}", flush=True)
     return False
 
 
-def drain_node(address: str, ray_node_id: str, seconds: float, message: str) -> bool:
+def _deadline(seconds: float) -> int:
+    """So many seconds from now, in ms since 1970; 0 for none."""
+    return int((time.time() + seconds) * 1000) if seconds else 0
+
+
+def drain_node(address: str, ray_node_id: str, deadline_ms: int, message: str) -> bool:
     """Ask the GCS to drain a node, as for a preemption; whether it accepted.
 
     It accepts for a node that it does not know as well: who asks must look what became of it.
 
     Parameters
     ----------
-    seconds
-        Until the deadline, at which Ray does nothing by itself; 0 for none.
+    deadline_ms
+        Since 1970; Ray does nothing at it by itself. 0 for none.
     """
     from ray.core.generated import autoscaler_pb2
 
@@ -237,7 +243,7 @@ def drain_node(address: str, ray_node_id: str, seconds: float, message: str) -> 
         ray_node_id,
         autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,
         message,
-        int((time.time() + seconds) * 1000) if seconds else 0,
+        deadline_ms,
     )
     if not accepted:
         print(f"drain refused: {why}", flush=True)
@@ -273,7 +279,9 @@ def main(argv: list[str]) -> int:
         print(json.dumps(draining_nodes(address)))
         return 0
     if len(argv) == 3 and argv[0] == "drain":
-        return 0 if drain_node(address, argv[2], float(argv[1]), "preempted") else 1
+        return 0 if drain_node(address, argv[2], _deadline(float(argv[1])), "preempted") else 1
+    if len(argv) == 3 and argv[0] == "drain-by":
+        return 0 if drain_node(address, argv[2], int(argv[1]), "preempted") else 1
     if len(argv) == 2 and argv[0] == "drain":
         from simulator.innode.ledger import identity
 

@@ -274,7 +274,7 @@ class Stream:
             if now >= next_look:
                 asked, next_look = read_json(control), now + 0.1
             go_on, finish = bool(asked.get("go_on")), bool(asked.get("finish"))
-            if go_on and not looked:
+            if go_on and not looked and asked.get("look", True):
                 looked = True
                 self.look_at_objects()
             if number >= planned and not said:

@@ -25,7 +25,7 @@ from simulator.checkers.base import Finding, RunView, Verdict
 from simulator.checkers.elasticity import capacity
 from simulator.checkers.phases import Phase
 from simulator.history import Op, without_collecting
-from simulator.report import placement, program, story
+from simulator.report import losses, placement, program, story
 from simulator.report.run import Run, clean, load_run
 from simulator.report.timeline import (
     FAULT_WORDS,
@@ -117,6 +117,8 @@ def _view(run: Run, timeline: Timeline) -> dict[str, Any]:
         "badges": _badges(run),
         "placement": placement.matrix(run),
         "program": program.program_of(run),
+        "losses": losses.losses(run),
+        "bill": losses.bill(run),
         "anatomy": _anatomy(run, timeline),
         "longest_wait": story.longest_wait(run),
         "origin": story.origin(run),

@@ -35,6 +35,9 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 #: Titles short enough for a narrow terminal; a phase that is not here shows its own title.
 SHORT_TITLES = {
+    "notice": "Ray told",
+    "drained": "no task left",
+    "killed": "killed in time",
     "effect": "took effect",
     "first_failure": "first failure seen",
     "first_retry": "first retry running",
@@ -44,6 +47,7 @@ SHORT_TITLES = {
     "throughput": "95 % of survivors",
     "rejoined": "node rejoined",
     "full_throughput": "full throughput",
+    "replaced": "nodes as before",
 }
 
 

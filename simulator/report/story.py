@@ -146,7 +146,9 @@ def _faults(run: Run, timeline: Timeline) -> list[str]:
         planned = run.spec.get("schedule")
         return ["The planned fault was never injected." if planned else "No fault was injected."]
     return [_fault(f, timeline) for f in timeline.faults[:3]] + (
-        [f"{len(timeline.faults) - 3} more faults followed."] if len(timeline.faults) > 3 else []
+        [f"{plural(len(timeline.faults) - 3, 'more fault')} followed."]
+        if len(timeline.faults) > 3
+        else []
     )
 
 
@@ -155,6 +157,10 @@ def _fault(fault: FaultBand, timeline: Timeline) -> str:
     verb = FAULT_WORDS.get(fault.fault)
     what = f"was {verb}" if verb else f"was hit by the fault {fault.fault}"
     text = f"{who} {what} {seconds(fault.injected)} into the work"
+    if fault.fault == "preempt" and fault.verified:
+        gone = f"It was gone {seconds(fault.start - fault.injected)} after its notice"
+        with_it = f" with {plural(fault.hit, 'task')}" if fault.hit else ", and no task with it"
+        return f"{text}. {gone}{with_it}."
     if not fault.verified:
         return f"{text}, but that it took effect was not seen."
     if fault.hit:
@@ -188,9 +194,13 @@ def _end(run: Run, timeline: Timeline) -> list[str]:
     full = next((p for p in run.phases if p.name == "full_throughput"), None)
     rejoined = next((p for p in run.phases if p.name == "rejoined"), None)
     word = FAULT_WORDS.get(timeline.faults[0].fault, "fault")
-    after = {"killed": "kill", "stopped": "stop", "paused": "pause", "restarted": "restart"}.get(
-        word, word
-    )
+    after = {
+        "killed": "kill",
+        "stopped": "stop",
+        "paused": "pause",
+        "restarted": "restart",
+        "preempted": "notice",
+    }.get(word, word)
     if full is not None and full.seconds is not None:
         return [f"The cluster was whole again {seconds(full.seconds)} after the {after}."]
     if rejoined is not None and rejoined.seconds is not None:

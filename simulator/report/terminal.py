@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulator.checkers.base import Verdict
-from simulator.report import placement, program, story
+from simulator.report import losses, placement, program, story
 from simulator.report.console import show
 from simulator.report.run import Run, load_run, short_title
 from simulator.report.timeline import Execution, Outcome, Timeline, build_timeline
@@ -27,6 +27,9 @@ MARKS = {Verdict.VALID: "✓", Verdict.INVALID: "✕", Verdict.UNKNOWN: "?"}
 
 #: Below so many columns a table's last column has no room for a sentence: each row becomes lines instead.
 NARROW = 60
+
+#: The same of the table of losses, which has ten columns.
+WIDE = 104
 
 #: So many of the last lines that a program printed are shown where it did not end well.
 LAST_LINES = 12
@@ -58,6 +61,12 @@ def render_terminal(run: Path | Run, console: Console | None = None) -> None:
         parts.append(_matrix(matrix, console.width))
     if run.phases and (run.grows_unbroken or not run.breaks_nothing):
         parts.append(_anatomy(run, console.width))
+    lost = losses.losses(run)
+    if lost is not None:
+        parts.append(_losses(lost, console.width))
+    bill = losses.bill(run)
+    if bill is not None:
+        parts.append(_bill(bill))
     if timeline.lanes:
         parts.append(_strips(timeline, console.width))
     if run.findings:
@@ -194,6 +203,47 @@ def _anatomy(run: Run, width: int) -> RenderableType:
     if longest.plain:
         parts.append(longest)
     return Group(*parts)
+
+
+def _losses(lost: losses.Losses, width: int) -> RenderableType:
+    """A line for each node that was lost, and one for each way of which there were several."""
+    columns = {
+        "how": "way",
+        "node": "node",
+        **({"told": "told", "drained": "drained"} if lost.has_notice else {}),
+        "gone": "gone",
+        "replaced": "replaced",
+        "empty": "without",
+        "cut off": "cut",
+        "done again": "repeated",
+        "failed": "failed",
+    }
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("how", "node") else "right", no_wrap=True)
+    lines: list[RenderableType] = []
+    for row in (*lost.rows, *lost.totals):
+        cells = [str(getattr(row, name)) for name in columns.values()]
+        table.add_row(*map(Text, cells), style="bold" if row in lost.totals else "")
+        rest = [f"{name} {cell}" for name, cell in zip(columns, cells, strict=True)][2:]
+        lines += [Text(f"{row.way}: {row.node}", style="bold"), _indented(Text(", ".join(rest)))]
+    notes = [f"{row.node}: {note}" for row in lost.rows for note in row.notes]
+    if lost.more:
+        notes.append(f"{lost.more} more stand in result.json")
+    legend = "seconds since each began; tasks cut off; tasks done again (work-seconds); tasks + calls failed for good"
+    shown: RenderableType = table if width >= WIDE else Group(*lines)
+    return Group(
+        _heading("What each loss cost"),
+        shown,
+        Text(legend, style="dim"),
+        *(Text(note, style="dim") for note in notes),
+    )
+
+
+def _bill(bill: losses.Bill) -> RenderableType:
+    """What the machines cost, in sentences; what is not known, with its reason."""
+    unknown = [Text(f"not known: {name}: {why}", style="yellow") for name, why in bill.why]
+    return Group(_heading("What the machines cost"), Text(bill.told), *unknown)
 
 
 def _strips(timeline: Timeline, width: int) -> RenderableType:

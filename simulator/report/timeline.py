@@ -55,6 +55,7 @@ FAULT_WORDS = {
     "stop": "stopped",
     "restart": "restarted",
     "pause": "paused",
+    "preempt": "preempted",
 }
 
 

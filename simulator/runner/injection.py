@@ -7,8 +7,10 @@ whose effect nobody saw is told from one that took effect, so that no run passes
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -20,7 +22,7 @@ from simulator.runner.live import LiveRun
 from simulator.runner.load import Load
 from simulator.schedule import After, AtEnd, Look, Never, PlannedFault, WhenDeclaredDead
 from simulator.topology import Topology
-from simulator.waiting import Deadline, WaitTimeout
+from simulator.waiting import Alarm, Deadline, WaitTimeout
 
 #: How long healing one fault may take, seconds.
 HEAL_S = 150.0
@@ -48,6 +50,12 @@ class LiveFault:
         When, by the run's monotonic clock, seconds; None before.
     verified
         Its effect was seen from outside.
+    since
+        How long the history was before it was injected.
+    alarm
+        Of one that is announced: its time has not come yet, or nobody has looked since.
+    announced
+        What showed that it was; "" if nothing did.
     """
 
     planned: PlannedFault
@@ -55,6 +63,17 @@ class LiveFault:
     injected: float | None = None
     verified: bool = False
     healed: bool = False
+    since: int = 0
+    alarm: Alarm | None = None
+    announced: str = ""
+    failed: str = ""
+    #: Held while it strikes, so that it does not once it is over.
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def pending(self) -> bool:
+        """Whether it is announced, and still to be seen to strike."""
+        return self.alarm is not None
 
     @property
     def fault(self) -> Fault:
@@ -85,6 +104,8 @@ class _Seen:
 
     def __init__(self, planned: Sequence[PlannedFault]) -> None:
         self.work_over = False
+        #: All of the planned work has been given out; what is done from then on is only there for the faults.
+        self.work_given = False
         self._watches = {p.id: p.step.when.watch() for p in planned if p.step.when is not None}
         self._count = 0
 
@@ -94,6 +115,7 @@ class _Seen:
         self._count += len(news)
         for op in news:
             self.work_over |= op.kind == "driver.end"
+            self.work_given |= op.kind == "driver.planned"
             for watch in self._watches.values():
                 watch.see(op)
 
@@ -138,6 +160,11 @@ class Injection:
         """Whether nothing that was injected is still to be healed before the end."""
         return all(f.healed or f.holds_on for f in self.injected)
 
+    @property
+    def pending(self) -> list[LiveFault]:
+        """Those that are announced and not seen to have struck."""
+        return [f for f in self.faults if f.pending]
+
     def struck(self, node: str) -> bool:
         """Whether a fault holds this node now."""
         return any(f.node == node for f in self.active)
@@ -147,7 +174,8 @@ class Injection:
     def inject_all(self) -> None:
         """Inject each fault at its time, counted from now, or when its condition is true.
 
-        Of a fault that comes back, what is left when the work is over is left out.
+        Of a fault that comes back, what is left when the work is over is left out; of one that is for
+        ``while working`` already what is left when the planned work has been given out.
         """
         began = self.live.clock.mono()
         waiting = list(self.planned)
@@ -158,7 +186,8 @@ class Injection:
             over, too_late = self.load.over or seen.work_over, self.load.too_late
             for planned in list(waiting):
                 step = planned.step
-                if over and planned.repetition > 1:
+                done = over or (step.while_working and seen.work_given)
+                if done and (planned.repetition > 1 or step.while_working):
                     waiting.remove(planned)
                     self._leave_out(planned)
                     continue
@@ -205,13 +234,14 @@ class Injection:
         if planned.step.when_busy:
             self.load.wait_busy(planned.nodes)
         begun = [found for site in planned.sites() if (found := self._inject(planned, site))]
-        for fault, before in begun:
-            self._verify(fault, before)
-        for fault, _ in begun:
-            if fault.fault.shown_by == "die":  # it may have begun another life by itself
+        for fault in begun:
+            self._verify_notice(fault) if fault.pending else self._verify(fault)
+        for fault in begun:
+            # It may have begun another life by itself.
+            if fault.fault.shown_by == "die" and not fault.pending:
                 self._strike_again(fault.node)
         if begun:
-            self.load.go_on()
+            self.load.go_on(struck=any(not fault.pending for fault in begun))
 
     def _found(self, planned: PlannedFault) -> PlannedFault:
         """With all that it hits; what runs nowhere at the moment is waited for, a few seconds.
@@ -240,8 +270,8 @@ class Injection:
             n.name for n in nodes if n.managed and n.state == "running"
         )
 
-    def _inject(self, planned: PlannedFault, site: Site) -> tuple[LiveFault, int] | None:
-        """Break one node; the fault, and how long the history was before. None if it was skipped."""
+    def _inject(self, planned: PlannedFault, site: Site) -> LiveFault | None:
+        """Break one node, or announce that it will be broken; None if it was skipped."""
         cluster, recorder = self.live.cluster, self.live.recorder
         step = planned.step
         state = cluster.node(site.node).state
@@ -270,9 +300,13 @@ class Injection:
             parameters=step.fault.to_data(),
             data=fault.facts,
         )
-        before = len(recorder.snapshot())
+        fault.since = len(recorder.snapshot())
         fault.injected = self.live.clock.mono()
         recorder.record("fault.inject", node=site.node, data=fault.facts)
+        if step.fault.announced_s:
+            # Nobody waits for anybody: its time comes while others are told, or healed.
+            take = partial(self._take, fault)
+            fault.alarm = self.live.clock.after(step.fault.announced_s, take)
         try:
             step.fault.inject(cluster, site)
         except Missed as error:
@@ -281,7 +315,7 @@ class Injection:
             )
             return None
         recorder.record("fault.done", node=site.node, data=fault.facts)
-        return fault, before
+        return fault
 
     def _skip(self, planned: PlannedFault, site: Site, why: str) -> None:
         recorder = self.live.recorder
@@ -293,24 +327,95 @@ class Injection:
             "fault.healed", node=node, verified=True, how="nothing was done", data=facts
         )
 
-    def _verify(self, fault: LiveFault, since: int) -> None:
+    def _verify_notice(self, fault: LiveFault) -> None:
+        """Show from outside that it is announced."""
+        cluster, recorder = self.live.cluster, self.live.recorder
+        # Looking takes its time, and what was looked for has been there since the call returned.
+        done = self._done(fault)
+        how = "it struck before anything showed that it was announced"
+
+        def seen() -> bool:
+            fault.announced = fault.fault.announced(cluster, fault.site)
+            return bool(fault.announced) or self._over(fault)
+
+        try:
+            cluster.wait_until(
+                seen, name=f"the notice of {fault.node} to show", timeout=SEEN_S, interval=0.1
+            )
+        except (WaitTimeout, CannotRun) as error:
+            how = str(error)
+        recorder.record(
+            "fault.notice",
+            node=fault.node,
+            wall=done.wall,
+            mono=done.mono,
+            seconds=fault.fault.announced_s,
+            verified=bool(fault.announced),
+            how=fault.announced or how,
+            data=fault.facts,
+        )
+
+    def _over(self, fault: LiveFault) -> bool:
+        """Whether its time has come, or its node is down already."""
+        assert fault.injected is not None
+        if self.live.clock.mono() - fault.injected >= fault.fault.announced_s:
+            return True
+        kind = f"engine.{fault.fault.shown_by}"
+        news = self.live.recorder.since(fault.since)
+        return any(op.kind == kind and op.node == fault.node for op in news)
+
+    def _take(self, fault: LiveFault) -> None:
+        """Its time has come; from a thread of the clock's."""
+        with fault.turn:
+            if fault.alarm is None or self.live.recorder.closed:
+                return
+            self.live.recorder.record("fault.strike", node=fault.node, data=fault.facts)
+            try:
+                fault.fault.strike(self.live.cluster, fault.site)
+            except Exception as error:  # noqa: BLE001 - a thread has nobody to raise to: it is told
+                fault.failed = f"{type(error).__name__}: {error}"
+
+    def _calm(self, fault: LiveFault) -> None:
+        """It does not strike any more, if it has not yet."""
+        if fault.alarm is not None:
+            fault.alarm.cancel()
+            with fault.turn:
+                fault.alarm = None
+
+    def see_struck(self) -> None:
+        """Show of each announced fault whose time has come, or whose node left before, that it took effect."""
+        for fault in self.pending:
+            if self._over(fault):
+                self._verify(fault)
+                self._calm(fault)
+                self._strike_again(fault.node)
+                self.load.go_on()
+
+    def _done(self, fault: LiveFault) -> Op:
+        return next(
+            op
+            for op in self.live.recorder.since(fault.since)
+            if op.kind == "fault.done" and op.data["id"] == fault.site.id
+        )
+
+    def _verify(self, fault: LiveFault) -> None:
         """Show from outside that it took effect: the engine's event, and what holds from then on."""
         cluster, recorder = self.live.cluster, self.live.recorder
         node, facts = fault.node, fault.facts
         event: Op | None = None
-        shown = ""
+        shown = f"{fault.announced}; " if fault.announced else ""
         try:
             if fault.fault.shown_by is not None:
                 kind = f"engine.{fault.fault.shown_by}"
 
                 def seen() -> Op | None:
-                    ops = recorder.snapshot().ops[since:]
+                    ops = recorder.since(fault.since)
                     return next((op for op in ops if op.kind == kind and op.node == node), None)
 
                 event = cluster.wait_until(
                     seen, name=f"{kind} of {node}", timeout=SEEN_S, interval=0.02
                 )
-                shown = f"{kind} (op {event.index}); "
+                shown += f"{kind} (op {event.index}); "
             holds = cluster.wait_until(
                 lambda: fault.fault.holds(cluster, fault.site),
                 name=f"{fault.fault.name} of {node} to show",
@@ -323,26 +428,23 @@ class Injection:
                 source="engine",
                 node=node,
                 verified=False,
-                how=f"{shown}{error}",
+                how=f"{shown}{fault.failed or error}",
                 data=facts,
             )
             return
-        fault.verified = True
+        # What was to be announced and was not is another fault than the one that was asked for.
+        fault.verified = bool(fault.announced) or not fault.fault.announced_s
         if event is None:
             # Looking takes its time, and what was looked for has been there since the call returned.
-            event = next(
-                op
-                for op in recorder.snapshot().ops[since:]
-                if op.kind == "fault.done" and op.data["id"] == fault.site.id
-            )
+            event = self._done(fault)
         recorder.record(
             "fault.effect",
             source=event.source,
             node=node,
             wall=event.wall,
             mono=event.mono,
-            verified=True,
-            how=f"{shown}{holds}",
+            verified=fault.verified,
+            how=f"{shown}{holds}" if fault.verified else f"it was not announced; {shown}{holds}",
             data=facts,
         )
 
@@ -350,6 +452,7 @@ class Injection:
 
     def heal_due(self, history: History) -> bool:
         """Undo every fault whose time has come; whether there was any."""
+        self.see_struck()
         due = [f for f in self.active if self._due(history, f) and not self._out_of_reach(f)]
         for fault in due:
             self.heal(fault)
@@ -365,6 +468,10 @@ class Injection:
         node, facts = fault.node, fault.facts
         if fault.healed:
             return
+        if fault.pending:
+            self._calm(fault)
+            how = f"it was undone before its {fault.fault.announced_s:g} s were over"
+            recorder.record("fault.effect", node=node, verified=False, how=how, data=facts)
         if fault.stays:
             fault.healed = True
             recorder.record(
@@ -401,12 +508,13 @@ class Injection:
 
     def _due(self, history: History, fault: LiveFault) -> bool:
         heal = fault.planned.step.heal
-        if fault.holds_on or fault.injected is None:
+        if fault.holds_on or fault.injected is None or fault.pending:
             return False
         since = self.live.clock.mono() - fault.injected
         if isinstance(heal, After):
             return since >= heal.seconds
         assert isinstance(heal, WhenDeclaredDead)
+        since -= fault.fault.announced_s
         if not fault.verified:
             return True  # nothing died, so nothing will be declared dead
         inject = next(op for op in history.of("fault.inject") if op.data["id"] == fault.site.id)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from simulator.checkers.base import RunView, Verdict
+from simulator.checkers.costs import costs_of
 from simulator.checkers.judge import judge
+from simulator.checkers.losses import loss_facts
 from simulator.checkers.program import program_facts
 from simulator.checkers.registry import CHECKERS
 from simulator.errors import SimulatorError
@@ -74,7 +76,7 @@ def judge_run(
         "recovery": {f"{p.name}_s": p.seconds for p in judgement.phases},
         "metrics": dict(judgement.metrics),
         "params": spec["params"],
-        **({"program": program} if (program := program_facts(view)) else {}),
+        **_beside(view),
         "error": error,
         "started": spec["started"],
         "ended": last,
@@ -90,13 +92,30 @@ def judge_run(
     return result
 
 
+def _beside(view: RunView) -> dict[str, Any]:
+    """What only some runs have: a program, nodes that were lost, prices.
+
+    What cannot be computed of a damaged run must not cost the verdict.
+    """
+    found: dict[str, Any] = {"program": program_facts(view)}
+    with suppress(Exception):
+        found["losses"] = loss_facts(view)
+    with suppress(Exception):
+        costs = costs_of(view)
+        found["costs"] = costs.to_data() if costs is not None else None
+    return {name: value for name, value in found.items() if value}
+
+
 def _know_checks(run: RunDir, spec: Mapping[str, Any]) -> None:
     """Load the run's own experiment, if it names checks that only its file has."""
-    if set(spec.get("checks", ())) <= CHECKERS.keys() or not (run.path / EXPERIMENT).is_file():
+    if set(spec.get("checks", ())) <= CHECKERS.keys():
         return
+    own = run.path / EXPERIMENT
+    # One that comes with the package is not kept with the run.
+    name = str(own) if own.is_file() else str(spec.get("experiment"))
     # What goes wrong here shows in the findings: a check that is not known is unknown.
     with suppress(SimulatorError):
-        load_experiment(str(run.path / EXPERIMENT))
+        load_experiment(name)
 
 
 def exit_code(result: Mapping[str, Any]) -> int:

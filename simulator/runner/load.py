@@ -113,8 +113,14 @@ class Load(ABC):
         and the checks say so.
         """
 
-    def go_on(self) -> None:  # noqa: B027 - not every load takes orders
-        """A fault is in: there must be work until the cluster is whole again."""
+    def go_on(self, *, struck: bool = True) -> None:  # noqa: B027 - not every load takes orders
+        """A fault is in: there must be work until the cluster is whole again.
+
+        Parameters
+        ----------
+        struck
+            False where one was only announced.
+        """
 
     # -- what Ray says of it -----------------------------------------------------------------------
 

@@ -159,11 +159,12 @@ class OwnLoad(Load):
                     return
             clock.sleep(0.01)
 
-    def go_on(self) -> None:
-        """Tell it that a fault was done, unless it has ended."""
+    def go_on(self, *, struck: bool = True) -> None:
+        """Tell it that a fault was done, or announced, unless it has ended."""
         if self.live.recorder.snapshot().first("driver.end") is None:
             self.live.recorder.record("workload.go_on")
-            self._control(go_on=True)
+            # What is held on the nodes is needed again once some of it may be lost.
+            self._control(go_on=True, look=struck or self._asked.get("look", False))
 
     def _control(self, **asked: bool) -> None:
         self._asked.update(asked)

@@ -90,12 +90,25 @@ class RunRequest:
         if self.steps is None or not wanted:
             return wanted
         steps = self.steps if self.plan is None else [planned.step for planned in self.plan]
+        if any(step.fault.announced_s for step in steps):
+            # Of a node that is drained it is not sure that anything is cut off.
+            wanted = [phase for phase in wanted if phase not in ("first_failure", "first_retry")]
         down = [step.heal for step in steps if step.fault.downs_node]
         if any(isinstance(heal, WhenDeclaredDead) for heal in down):
             return wanted
         if any(isinstance(heal, (AtEnd, Never)) for heal in down):
             return [phase for phase in wanted if phase not in ("rejoined", "full_throughput")]
         return ["effect"]
+
+    @property
+    def recovery_timeout(self) -> float:
+        """Within how many seconds of the injection the last phase must be over.
+
+        What the experiment says, and how long a fault is announced: recovery begins after that.
+        """
+        steps = self.schedule if self.plan is None else [planned.step for planned in self.plan]
+        notice = max((step.fault.announced_s for step in steps), default=0.0)
+        return self.experiment.recovery_timeout(self.params) + notice
 
     def all_rpc_faults(self) -> list[RpcFault]:
         """The experiment's and the request's.
@@ -170,7 +183,7 @@ def build_spec(
         "health": request.health,
         "gpu": gpu,
         "mandatory_phases": list(request.mandatory_phases),
-        "recovery_timeout_s": request.experiment.recovery_timeout(request.params),
+        "recovery_timeout_s": request.recovery_timeout,
         "checks": list(request.experiment.checks),
         # As they were asked for, where the experiment was given others than its own.
         "steps": None if request.steps is None else [str(step) for step in request.steps],

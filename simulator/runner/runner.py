@@ -336,9 +336,7 @@ class Runner:
     ) -> None:
         """Heal each fault when it is due, and go on until the last mandatory phase was seen."""
         spec = run.spec()
-        deadline = Deadline(
-            request.experiment.recovery_timeout(request.params) + 30.0, clock=self.clock.mono
-        )
+        deadline = Deadline(request.recovery_timeout + 30.0, clock=self.clock.mono)
         next_look = 0.0
         vain: Deadline | None = None
         while not deadline.passed:
@@ -348,7 +346,7 @@ class Runner:
             load.ask(injection.struck)
             if load.too_late:
                 return
-            if injection.all_healed:
+            if injection.all_healed and not injection.pending:
                 if _nothing_more_to_see(live, load, injection):
                     return
                 if history.first("driver.failure", "driver.actor_failure") and vain is None:
@@ -433,8 +431,7 @@ def _load_of(request: RunRequest, live: LiveRun, run: RunDir) -> Load:
     workload = request.experiment.workload(request.params)
     if isinstance(workload, Script):
         return ProgramLoad(live, workload, run.path)
-    patience = request.experiment.recovery_timeout(request.params)
-    return OwnLoad(live, workload, request.topology, patience)
+    return OwnLoad(live, workload, request.topology, request.recovery_timeout)
 
 
 def _nothing_more_to_see(live: LiveRun, load: Load, injection: Injection) -> bool:

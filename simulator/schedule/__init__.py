@@ -6,6 +6,10 @@ from simulator.schedule.conditions import Condition as Condition
 from simulator.schedule.files import read_schedule as read_schedule
 from simulator.schedule.language import example_of as example_of
 from simulator.schedule.language import parse_schedule as parse_schedule
+from simulator.schedule.market import SpotMarket as SpotMarket
+from simulator.schedule.market import is_market as is_market
+from simulator.schedule.market import market_problems as market_problems
+from simulator.schedule.market import read_market as read_market
 from simulator.schedule.steps import After as After
 from simulator.schedule.steps import AtEnd as AtEnd
 from simulator.schedule.steps import Between as Between

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -80,16 +80,25 @@ class StepBuilder:
     # .. the fault
 
     def fault(self, tree: Tree[Token]) -> None:
+        self._read(tree, FAULTS)
+
+    def _read(self, tree: Tree[Token], kinds: Mapping[str, Any]) -> None:
+        """A name with its parameters, of one of these kinds."""
         name, given = tree.children
         self._trees["fault"] = (self._source, tree)
-        kind = FAULTS.get(str(name))
+        kind = kinds.get(str(name))
         if kind is None:
-            self.note(self._source.of(not_found(cast("Token", name), "fault", str(name), FAULTS)))
+            self.note(self._source.of(not_found(cast("Token", name), "fault", str(name), kinds)))
             return
         self._kind = kind
         for position, part in enumerate(tree_of(given).children if given is not None else ()):
             if part is not None:
                 self._try(partial(self._parameter, kind, tree_of(part), position))
+
+    def made(self, tree: Tree[Token], kinds: Mapping[str, Any]) -> Any:
+        """What a name with its parameters makes, of one of these kinds; None if anything is wrong with it."""
+        self._read(tree, kinds)
+        return self._made() if self._kind is not None else None
 
     def _parameter(self, kind: type[Fault], tree: Tree[Token], position: int) -> None:
         known = parameters(kind)
@@ -211,7 +220,7 @@ class StepBuilder:
         if name in ("first", "last", "after", "within"):
             seconds = duration(cast("Token", tree.children[-1]))
             return After(seconds) if name == "after" else seconds
-        return {"at_end": AtEnd(), "never": Never(), "busy": True}[name]
+        return {"at_end": AtEnd(), "never": Never(), "busy": True, "while_working": True}[name]
 
     def _condition(self, part: Any) -> Condition | None:
         if isinstance(part, Tree):
@@ -269,6 +278,7 @@ class StepBuilder:
                 target=self._target,
                 heal=cast(Heal, clauses.get("heal")),
                 when_busy=clauses.get("busy", False),
+                while_working=clauses.get("while_working", False),
                 when=clauses.get("when"),
                 against=self._against,
                 every=every,
@@ -305,3 +315,10 @@ class StepBuilder:
             if name in self._trees and needed not in self._clauses and needed not in self._trees:
                 source, tree = self._trees[name]
                 self.note(source.of(Wrong(tree, what, remedy)))
+
+
+def read_made(text: str, where: str, kinds: Mapping[str, Any], problems: list[Problem]) -> Any:
+    """What a text such as ``name(parameter=10s)`` makes, of one of these dataclasses; None if it has problems."""
+    builder = StepBuilder(problems)
+    tree = builder.parse("fault", text, where)
+    return None if tree is None else builder.made(tree, kinds)

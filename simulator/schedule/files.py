@@ -48,6 +48,7 @@ class _Entry(BaseModel):
     when: str | None = None
     within: _Time | None = None
     busy: bool = False
+    while_: str | None = Field(None, alias="while")
 
 
 #: How the value of each key is written as a clause of the language.
@@ -58,6 +59,7 @@ _CLAUSES = {
     "times": "{} times",
     "for": "for {}",
     "within": "within {}",
+    "while": "while {}",
 }
 
 
@@ -167,7 +169,7 @@ def _read_entry(
         if tree is not None:
             (builder.target if key == "target" else builder.against)(tree)
     values = said.model_dump(
-        by_alias=True, include={"at", "every", "until", "times", "for_", "within"}
+        by_alias=True, include={"at", "every", "until", "times", "for_", "within", "while_"}
     )
     for key, value in values.items():
         if value is not None:
@@ -222,4 +224,5 @@ _EXAMPLES = {
     "when": "for example when: tasks(finished) > 50",
     "times": "use a whole number",
     "busy": "use true or false",
+    "while": "use working",
 }

@@ -28,6 +28,7 @@ _LOOKS = {
     "HEAL": "heal +15s",
     "PLUS": "+15s",
     "WHEN": "when 'tasks(finished) > 50'",
+    "WHILE": "while working",
     "AT_MOST": "at most 60s",
     "TO": "'..'",
     "LPAR": "'('",
@@ -47,7 +48,9 @@ _SYNONYMS = frozenset(
 )
 
 #: The words with which something that may stand behind the target begins.
-CLAUSES = ("at", "every", "from", "until", "for", "heal", "restart", "when", "within", "busy")
+CLAUSES = (
+    "at", "every", "from", "until", "for", "heal", "restart", "when", "within", "busy", "while",
+)  # fmt: skip
 
 
 @cache

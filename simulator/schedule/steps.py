@@ -173,6 +173,8 @@ class Step:
         The other nodes that it concerns, such as the far side of a partition; None is all others.
     every
         It comes back; `at` is the first time.
+    while_working
+        It is left out if all of the planned work has been given out by then.
     """
 
     at: float | Between
@@ -184,6 +186,7 @@ class Step:
     patience: float = PATIENCE_S
     against: Target | None = None
     every: Every | None = None
+    while_working: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.at, Between) and not 0 <= self.at < inf:  # NaN too
@@ -192,6 +195,12 @@ class Step:
         if self.every and self.every.until is not None and self.every.until < latest:
             raise ValueError(
                 f"it ends at {number(self.every.until)}s, before its first time {_seconds(self.at)}"
+            )
+        announced = self.fault.announced_s
+        if isinstance(self.heal, After) and self.heal.seconds < announced:
+            raise ValueError(
+                f"it is undone after {number(self.heal.seconds)}s, and strikes only "
+                f"{number(announced)}s after its notice; say for {number(announced + 10)}s, for example"
             )
         if self.heal is None:
             object.__setattr__(self, "heal", usual_heal(self.fault))
@@ -215,6 +224,8 @@ class Step:
                 parts.append(f"within {number(self.patience)}s")
         if self.when_busy:
             parts.append("busy")
+        if self.while_working:
+            parts.append("while working")
         if self.heal != usual_heal(self.fault):
             parts.append(_written_heal(self.heal))
         return " ".join(parts)

@@ -138,10 +138,16 @@ def _ray_private(world: World, argv: list[str]) -> Completed:
         return Completed(0, json.dumps({k: v for k, v in found.items() if v is not None}) + "\n")
     entry = next((e for e in world.gcs.entries if e.ray_node_id == argv[2]), None)
     if entry is not None and entry.alive:
-        seconds = float(argv[1])
-        entry.draining = int((world.wall() + seconds) * 1000) if seconds else 0
+        entry.draining = _deadline(world, argv[0], float(argv[1]))
         _leave_when_idle(world, entry.node)
     return Completed(0, "")
+
+
+def _deadline(world: World, verb: str, number: float) -> int:
+    """In ms since 1970, of ``drain SECONDS`` or ``drain-by MS``; 0 for none."""
+    if verb == "drain-by":
+        return int(number)
+    return int((world.wall() + number) * 1000) if number else 0
 
 
 def _leave_when_idle(world: World, node: FakeNode) -> None:

@@ -75,7 +75,7 @@ class FakeStream(FakeDriver):
         """Submit what there is room for, as the control file says; end when all is back."""
         asked = self.read("control.json")
         go_on, finish = bool(asked.get("go_on")), bool(asked.get("finish"))
-        if go_on and not self.looked:
+        if go_on and not self.looked and asked.get("look", True):
             self.looked = True
             self._look_at_objects()
         if self.number >= self.planned and not self.said:

@@ -414,6 +414,9 @@ class World:
         self.clock.after(self.detect_s(frozen=frozen), give_up)
 
     def _declare_dead(self, entry: GcsEntry, reason: str, message: str) -> None:
+        farewell = reason == "EXPECTED_TERMINATION"
+        if entry.draining is not None and (farewell or 0 < entry.draining <= self.wall() * 1000):
+            reason, message = "AUTOSCALER_DRAIN_PREEMPTED", "Terminated due to preemption"
         entry.alive, entry.reason, entry.message = False, reason, message
         entry.until = self.wall()
         self._tell(entry)
