@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,31 +91,63 @@ def labelled(cluster: str) -> list[str]:
 
 def ten_runs(work: Path, backend: str) -> dict[str, Any]:
     """Ten runs of the main job, all valid, every phase of the recovery seen in each."""
-    runs = work / f"runs-{backend}"
+    results = valid_runs(work, "node_failure", backend, (), REPEATS, together=True)
+    bad = [
+        f"seed {r['seed']}: {phase} not seen"
+        for r in results
+        for phase, seconds in r["recovery"].items()
+        if seconds is None
+    ]
+    if bad:
+        raise Failed("; ".join(bad))
+    return told(results)
+
+
+def five_runs(work: Path, asked: Sequence[str]) -> dict[str, Any]:
+    """Five runs of an experiment on Docker, all valid; what is asked for begins with its name."""
+    name, *options = asked
+    return told(valid_runs(work, name, "docker", options, 5, together=False))
+
+
+def valid_runs(
+    work: Path, experiment: str, backend: str, asked: Sequence[str], times: int, *, together: bool
+) -> Sequence[dict[str, Any]]:
+    """The results of so many runs, each with a seed of its own; those that are there already are not made again.
+
+    Together they are made on one cluster, else each on a fresh one.
+    """
+    runs = work / "-".join(["runs", experiment, backend, *asked]).replace("=", "-")
     finished = {r["seed"]: r for r in _finished(runs)}
-    wanted = range(FIRST_SEED, FIRST_SEED + REPEATS)
+    wanted = range(FIRST_SEED, FIRST_SEED + times)
     # A repeat uses seed, seed + 1, ...: what is missing is made in blocks without a gap.
-    for block in _blocks([seed for seed in wanted if seed not in finished]):
-        say(f"{len(finished)} of {REPEATS} runs are there; making {len(block)}")
+    lacking = [seed for seed in wanted if seed not in finished]
+    for block in _blocks(lacking) if together else [[seed] for seed in lacking]:
+        say(f"{len(finished)} of {times} runs are there; making {len(block)}")
         simulator(
-            "run", "node_failure", "--backend", backend, "--seed", str(block[0]),
-            "--repeat", str(len(block)), "--json", runs=runs,
+            "run", experiment, "--backend", backend, "--seed", str(block[0]),
+            "--repeat", str(len(block)), "--json", *asked, runs=runs,
         )  # fmt: skip
         finished = {r["seed"]: r for r in _finished(runs)}
     missing = [seed for seed in wanted if seed not in finished]
     if missing:
         raise Failed(f"no completed run for seeds {missing}")
     results = [finished[seed] for seed in wanted]
-    bad = [f"seed {r['seed']}: {r['verdict']}" for r in results if r["verdict"] != "valid"]
-    bad += [
-        f"seed {r['seed']}: {phase} not seen"
-        for r in results
-        for phase, seconds in r["recovery"].items()
-        if seconds is None
+    bad = [
+        f"seed {r['seed']}: {r['verdict']}: {_why(r)}" for r in results if r["verdict"] != "valid"
     ]
-    summary = summarise(results)
     if bad:
         raise Failed("; ".join(bad))
+    return results
+
+
+def _why(result: Mapping[str, Any]) -> str:
+    found = (f"{f['check']}: {f['summary']}" for f in result["findings"] if f["verdict"] != "valid")
+    return next(found, "")
+
+
+def told(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What of the runs is kept."""
+    summary = summarise(results)
     kept = {name: summary[name] for name in ("seeds", "verdicts", "phases")}
     return {"ray": sorted({r["ray_version"] for r in results}), **kept}
 
@@ -312,14 +345,27 @@ def long_tests(work: Path) -> dict[str, Any]:  # noqa: ARG001
     return {"last": done.stdout.strip().splitlines()[-1]}
 
 
+#: Experiments that must be valid five times in a row, and what each is asked for besides.
+FIVE_TIMES: Mapping[str, Sequence[str]] = {
+    "autoscale_up": ("autoscale_up",),
+    "autoscale_down": ("autoscale_down",),
+    "autoscale_flapping": ("autoscale_flapping",),
+    "autoscale_heterogeneous": ("autoscale_heterogeneous",),
+    "capacity_failure": ("capacity_failure",),
+    "node_loss_replaced": ("node_loss_replaced",),
+    "spot_preemption": ("spot_preemption",),
+    "hybrid_spot": ("hybrid_spot",),
+}
+
 PARTS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
-    "node_failure-docker": lambda work: ten_runs(work, "docker"),
-    "node_failure-process": lambda work: ten_runs(work, "process"),
+    "node_failure-docker": partial(ten_runs, backend="docker"),
+    "node_failure-process": partial(ten_runs, backend="process"),
     "up16": up16,
     "up64-lean": up64_lean,
     "kill9": kill9,
     "shrink": shrink,
     "crash": crash,
+    **{name: partial(five_runs, asked=asked) for name, asked in FIVE_TIMES.items()},
     "long-tests": long_tests,
 }
 
@@ -329,7 +375,13 @@ PARTS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", choices=list(PARTS), help="this part only")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(PARTS),
+        metavar="PART",
+        help=f"these parts only: {', '.join(PARTS)}",
+    )
     parser.add_argument("--fresh", action="store_true", help="do finished parts again")
     chosen = parser.parse_args()
     name = commit()
@@ -348,11 +400,11 @@ def main() -> int:
         data = {"commit": name, "work": str(work.relative_to(ROOT)), "parts": {}}
     data["machine"] = machine()
     work.mkdir(parents=True, exist_ok=True)
-    for part in [chosen.only] if chosen.only else PARTS:
+    for part in chosen.only or PARTS:
         if data["parts"].get(part, {}).get("holds"):
             say(f"{part} holds already")
             continue
-        say(f"{part}: {(PARTS[part].__doc__ or ten_runs.__doc__ or '').strip()}")
+        say(part)
         began = time.monotonic()
         try:
             entry = {"holds": True, **PARTS[part](work)}

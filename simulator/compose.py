@@ -90,7 +90,7 @@ def expand(
     innode: Path | None = None,
     mount_innode: bool = True,
     cores: float | None = None,
-    cdi: bool = False,
+    cdi: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The Compose project of a cluster, with every variable filled in.
 
@@ -105,7 +105,7 @@ def expand(
     cores
         What the engine has; a CPU limit above it would be refused.
     cdi
-        A real GPU is passed by the engine's CDI devices, not by the NVIDIA runtime.
+        Names of the engine's CDI devices, which are passed then; without any, its NVIDIA runtime passes them.
 
     Returns
     -------
@@ -335,16 +335,21 @@ def _node(
         service["cpus"] = min(float(service["cpus"]), cores)
 
 
-def _pass_gpu(project: dict[str, Any], override: Mapping[str, Any], count: int, cdi: bool) -> None:
+def _pass_gpu(
+    project: dict[str, Any], override: Mapping[str, Any], count: int, cdi: Sequence[str]
+) -> None:
     merged = _merge(project, override)
     project.clear()
     project.update(merged)
-    devices = project["services"]["head"]["deploy"]["resources"]["reservations"]["devices"]
+    head = project["services"]["head"]
+    devices = head["deploy"]["resources"]["reservations"]["devices"]
+    # As many as are declared to Ray: an engine that has fewer must refuse, not pretend.
     if cdi:
-        names = [f"nvidia.com/gpu={n}" for n in range(count)]
+        names = [f"nvidia.com/gpu={name}" for name in cdi[:count]]
         devices[:] = [{"driver": "cdi", "device_ids": names, "capabilities": ["gpu"]}]
+        # Or an NVIDIA runtime that is the engine's default adds what was not asked for.
+        head["environment"]["NVIDIA_VISIBLE_DEVICES"] = "void"
     else:
-        # As many as are declared to Ray: an engine that has fewer must refuse, not pretend.
         devices[0]["count"] = count
 
 

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, settings
 from simulator.backends.base import LABEL_CLUSTER, ClusterSpec
 from simulator.backends.docker import DockerBackend, engine_answers
 from simulator.backends.fake import FakeBackend
+from simulator.backends.nvidia import look_at_driver, visible_here
 from simulator.backends.process.table import MARKER
 from simulator.checkers.base import RunView
 
@@ -73,10 +74,19 @@ def _no_docker() -> str | None:
     return f"no Docker engine answers: {silent}" if silent else None
 
 
+def _no_gpu() -> str | None:
+    driver = look_at_driver()
+    if driver.devices and not visible_here(driver):
+        return "CUDA_VISIBLE_DEVICES hides this machine's GPUs"
+    return None if driver.devices else driver.error or "this machine has no NVIDIA GPU"
+
+
 RINGS: tuple[tuple[str, Callable[[], str | None]], ...] = (
     ("real_process", _no_process),
     ("real_docker", _no_docker),
 )
+#: Last, and not required where the others are: few machines have one.
+GPU_RING = ("real_gpu", _no_gpu)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -92,9 +102,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
     items.sort(key=_ring)
-    for marker, why_not in RINGS:
+    for marker, why_not in (*RINGS, GPU_RING):
         marked = [item for item in items if item.get_closest_marker(marker)]
-        reason = why_not() if marked and not REQUIRE else None
+        required = REQUIRE and (marker, why_not) in RINGS
+        reason = why_not() if marked and not required else None
         if reason:
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
@@ -118,7 +129,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 
 
 def _ring(item: pytest.Item) -> int:
-    for ring, (marker, _) in enumerate(RINGS, 2):
+    for ring, (marker, _) in enumerate((*RINGS, GPU_RING), 2):
         if item.get_closest_marker(marker):
             return ring
     values = vars(getattr(item, "module", object)).values()

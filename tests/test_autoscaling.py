@@ -143,11 +143,11 @@ def test_what_a_cluster_was_made_as_keeps_its_autoscaler_and_its_seed() -> None:
 
 
 def test_gpus_of_workers_that_may_come_are_simulated() -> None:
-    assert resolve_gpus(ELASTIC, lambda: True, "", "") == "simulated"
+    assert resolve_gpus(ELASTIC, lambda: 1, "", "") == "simulated"
     without = override(
         ELASTIC, ["worker_groups.gpu.max_replicas=0", "worker_groups.gpu.replicas=0"]
     )
-    assert resolve_gpus(without, lambda: True, "", "") == "none"
+    assert resolve_gpus(without, lambda: 1, "", "") == "none"
 
 
 def status(**state: Any) -> str:

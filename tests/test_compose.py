@@ -296,10 +296,11 @@ def test_a_real_gpu_goes_to_the_head_alone() -> None:
 
 
 def test_a_real_gpu_can_come_by_cdi() -> None:
-    head = expand(spec(gpu="real"), cdi=True)["services"]["head"]
+    head = expand(spec(gpu="real"), cdi=["1", "3"])["services"]["head"]
     assert head["deploy"]["resources"]["reservations"]["devices"] == [
-        {"driver": "cdi", "device_ids": ["nvidia.com/gpu=0"], "capabilities": ["gpu"]}
+        {"driver": "cdi", "device_ids": ["nvidia.com/gpu=1"], "capabilities": ["gpu"]}
     ]
+    assert head["environment"]["NVIDIA_VISIBLE_DEVICES"] == "void"
 
 
 def test_only_workers_of_a_lean_group_run_bare_ray() -> None:

@@ -19,6 +19,7 @@ from python_on_whales.exceptions import DockerException as CommandFailed
 
 from simulator.backends.base import Backend, CanKill, CanPause, ClusterSpec, GpuKind, NodeState
 from simulator.backends.docker import DockerBackend, engine_answers
+from simulator.backends.docker import checks as docker_checks
 from simulator.backends.docker.addresses import host_routes
 from simulator.backends.docker.archive import (
     extract,
@@ -35,7 +36,7 @@ from simulator.backends.docker.backend import (
     parse_engine_time,
     variables_of,
 )
-from simulator.backends.docker.checks import _memory, resolve_gpu
+from simulator.backends.docker.checks import Passing, _memory, passing, resolve_gpu
 from simulator.backends.docker.engine import (
     Connection,
     asking,
@@ -46,6 +47,7 @@ from simulator.backends.docker.engine import (
 from simulator.backends.docker.events import to_event
 from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
 from simulator.backends.docker.programs import DockerProgram
+from simulator.backends.nvidia import Driver
 from simulator.backends.select import choose
 from simulator.compose import INNODE_TARGET
 from simulator.errors import BadInput, CannotRun
@@ -337,6 +339,62 @@ def test_without_one_it_is_simulated_or_refused() -> None:
     assert resolve_gpu(ELSEWHERE, NONE, topology("auto")) == "simulated"
     with pytest.raises(CannotRun, match="container toolkit"):
         resolve_gpu(ELSEWHERE, NONE, topology("real"))
+
+
+def test_fewer_than_are_declared_are_not_called_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_gpu(ELSEWHERE, CDI, topology("auto", head=2)) == "simulated"
+    with pytest.raises(CannotRun, match="wants 2 real GPUs"):
+        resolve_gpu(ELSEWHERE, CDI, topology("real", head=2))
+    # How many an engine elsewhere has behind the runtime is its own to say, when it makes the head.
+    assert resolve_gpu(ELSEWHERE, NVIDIA, topology("auto", head=2)) == "real"
+    monkeypatch.setattr(docker_checks, "device_files", lambda: True)
+    one = Driver(("NVIDIA L4",))
+    assert resolve_gpu(LOCAL, NVIDIA, topology("auto", head=2), one) == "simulated"
+    assert resolve_gpu(LOCAL, NVIDIA, topology("auto", head=1), one) == "real"
+
+
+def test_cdi_devices_are_taken_by_the_names_that_the_engine_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ("GPU-5a", "10", "9", "all", "0:0")
+    many = {"DiscoveredDevices": [{"Source": "cdi", "ID": f"nvidia.com/gpu={n}"} for n in names]}
+    assert passing(ELSEWHERE, many) == Passing("cdi", ("9", "10"), 2)
+    one = {"DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=all"}]}
+    assert passing(ELSEWHERE, one) == Passing("cdi", ("all",))
+    others = {"DiscoveredDevices": [{"Source": "cdi", "ID": "docker.com/gpu=webgpu"}]}
+    assert passing(ELSEWHERE, others) is None
+
+
+#: What Docker 26.1.5 with CDI says of itself, and a specification that gave its containers an H100.
+OLDER: dict[str, Any] = {"ServerVersion": "26.1.5+dfsg1", "Runtimes": {"runc": {"path": "runc"}}}
+H100 = """
+{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu",
+ "devices": [
+  {"name": "0", "containerEdits": {"deviceNodes": [{"path": "/dev/nvidia0"}]}},
+  {"name": "all", "containerEdits": {"deviceNodes": [{"path": "/dev/nvidia0"}]}}],
+ "containerEdits": {
+  "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+  "deviceNodes": [{"path": "/dev/nvidia-uvm"}, {"path": "/dev/nvidiactl"}],
+  "mounts": [{"hostPath": "/usr/local/nvidia", "containerPath": "/usr/local/nvidia",
+              "options": ["ro", "nosuid", "nodev", "rbind", "rprivate"]}]}}
+"""
+
+
+def test_an_engine_that_does_not_list_its_cdi_devices_says_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(docker_checks, "device_files", lambda: True)
+    info = {**OLDER, "CDISpecDirs": [str(tmp_path), str(tmp_path / "missing")]}
+    assert passing(LOCAL, info) is None
+    (tmp_path / "broken.yaml").write_text("kind: [")
+    (tmp_path / "vendor.json").write_text('{"kind": "vendor.com/net", "devices": [{"name": "0"}]}')
+    (tmp_path / "wrong.json").write_text('{"kind": "nvidia.com/gpu", "devices": ["0"]}')
+    (tmp_path / "notes.txt").write_text(H100)
+    assert passing(LOCAL, info) is None
+    (tmp_path / "nvidia.json").write_text(H100)
+    assert passing(LOCAL, info) == Passing("cdi", ("0",), 1)
+    assert passing(ELSEWHERE, info) is None  # its files are not ours
+    assert passing(LOCAL, {**info, "CDISpecDirs": []}) is None  # not told to pass any
 
 
 def test_a_worker_never_makes_a_simulated_gpu_look_real() -> None:

@@ -15,10 +15,11 @@ from simulator.backends import select
 from simulator.backends.base import LABEL_CLUSTER, Check
 from simulator.backends.docker import checks as docker_checks
 from simulator.backends.docker import trials
-from simulator.backends.docker.checks import Driver, gpu_checks, look_at_driver
+from simulator.backends.docker.checks import gpu_checks
 from simulator.backends.docker.engine import Connection
 from simulator.backends.docker.image import DEFAULT_IMAGE, RAY_VERSION
 from simulator.backends.docker.probe import Probed
+from simulator.backends.nvidia import Driver, look_at_driver
 from simulator.backends.process import checks as process_checks
 from simulator.errors import CannotRun
 from simulator.innode.kernel import FEATURES, is_unused
@@ -199,7 +200,7 @@ def test_without_a_gpu_nothing_is_missing_and_it_is_said_to_be_simulated(
 def test_each_missing_link_to_a_gpu_is_named_with_its_remedy(
     topology: Topology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(docker_checks, "_device_files", lambda: True)
+    monkeypatch.setattr(docker_checks, "device_files", lambda: True)
     toolkit = by_name(gpu_checks(LOCAL, NONE, topology, TWO))["GPU toolkit"]
     assert toolkit.level == "warning"
     assert "nvidia-ctk" in toolkit.remedy
@@ -219,6 +220,33 @@ def test_a_real_gpu_that_is_wanted_and_not_there_is_a_problem(topology: Topology
     assert by_name(gpu_checks(LOCAL, NONE, real, Driver()))["gpu"].level == "problem"
 
 
+def test_processes_say_what_their_gpus_would_be(
+    topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = by_name(process_checks.gpu_checks(topology, TWO))
+    assert (found["GPU driver"].level, found["GPU driver"].text) == (
+        "ok",
+        "2: NVIDIA L4, NVIDIA L4",
+    )
+    assert "this machine's GPU" in found["gpu"].text
+    found = by_name(process_checks.gpu_checks(topology, Driver()))
+    assert {check.level for check in found.values()} == {"ok"}
+    assert "simulated" in found["gpu"].text
+
+
+def test_a_shell_that_hides_the_gpus_from_its_programs_is_told(
+    topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = by_name(process_checks.gpu_checks(override(topology, ["head.gpus=real"]), TWO))
+    assert "CUDA_VISIBLE_DEVICES leaves none of them" in found["GPU driver"].text
+    assert (found["gpu"].level, found["gpu"].remedy) == (
+        "problem",
+        "Unset CUDA_VISIBLE_DEVICES, or set head.gpus=auto to simulate one",
+    )
+
+
 def test_nothing_is_said_of_the_driver_of_an_engine_elsewhere(topology: Topology) -> None:
     found = by_name(gpu_checks(ELSEWHERE, NVIDIA, topology, TWO))
     assert "not known" in found["GPU driver"].text
@@ -228,6 +256,9 @@ def test_nothing_is_said_of_the_driver_of_an_engine_elsewhere(topology: Topology
 @pytest.mark.parametrize(
     ("output", "code", "expected"),
     [
+        # As a driver of version 580 says it.
+        ("GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-4b3d6d82-61eb-ddd0-c6fe-719266c2de45)\n", 0,
+         Driver(("NVIDIA H100 80GB HBM3",))),
         ("GPU 0: NVIDIA L4 (UUID: GPU-1)\nGPU 1: Tesla T4 (UUID: GPU-2)\n", 0,
          Driver(("NVIDIA L4", "Tesla T4"))),
         ("Failed to initialize NVML\n", 18, Driver(error="nvidia-smi: Failed to initialize NVML")),

@@ -264,6 +264,17 @@ def test_a_node_that_leaves_too_soon_refutes() -> None:
     assert judged(story, "idle_leave").summary == "cpu-1 left after 10.0 s without work"
 
 
+def test_of_a_node_that_never_had_work_ray_counts_from_its_own_start() -> None:
+    story = Story()
+    story.machine("cpu-3", 3, 9)  # the GCS has it late
+    story.leave("cpu-3", 24)
+    assert judged(story, "idle_leave").verdict is VALID
+    soon = Story()
+    soon.machine("cpu-3", 3, 9)
+    soon.leave("cpu-3", 19)
+    assert judged(soon, "idle_leave").summary == "cpu-3 left after 10.0 s without work"
+
+
 def test_a_node_that_stays_for_ever_refutes() -> None:
     story = Story().without("engine.die", node="cpu-1").without("run.phase")
     story.add(90, "run.phase", phase="heal")

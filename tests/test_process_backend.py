@@ -33,12 +33,14 @@ from simulator.backends.base import (
     NodeProcess,
     NodeRecord,
 )
+from simulator.backends.nvidia import Driver
 from simulator.backends.process import ProcessBackend
 from simulator.backends.process import checks as machine
 from simulator.backends.process.backend import _short_tmp
 from simulator.backends.process.network import free_network, free_port
 from simulator.backends.process.table import MARKER, alive, kill_all, living, look
 from simulator.errors import BadInput, CannotRun, NotFound
+from simulator.innode.ray_start import NO_DEVICE
 from simulator.topology import Topology, load_topology, override
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="processes are read from /proc")
@@ -757,11 +759,13 @@ def test_ledger_files_are_written_whole_and_fetched(
 # ---- this machine
 
 
-def nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> None:
     tool = folder / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'GPU 0: Some Model (UUID: GPU-1)'\n")
+    lines = [f"GPU {n}: Some Model (UUID: GPU-{n})" for n in range(devices)]
+    tool.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def test_a_real_gpu_that_is_not_there_is_refused(
@@ -784,13 +788,46 @@ def test_a_gpu_that_nvidia_smi_shows_is_real(
     assert backend.gpu_kind(simulated) == "simulated"
 
 
+def test_fewer_gpus_than_are_declared_are_not_called_real(
+    backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nvidia_smi(tmp_path, monkeypatch, devices=1)
+    topology = load_topology("two_gpu")
+    assert backend.gpu_kind(topology) == "simulated"
+    with pytest.raises(CannotRun, match="wants 2 real GPUs") as error:
+        backend.gpu_kind(override(topology, ["head.gpus=real"]))
+    assert error.value.why == "the head can be given 1 of them"
+    assert "head.resources.GPU=1" in (error.value.remedy or "")
+    nvidia_smi(tmp_path, monkeypatch, devices=2)
+    assert backend.gpu_kind(topology) == "real"
+
+
 @pytest.mark.parametrize(
-    ("kind", "has_gpu", "head", "worker"),
+    ("given", "kind"),
+    [("", "simulated"), ("-1", "simulated"), ("NoDevFiles", "simulated"), ("7,0", "simulated"),
+     ("1", "real"), ("GPU-1", "real"), ("0,-1,1", "real")],
+)  # fmt: skip
+def test_the_gpus_are_those_that_the_users_shell_leaves(
+    backend: ProcessBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    given: str,
+    kind: str,
+) -> None:
+    nvidia_smi(tmp_path, monkeypatch, devices=2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert backend.gpu_kind(load_topology("default")) == kind
+    assert backend.gpu_kind(load_topology("two_gpu")) == "simulated"
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "given", "head", "worker"),
     [
-        ("real", True, "0", ""),  # the user's own choice among the real ones
-        ("simulated", True, "-1", ""),  # one that is declared and does not exist
-        ("simulated", False, None, ""),
-        ("none", True, "-1", ""),
+        ("real", 4, None, "0", ""),  # as many as the head declares, as a container is given
+        ("real", 4, "2,3", "2", ""),  # the user's own choice among the real ones
+        ("simulated", 4, "2", "-1", ""),  # one that is declared and does not exist
+        ("simulated", 0, "0", None, ""),
+        ("none", 4, "0", "-1", ""),
     ],
 )
 def test_real_gpus_are_seen_by_the_head_alone_and_only_if_asked_for(
@@ -798,19 +835,39 @@ def test_real_gpus_are_seen_by_the_head_alone_and_only_if_asked_for(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     kind: Any,
-    has_gpu: bool,
+    devices: int,
+    given: str | None,
     head: str | None,
     worker: str,
 ) -> None:
-    if has_gpu:
-        nvidia_smi(tmp_path, monkeypatch)
+    if devices:
+        nvidia_smi(tmp_path, monkeypatch, devices)
     else:
-        monkeypatch.setattr("simulator.backends.process.backend.has_gpu", lambda: False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        monkeypatch.setattr("simulator.backends.process.backend.look_at_driver", Driver)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     backend.create(ClusterSpec("one", load_topology("default"), kind))
     facts = backend._facts("one")
-    assert backend._environment(facts, "head").get("CUDA_VISIBLE_DEVICES") == head
-    assert backend._environment(facts, "worker-1").get("CUDA_VISIBLE_DEVICES") == worker
+    nodes = {name: backend._environment(facts, name) for name in ("head", "worker-1")}
+    assert {name: env.get("CUDA_VISIBLE_DEVICES") for name, env in nodes.items()} == {
+        "head": head,
+        "worker-1": worker,
+    }
+    # And Ray is kept from asking the driver for the type of what a node does not have.
+    said = {name: NO_DEVICE in env for name, env in nodes.items()}
+    assert said == {"head": devices > 0 and kind != "real", "worker-1": devices > 0}
+
+
+def test_devices_of_a_driver_that_does_not_answer_are_hidden_all_the_same(
+    backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Driver(error="nvidia-smi gives no answer (TimeoutExpired)")
+    monkeypatch.setattr("simulator.backends.process.backend.look_at_driver", lambda: broken)
+    assert backend.gpu_kind(load_topology("default")) == "simulated"
+    with pytest.raises(CannotRun, match="gives no answer"):
+        backend.gpu_kind(override(load_topology("default"), ["head.gpus=real"]))
+    backend.create(ClusterSpec("one", load_topology("default"), "simulated"))
+    assert backend._environment(backend._facts("one"), "head")["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,35 @@ print("starlette" in sys.modules or "fastapi" in sys.modules)
     assert slim[2] == "False", "Ray imports Serve by another way: starting costs more than it must"
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_node_without_a_device_does_not_say_what_the_machines_is(hidden: bool) -> None:
+    """Pinned on the Ray that is installed here: it asks the driver even where CUDA is shown nothing."""
+    pytest.importorskip("ray")
+    program = f"""
+from ray._private.accelerators import NvidiaGPUAcceleratorManager
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+from simulator.innode import ray_start
+# What the driver of a machine with an H100 answers.
+NvidiaGPUAcceleratorManager.get_current_node_accelerator_type = staticmethod(lambda: "H100")
+if {hidden}:
+    ray_start._without_device()
+spec = ResourceAndLabelSpec(1, 1, 2**30, 2**27, {{}}, {{}}).resolve(False, "127.0.0.1")
+print(spec.to_resource_dict().get("GPU"))
+print([r for r in spec.to_resource_dict() if r.startswith("accelerator_type")], spec.labels)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(PACKAGE_ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    gpus, kind = done.stdout.splitlines()[-2:]
+    assert gpus == "1"
+    said = "[] {}" if hidden else "['accelerator_type:H100'] {'ray.io/accelerator-type': 'H100'}"
+    assert kind == said
+
+
 def test_a_wrong_option_is_said_in_rays_own_words() -> None:
     pytest.importorskip("ray")
     done = subprocess.run(

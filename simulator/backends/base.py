@@ -791,7 +791,7 @@ AUTOSCALE = Capability("autoscale", HostsAutoscaler, "runs Ray's own autoscaler,
 
 
 def resolve_gpus(
-    topology: Topology, has_device: Callable[[], bool], why_not: str, remedy: str
+    topology: Topology, devices: Callable[[], int | None], why_not: str, remedy: str
 ) -> GpuKind:
     """What the declared GPUs would be: the one rule of all backends.
 
@@ -800,8 +800,9 @@ def resolve_gpus(
 
     Parameters
     ----------
-    has_device
-        Whether the machine has one that can be passed; asked only if it matters.
+    devices
+        How many of this machine's can be passed, None if that is not known but some can; asked only if
+        it matters.
     why_not, remedy
         Said when a real one is wanted and there is none.
 
@@ -816,24 +817,29 @@ def resolve_gpus(
     )
     if not topology.total("GPU") and not workers_declare:
         return "none"
-    wanted = topology.head.gpus
+    wanted, declared = topology.head.gpus, topology.head.gpus_declared
     if wanted is Gpus.SIMULATED:
         return "simulated"
-    if wanted is Gpus.REAL and (workers_declare or not topology.head.gpus_declared):
+    if wanted is Gpus.REAL and (workers_declare or not declared):
         raise CannotRun(
             "the topology wants real GPUs",
             why="only the head can have real ones, and "
             + ("a worker group declares GPUs too" if workers_declare else "it declares none"),
             remedy="Declare GPUs on the head only, or set head.gpus=simulated",
         )
-    if workers_declare or not topology.head.gpus_declared:
+    if workers_declare or not declared:
         return "simulated"
-    if has_device():
+    there = devices()
+    if there is None or there >= declared:
         return "real"
-    if wanted is Gpus.REAL:
-        raise CannotRun(
-            "the topology wants a real GPU",
-            why=why_not,
-            remedy=f"{remedy}, or set head.gpus=auto to simulate one",
-        )
-    return "simulated"
+    if wanted is not Gpus.REAL:
+        return "simulated"
+    raise CannotRun(
+        f"the topology wants {declared} real GPUs"
+        if declared > 1
+        else "the topology wants a real GPU",
+        why=f"the head can be given {there} of them" if there else why_not,
+        remedy=f"Set head.resources.GPU={there}, or head.gpus=auto to simulate them"
+        if there
+        else f"{remedy}, or set head.gpus=auto to simulate one",
+    )

@@ -350,7 +350,7 @@ def check_idle_leave(view: RunView) -> Finding:
             cites += [busy[0].start_op.index, machine.died.index]
         elif not machine.left:
             continue  # it was not told to: another check's business
-        elif since is not None and when - since < timeout - EARLY_S:
+        elif since is not None and when - _could_count(found, machine, since) < timeout - EARLY_S:
             wrong.append(f"{machine.name} left after {when - since:.1f} s without work")
             cites.append(machine.died.index)
         elif since is not None:
@@ -382,6 +382,13 @@ def _idle_since(found: Elastic, machine: Machine) -> float | None:
     if ends:
         return max(ends)
     return None if machine.alive is None else found.at(machine.alive)
+
+
+def _could_count(found: Elastic, machine: Machine, since: float) -> float:
+    """From when on Ray can have counted: of a node that never had work from its start on, before the GCS had it."""
+    if machine.work or machine.started is None:
+        return since
+    return min(since, found.at(machine.started))
 
 
 def check_lost_replaced(view: RunView) -> Finding:

@@ -71,7 +71,7 @@ from simulator.backends.docker.archive import (
     tar_of_file,
     tar_of_folder,
 )
-from simulator.backends.docker.checks import checks, has_nvidia, resolve_gpu
+from simulator.backends.docker.checks import checks, passing, resolve_gpu
 from simulator.backends.docker.copying import copy_in, copy_out
 from simulator.backends.docker.engine import (
     Connection,
@@ -762,8 +762,8 @@ class DockerBackend:
 
     def _compose_create(self, spec: ClusterSpec, services: list[str] | None) -> None:
         """Make these services and what they depend on; all of them (None) where no node exists."""
-        info = self._info()
         mount = self._connection.shares_files
+        found = passing(self._connection, self._info()) if spec.gpu == "real" else None
         for attempt in range(_NETWORK_ATTEMPTS):
             network = self._network_of(spec.name) or free_network(
                 taken_subnets(self._api, self._connection), spec.topology.most_nodes, skip=attempt
@@ -773,7 +773,7 @@ class DockerBackend:
                 network=network,
                 mount_innode=mount,
                 cores=float(self.cores()),
-                cdi=has_nvidia(self._connection, info) == "cdi",
+                cdi=found.devices if found else (),
             )
             try:
                 self._run_compose(spec, to_yaml(project), services)

@@ -6,27 +6,29 @@ Nothing here raises because something is missing: that is what is being asked.
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import docker
+import yaml
 from python_on_whales import DockerClient
 
 from simulator.assets import engine_help
 from simulator.backends.base import Check, GpuKind, resolve_gpus
 from simulator.backends.docker.engine import Connection, asking, connect, find_connection
+from simulator.backends.nvidia import MEANING, Driver, device_files, driver_check, look_at_driver
 from simulator.compose import load_compose
 from simulator.errors import CannotRun
 from simulator.innode.supervisor import OBJECT_STORE_BYTES
-from simulator.topology import Gpus, Profile, Topology, parse_size
+from simulator.topology import Profile, Topology, parse_size
 
 _OLDEST_API = (1, 41)  # Engine 20.10
 _OLDEST_COMPOSE = (2, 20)
 _GIB = 1024**3
+_CDI_KIND = "nvidia.com/gpu="
 
 #: Measured on an idle cluster and while it works (tasks that import torch), bytes.
 _HEAD_IDLE, _HEAD_BUSY = int(0.8 * _GIB), int(1.5 * _GIB)
@@ -60,37 +62,102 @@ def checks(topology: Topology | None) -> list[Check]:
     return found
 
 
-def has_nvidia(connection: Connection, info: Mapping[str, Any]) -> str | None:
-    """How the engine would pass a GPU, ``"runtime"`` or ``"cdi"``; None if it cannot."""
-    if connection.is_this_kernel and not _device_files():
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """How the engine would pass GPUs to a container.
+
+    Attributes
+    ----------
+    how
+        ``"runtime"`` by NVIDIA's runtime and its hook, ``"cdi"`` by CDI devices.
+    devices
+        Names of the CDI devices, without ``nvidia.com/gpu=``.
+    count
+        How many there are; None if that is not known.
+    """
+
+    how: Literal["runtime", "cdi"]
+    devices: tuple[str, ...] = ()
+    count: int | None = None
+
+
+def passing(
+    connection: Connection, info: Mapping[str, Any], driver: Driver | None = None
+) -> Passing | None:
+    """How the engine would pass GPUs; None if it cannot.
+
+    Parameters
+    ----------
+    driver
+        What this machine's says, if it was asked already.
+    """
+    here = connection.is_this_kernel
+    if here and not device_files():
         return None  # the toolkit may be installed where no GPU is
     if "nvidia" in (info.get("Runtimes") or {}):
-        return "runtime"
-    devices = info.get("DiscoveredDevices") or []
-    if any(str(d.get("ID", "")).startswith("nvidia.com/gpu") for d in devices):
-        return "cdi"
-    return None
+        count = len((driver or look_at_driver()).devices) if here else 0
+        return Passing("runtime", count=count or None)
+    names = _cdi_devices(info, here=here)
+    numbered = tuple(sorted((n for n in names if n.isdecimal()), key=int))
+    if numbered:
+        return Passing("cdi", numbered, len(numbered))
+    # A Linux in Windows has one device that is all of them.
+    return Passing("cdi", ("all",)) if "all" in names else None
 
 
-def resolve_gpu(connection: Connection, info: Mapping[str, Any], topology: Topology) -> GpuKind:
+def _cdi_devices(info: Mapping[str, Any], *, here: bool) -> set[str]:
+    """Names of NVIDIA's CDI devices, with `_CDI_KIND` taken off.
+
+    An engine says them since 28.2; one before that says only where it reads their specifications, and
+    nothing at all if it was not told to (``"features": {"cdi": true}``).
+    """
+    said = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or []]
+    if not said and here:
+        said = [
+            f"{spec.get('kind')}={device.get('name')}"
+            for folder in info.get("CDISpecDirs") or []
+            for spec in _cdi_specs(Path(folder))
+            for device in spec.get("devices") or []
+            if isinstance(device, Mapping)
+        ]
+    return {name.removeprefix(_CDI_KIND) for name in said if name.startswith(_CDI_KIND)}
+
+
+def _cdi_specs(folder: Path) -> Iterator[Mapping[str, Any]]:
+    for path in sorted(folder.glob("*")):
+        if path.suffix not in (".json", ".yaml"):
+            continue
+        with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # the engine's to complain of
+            spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if isinstance(spec, Mapping):
+                yield spec
+
+
+def resolve_gpu(
+    connection: Connection,
+    info: Mapping[str, Any],
+    topology: Topology,
+    driver: Driver | None = None,
+) -> GpuKind:
     """What the declared GPUs would be here.
 
     Raises
     ------
     CannotRun
-        The topology wants real ones and there are none.
+        The topology wants real ones and there are none, or too few.
     """
+
+    def devices() -> int | None:
+        found = passing(connection, info, driver)
+        return 0 if found is None else found.count
+
     return resolve_gpus(
         topology,
-        lambda: has_nvidia(connection, info) is not None,
+        devices,
         "the Docker engine cannot pass one: it has neither the NVIDIA runtime with a device nor a "
         "CDI device nvidia.com/gpu",
         "Install the NVIDIA driver and container toolkit",
     )
-
-
-def _device_files() -> bool:
-    return any(Path("/dev", name).exists() for name in ("nvidiactl", "nvidia0", "dxg"))
 
 
 def _engine(client: docker.APIClient, connection: Connection, info: Mapping[str, Any]) -> Check:
@@ -233,60 +300,20 @@ def _mib(size: int) -> str:
     return f"{size / 1024**2:.0f} MiB"
 
 
-@dataclass(frozen=True, slots=True)
-class Driver:
-    """What the NVIDIA driver of this machine says; `error` if it is there and does not work."""
-
-    devices: tuple[str, ...] = ()
-    error: str = ""
-
-
-def look_at_driver() -> Driver:
-    """Ask nvidia-smi, if there is one or there are device files."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        files = _device_files()
-        return Driver(error="there are device files, but no nvidia-smi" if files else "")
-    try:
-        done = subprocess.run(
-            [command, "-L"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Driver(error=f"nvidia-smi gives no answer ({type(error).__name__})")
-    devices = tuple(
-        re.sub(r"\s*\(UUID.*", "", line.partition(": ")[2])
-        for line in done.stdout.splitlines()
-        if line.startswith("GPU ")
-    )
-    if devices or not done.returncode:
-        return Driver(devices)
-    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    return Driver(error=f"nvidia-smi: {lines[0] if lines else f'exit code {done.returncode}'}")
-
-
 def gpu_checks(
     connection: Connection, info: Mapping[str, Any], topology: Topology, driver: Driver
 ) -> Iterator[Check]:
     """Driver, toolkit, and what the topology's GPUs would be: each missing link with its remedy."""
-    wanted = topology.head.gpus_declared
-    how = has_nvidia(connection, info)
+    found = passing(connection, info, driver)
     configured = "nvidia" in (info.get("Runtimes") or {})
-    if not connection.is_this_kernel:
+    if connection.is_this_kernel:
+        yield driver_check(driver, len(driver.devices), topology)
+    else:
         where = "the engine's machine is not this one, so its driver is not known"
         yield Check("ok", "GPU driver", where)
-    elif driver.error:
-        yield Check("warning", "GPU driver", driver.error, "Install the NVIDIA driver anew")
-    elif driver.devices:
-        names = f"{len(driver.devices)}: {', '.join(driver.devices)}"
-        enough = len(driver.devices) >= wanted or topology.head.gpus is Gpus.SIMULATED
-        remedy = "Set head.resources.GPU to what there is, or head.gpus=simulated"
-        short = "" if enough else f", fewer than the head's {wanted}"
-        yield Check("ok" if enough else "warning", "GPU driver", names + short, remedy)
-    else:
-        yield Check("ok", "GPU driver", "none: this machine shows no NVIDIA GPU")
-    if how is not None:
+    if found is not None:
         words = {"runtime": "the NVIDIA runtime", "cdi": "CDI devices (nvidia.com/gpu)"}
-        yield Check("ok", "GPU toolkit", f"the engine passes GPUs by {words[how]}")
+        yield Check("ok", "GPU toolkit", f"the engine passes GPUs by {words[found.how]}")
     elif driver.devices and connection.is_this_kernel:
         yield Check(
             "warning",
@@ -299,16 +326,9 @@ def gpu_checks(
         there = "the NVIDIA runtime is there, without a GPU" if configured else "none, none needed"
         yield Check("ok", "GPU toolkit", there)
     try:
-        kind = resolve_gpu(connection, info, topology)
+        yield Check("ok", "gpu", MEANING[resolve_gpu(connection, info, topology, driver)])
     except CannotRun as error:
         yield Check("problem", "gpu", f"{error.what}: {error.why}", error.remedy)
-        return
-    meaning = {
-        "real": "the head gets this machine's GPU",
-        "simulated": "GPUs are simulated: declared to Ray, no device",
-        "none": "no GPU is asked for",
-    }
-    yield Check("ok", "gpu", meaning[kind])
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -259,7 +259,7 @@ class FakeBackend:
     def gpu_kind(self, topology: Topology) -> GpuKind:
         self._called("gpu_kind")
         return resolve_gpus(
-            topology, lambda: False, "nodes in memory have none", "Use a backend with real nodes"
+            topology, lambda: 0, "nodes in memory have none", "Use a backend with real nodes"
         )
 
     def prepare(self, spec: ClusterSpec, say: Callable[[str], None]) -> ClusterSpec:  # noqa: ARG002

@@ -49,11 +49,11 @@ from simulator.backends.base import (
     NodeState,
     definition,
     refuse_other,
-    resolve_gpus,
     without_head,
 )
+from simulator.backends.nvidia import look_at_driver, visible_here
 from simulator.backends.process import network
-from simulator.backends.process.checks import checks, has_gpu
+from simulator.backends.process.checks import checks, resolve_gpu
 from simulator.backends.process.copying import copy
 from simulator.backends.process.launch import PID, follow, launch, noted_pid
 from simulator.backends.process.programs import ProcessProgram
@@ -68,6 +68,7 @@ from simulator.backends.process.table import (
 from simulator.backends.process.watch import ProcessWatch, exit_code
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 from simulator.innode.processes import look as look_closely
+from simulator.innode.ray_start import NO_DEVICE
 from simulator.topology import RECONNECT_S, Gcs, NodeSpec, Topology, parse_size
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
@@ -116,7 +117,7 @@ class ProcessBackend:
         return os.cpu_count() or 1
 
     def gpu_kind(self, topology: Topology) -> GpuKind:
-        return resolve_gpus(topology, has_gpu, "nvidia-smi shows none", "Install the NVIDIA driver")
+        return resolve_gpu(topology, look_at_driver())
 
     def prepare(self, spec: ClusterSpec, say: Callable[[str], None]) -> ClusterSpec:
         blocking = [c for c in self.check(spec.topology) if c.level == "problem"]
@@ -188,7 +189,7 @@ class ProcessBackend:
             with os.fdopen(os.open(home / "token", os.O_WRONLY | os.O_CREAT, 0o600), "w") as token:
                 token.write(secrets.token_hex(32))
             net = network.free_network(str(home), {c["network"] for c in self._all_facts()})
-            head = f"{net}.{network.FIRST_HOST}"
+            head, driver = f"{net}.{network.FIRST_HOST}", look_at_driver()
             facts = {
                 "name": spec.name,
                 "spec": spec.to_json(),
@@ -197,8 +198,9 @@ class ProcessBackend:
                 "run_dir": str(spec.run_dir) if spec.run_dir else None,
                 "network": net,
                 "head": head,
-                "has_gpu": has_gpu(),
-                "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+                # A driver that does not answer now may show its devices to a node later.
+                "has_gpu": bool(driver.devices or driver.error),
+                "visible_gpus": ",".join(visible_here(driver)),
                 "gcs_port": network.free_port(head),
                 "dashboard_port": network.free_port(head),
                 "nodes": {},
@@ -687,6 +689,8 @@ class ProcessBackend:
         visible = _visible_gpus(facts, spec)
         if visible is not None:
             environment["CUDA_VISIBLE_DEVICES"] = visible
+        if facts["has_gpu"] and not _has_device(facts, spec):
+            environment[NO_DEVICE] = "1"
         return environment
 
 
@@ -698,19 +702,24 @@ def _free_addresses(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _visible_gpus(facts: Mapping[str, Any], spec: Mapping[str, Any]) -> str | None:
-    """CUDA's list of devices for a node: real ones on the head alone, and only if asked for.
+    """CUDA's list of devices for a node: real ones on the head alone, as many as it declares.
 
     Ray refuses to declare more GPUs than are in the list, so each simulated one is in it as a device
     that does not exist: CUDA ignores everything from there on. Where the machine has no GPU there is
     nothing to hide, and Ray numbers the simulated ones as it would real ones.
     """
-    if facts["gpu"] == "real" and spec["role"] == "head":
-        given: str | None = facts["visible_gpus"]
-        return given
     declared = int(spec["resources"].get("GPU", 0))
+    if _has_device(facts, spec):
+        given: str = facts["visible_gpus"]
+        return ",".join(given.split(",")[:declared])
     if declared and not facts["has_gpu"]:
         return None
     return ",".join(["-1"] * declared)
+
+
+def _has_device(facts: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
+    """Whether the node's GPUs are the machine's."""
+    return (facts["gpu"], spec["role"]) == ("real", "head")
 
 
 def _description(node: NodeSpec) -> dict[str, Any]:

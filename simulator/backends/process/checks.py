@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 
 import psutil
 
-from simulator.backends.base import Check
+from simulator.backends.base import Check, GpuKind, resolve_gpus
+from simulator.backends.nvidia import MEANING, Driver, driver_check, look_at_driver, visible_here
 from simulator.backends.process import network
 from simulator.errors import CannotRun
 from simulator.innode.supervisor import OBJECT_STORE_BYTES
@@ -54,6 +55,7 @@ def checks(topology: Topology | None, platform: str = sys.platform) -> list[Chec
             shared_memory(topology),
             _cores(topology),
             addresses(topology),
+            *gpu_checks(topology, look_at_driver()),
         ]
         if topology.store is not None:
             text = f"processes run no {topology.store.name}, so the head could not keep its tables there"
@@ -65,15 +67,31 @@ def checks(topology: Topology | None, platform: str = sys.platform) -> list[Chec
     return found
 
 
-def has_gpu() -> bool:
-    """Whether the NVIDIA driver shows a device."""
+def resolve_gpu(topology: Topology, driver: Driver) -> GpuKind:
+    """What the declared GPUs would be here.
+
+    Raises
+    ------
+    CannotRun
+        The topology wants real ones and there are none, or too few.
+    """
+    return resolve_gpus(
+        topology,
+        lambda: len(visible_here(driver)),
+        "CUDA_VISIBLE_DEVICES leaves none"
+        if driver.devices
+        else driver.error or "nvidia-smi shows none",
+        "Unset CUDA_VISIBLE_DEVICES" if driver.devices else "Install the NVIDIA driver",
+    )
+
+
+def gpu_checks(topology: Topology, driver: Driver) -> Iterator[Check]:
+    """The driver, and what the topology's GPUs would be."""
+    yield driver_check(driver, len(visible_here(driver)), topology)
     try:
-        done = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, timeout=10, check=False, text=True
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0 and "GPU" in done.stdout
+        yield Check("ok", "gpu", MEANING[resolve_gpu(topology, driver)])
+    except CannotRun as error:
+        yield Check("problem", "gpu", f"{error.what}: {error.why}", error.remedy)
 
 
 def _ray() -> Check:
