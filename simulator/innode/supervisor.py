@@ -275,11 +275,12 @@ class Supervisor:
 
     def _find_core(self) -> None:
         """Find the processes whose end is the node's end, and watch no others."""
-        for pid, name in descendants().items():
+        # A child of theirs has their name until it becomes what it is to be; the parent is the older one.
+        for pid, name in sorted(descendants().items()):
             if name == "raylet":
-                self.raylet = pid
+                self.raylet = self.raylet or pid
             elif name == "gcs_server":
-                self.gcs = pid
+                self.gcs = self.gcs or pid
         self.watched, self.ended = {self.raylet, self.gcs}, {}
 
     def _watch(self) -> int:
