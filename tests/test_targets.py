@@ -163,7 +163,7 @@ def test_only_faults_that_make_sense_there_hit_the_store(fault: str) -> None:
         "kill", "stop", "restart", "pause", "partition", "disconnect",
         "loss", "bandwidth", "delay", "reorder", "duplicate",
     }  # fmt: skip
-    step = Step(1.0, FAULTS[fault](), Named("redis"), After(5))
+    step = Step(1.0, FAULTS[fault](), Named("redis"), After(60))
     refused = misplaced(resolve([step], WITH_REDIS, Random(1)), WITH_REDIS)
     assert (fault in able) is not bool(refused)
     if refused:

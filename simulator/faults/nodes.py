@@ -224,6 +224,7 @@ class Preempt(NodeFault):
     shown_by: ClassVar[Verb | None] = "die"
     undo: ClassVar[str] = "start"
     at_random: ClassVar[bool] = False  # spot machines have a chance of their own (`SpotMarket`)
+    on_store: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.notice <= _MOST_SECONDS:  # NaN too
@@ -237,7 +238,7 @@ class Preempt(NodeFault):
         return self.notice
 
     def refused_on(self, node: NodeSpec) -> str | None:
-        return Drain().refused_on(node) if self.drain else None
+        return Drain().refused_on(node) if self.drain else super().refused_on(node)
 
     def locate(self, cluster: Cluster, site: Site) -> Site:
         details = dict(Drain().locate(cluster, site).details) if self.drain else {}
