@@ -44,7 +44,7 @@ ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not ($(REAL))"; fast=$$?; \
-	$(BIN)/python -m pytest -m "$(REAL)"; real=$$?; exit $$((fast ? fast : real))
+	$(BIN)/python -m pytest --durations=40 -m "$(REAL)"; real=$$?; exit $$((fast ? fast : real))
 endif
 
 lint: $(VENV)/.dev ## Format and lint (ruff), types (mypy strict), layers (import-linter)
