@@ -28,6 +28,9 @@ from simulator.errors import CannotRun
 from simulator.netrules import Ability, Feature, Found, NetRule
 
 _LIVES_S = 60
+#: How often a network is read: on a crowded machine the engine was seen to lose what a process wrote that had ended
+#: well at once. Reading changes nothing.
+_READS = 3
 _COMPOSE_SERVICE = "com.docker.compose.service"
 #: Where the container of what has a fixed address says which.
 _FIXED: Mapping[str, str] = {"head": "RAY_SIM_HEAD_ADDRESS", "store": "RAY_SIM_ADDRESS"}
@@ -267,11 +270,14 @@ def _image_there() -> Iterator[None]:
 
 
 def _read(run: Run, tool: str) -> Found:
-    text = run(netrules.read_script(tool))
-    try:
-        return netrules.read(text)
-    except ValueError as error:
-        raise CannotRun("a node's network cannot be read", why=str(error)) from error
+    for left in reversed(range(_READS)):
+        text = run(netrules.read_script(tool))
+        try:
+            return netrules.read(text)
+        except ValueError as error:
+            if not left:
+                raise CannotRun("a node's network cannot be read", why=str(error)) from error
+    raise AssertionError("one of the two happened")
 
 
 def _execute(client: docker.APIClient, container: str, script: str, what: str) -> str:
