@@ -32,9 +32,11 @@ _ASCII = str.maketrans(
 def show(console: Console, what: RenderableType) -> None:
     """Print to `console`, with ASCII stand-ins where its encoding has nothing better."""
     if not console.options.ascii_only:
-        console.print(what)
+        console.print(what, crop=False)  # a path that is cut off names nothing
         return
     text = StringIO()
-    Console(file=text, width=console.width, color_system=None, legacy_windows=False).print(what)
+    Console(file=text, width=console.width, color_system=None, legacy_windows=False).print(
+        what, crop=False
+    )
     plain = text.getvalue().translate(_ASCII).encode("ascii", "replace").decode("ascii")
     console.print(plain, markup=False, highlight=False, soft_wrap=True, end="")
