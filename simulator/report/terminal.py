@@ -77,8 +77,8 @@ def render_terminal(run: Path | Run, console: Console | None = None) -> None:
     said = program.program_of(run)
     if said is not None and said.lines and run.verdict is not Verdict.VALID:
         parts.append(_printed(said))
-    parts.append(_where(run))
     show(console, Group(*parts))
+    show(console, _where(run), crop=False)
 
 
 def _verdict(run: Run, timeline: Timeline) -> Panel:
