@@ -132,7 +132,8 @@ class Promises(Experiment):
         if params.victim != "random" and params.victim not in workers:
             found = NotFound("worker", params.victim, workers)
             problems.append(Problem(f"--param victim={params.victim}", str(found)))
-        small = [n.name for n in topology.nodes() if n.resources.get("CPU", 0.0) < 1]
+        nodes = [n for n in topology.nodes() if n.role != "driver"]
+        small = [n.name for n in nodes if n.resources.get("CPU", 0.0) < 1]
         if small:
             text = f"has nodes with less than a CPU ({', '.join(small)}), which a post and a bundle need"
             problems.append(Problem(where, text, "use a topology whose nodes have a CPU each"))

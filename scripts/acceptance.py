@@ -355,6 +355,10 @@ FIVE_TIMES: Mapping[str, Sequence[str]] = {
     "node_loss_replaced": ("node_loss_replaced",),
     "spot_preemption": ("spot_preemption",),
     "hybrid_spot": ("hybrid_spot",),
+    "head_failure-memory": ("head_failure", "--set", "gcs=memory"),
+    "head_failure-rocksdb": ("head_failure",),
+    "head_failure-redis": ("head_failure", "--set", "gcs=redis"),
+    "redis_blip": ("redis_blip",),
 }
 
 PARTS: Mapping[str, Callable[[Path], dict[str, Any]]] = {

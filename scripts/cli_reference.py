@@ -45,9 +45,10 @@ document, and of what goes on (`monitor`, `status --watch`) one after the other.
 
 | command | prints |
 |---|---|
-| `up`, `start`, `status` | `cluster, backend, gpu, count: {desired, running, alive}, ray: {answers, version, why, remedy, resources}, nodes: [..], autoscaler` |
+| `up`, `start`, `status` | `cluster, backend, gpu, count: {desired, running, alive}, ray: {answers, version, why, remedy, resources}, nodes: [..], autoscaler, store` |
 | | each node: `name, role, group, state, desired, running, alive, address, hostname, ray_node_id, resources, used, gpu, exit_code, profile, managed` (by Ray's autoscaler) |
 | | `autoscaler`, null where it decides nothing: `runs, age_s` (of its last look), `groups: {name: {min, max, busy, idle, draining, starting, launching, failed}}, demand, placement_groups, never` (what no node could ever give), `failed` |
+| | `store`, null where the head's tables are in no Redis: `name, state, address, exit_code` |
 | `stop` | `cluster`; `stopped`: names of the nodes that ran |
 | `heal` | `cluster`, null if it is gone; `done`, `problems`: sentences |
 | `scale` | `cluster`; `added`: names; `removed`: a list of `node, running: {tasks, actors}, unknown` (why it is not known what ran there, or null) |

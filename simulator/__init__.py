@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.faults import Oom as Oom
     from simulator.faults import Partition as Partition
     from simulator.faults import Pause as Pause
+    from simulator.faults import Preempt as Preempt
     from simulator.faults import Reorder as Reorder
     from simulator.faults import Restart as Restart
     from simulator.faults import Site as Site
@@ -63,6 +64,7 @@ if TYPE_CHECKING:  # what a type checker of a user's sees; a test holds it to `_
     from simulator.workload import Hoard as Hoard
     from simulator.workload import Placement as Placement
     from simulator.workload import Promises as Promises
+    from simulator.workload import Survivors as Survivors
     from simulator.workload import TaskKind as TaskKind
     from simulator.workload import TaskStream as TaskStream
     from simulator.workload import Wave as Wave
@@ -95,6 +97,7 @@ _HOMES = {
     "Loss": "simulator.faults",
     "Bandwidth": "simulator.faults",
     "Delay": "simulator.faults",
+    "Preempt": "simulator.faults",
     "Reorder": "simulator.faults",
     "Duplicate": "simulator.faults",
     "Drain": "simulator.faults",
@@ -113,6 +116,7 @@ _HOMES = {
     "Placement": "simulator.workload",
     "TaskKind": "simulator.workload",
     "Wave": "simulator.workload",
+    "Survivors": "simulator.workload",
     "Waves": "simulator.workload",
     "Promises": "simulator.workload",
     "History": "simulator.history",

@@ -79,7 +79,7 @@ def ray_config(name: str, topology: Topology, folder: str) -> dict[str, Any]:
             types[group.group_name]["labels"] = dict(group.all_labels)
     return {
         "cluster_name": name,
-        "max_workers": topology.most_nodes - 1,
+        "max_workers": topology.most_workers,
         "upscaling_speed": settings.upscaling_speed,
         "idle_timeout_minutes": settings.idle_timeout / 60,
         "provider": {
@@ -139,7 +139,7 @@ def can_ever(topology: Topology, wanted: Mapping[str, Any]) -> bool:
         infeasible: what no node can give, and what would take more nodes than its limits allow.
     """
     offers = [
-        (topology.head.resources, topology.head.all_labels),
+        *((n.resources, n.all_labels) for n in (topology.head, topology.driver) if n),
         *((g.resources, g.all_labels) for g in topology.worker_groups if g.most),
     ]
     if "bundles" not in wanted:

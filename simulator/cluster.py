@@ -30,6 +30,7 @@ from simulator.backends.base import (
     ClusterRecord,
     ClusterSpec,
     HostsAutoscaler,
+    HostsStore,
     KeepsTime,
     NodeRecord,
     NodeState,
@@ -38,8 +39,9 @@ from simulator.backends.base import (
     without_head,
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound, Problem
+from simulator.innode.supervisor import GCS_DIED
 from simulator.rayapi import RayApi, RayNode, Usage
-from simulator.topology import Profile, Topology
+from simulator.topology import Profile, Topology, driver_needs
 from simulator.waiting import Deadline, T, WaitTimeout, wait_until
 
 State = Literal["alive", "starting", "paused", "exited", "dead"]
@@ -58,6 +60,9 @@ HEALTH: Mapping[str, Mapping[str, str]] = {
 
 START_ATTEMPTS = 3
 LOOK_S = 60.0  # until Ray's autoscaler has looked for the first time
+STORE_S = 30.0  # until a store that was started answers
+#: How long a GCS that has lost its connection to Redis may take to end, seconds. Ray 2.60 tries again for 4 s.
+GIVES_UP_S = 15.0
 AT_A_TIME = 8  # nodes that are stopped together
 
 
@@ -163,7 +168,15 @@ class AutoscalerStatus:
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """A cluster, seen once; `autoscaler` is None where the user says how many nodes there are."""
+    """A cluster, seen once.
+
+    Attributes
+    ----------
+    autoscaler
+        None where the user says how many nodes there are.
+    store
+        Where the head keeps its tables, if that is beside the nodes.
+    """
 
     cluster: str
     backend: str
@@ -171,6 +184,7 @@ class ClusterStatus:
     nodes: Sequence[NodeStatus]
     ray: Mapping[str, Any]
     autoscaler: AutoscalerStatus | None = None
+    store: NodeRecord | None = None
 
     def to_data(self) -> dict[str, Any]:
         count = {"desired": sum(not n.gone for n in self.nodes)}
@@ -204,6 +218,14 @@ class ClusterStatus:
                 for n in self.nodes
             ],
             "autoscaler": self.autoscaler.to_data() if self.autoscaler else None,
+            "store": None
+            if self.store is None
+            else {
+                "name": self.store.name,
+                "state": self.store.state,
+                "address": self.store.address,
+                "exit_code": self.store.exit_code,
+            },
         }
 
 
@@ -362,8 +384,8 @@ class Cluster:
         return self.backend.cluster(self.name)
 
     def node(self, name: str) -> NodeRecord:
-        """A node by name; `NotFound` names the nearest."""
-        nodes = {n.name: n for n in self.record().nodes}
+        """A node, or the store, by name; `NotFound` names the nearest."""
+        nodes = {n.name: n for n in self.record().breakable}
         if name not in nodes:
             raise NotFound("node", name, nodes)
         return nodes[name]
@@ -399,6 +421,7 @@ class Cluster:
             nodes=[_node_status(n, known, usage) for n in record.nodes],
             ray=ray,
             autoscaler=auto,
+            store=record.store,
         )
 
     def autoscaler(self) -> AutoscalerStatus | None:
@@ -536,6 +559,8 @@ class Cluster:
             The head is not running, so that nothing can join.
         """
         head = [n for n in names if n == "head"]
+        if head:
+            self.have_store()
         for batch in (head, [n for n in names if n != "head"]):
             if batch:
                 _Starter(self, batch, timeout, parallelism, progress).run()
@@ -543,7 +568,7 @@ class Cluster:
     def stop(
         self, *, grace: float = 10.0, progress: Callable[[StopEvent], None] = lambda event: None
     ) -> list[str]:
-        """Stop every node that runs, the workers together and then the head; returns their names.
+        """Stop every node that runs, the workers together, then the head, then its store; returns their names.
 
         All that the containers hold is kept, and `start` starts them again. A frozen node cannot
         sign off and is killed.
@@ -563,8 +588,10 @@ class Cluster:
         record = self.record()
         head = [n for n in record.nodes if n.role == "head"]
         workers = [n for n in record.nodes if n.role != "head"]
+        store = [record.store] if record.store is not None else []
         stopped = self.stop_together(workers, grace, progress)
-        return [*self.stop_together(head, grace, progress), *stopped]
+        stopped = [*self.stop_together(head, grace, progress), *stopped]
+        return [*stopped, *self.stop_together(store, grace, progress)]
 
     def stop_together(
         self, nodes: Sequence[NodeRecord], grace: float, progress: Callable[[StopEvent], None]
@@ -604,7 +631,7 @@ class Cluster:
         progress: Callable[[StartEvent], None] = lambda event: None,
         on_plan: Callable[[Started], None] = lambda plan: None,
     ) -> Started:
-        """Start every node that is down, the head first, and wait until each is alive.
+        """Start every node that is down, the head and its store first, and wait until each is alive.
 
         With its GCS in memory, as it is unless the topology says otherwise, a head that starts again
         knows no job, actor or placement group of before, and workers that outlived it are started
@@ -626,8 +653,12 @@ class Cluster:
         alone = "head" in down and not remembers
         lost = tuple(n.name for n in nodes if n.state == "running" and alone)
         paused = tuple(n.name for n in nodes if n.state == "paused")
-        plan = Started(down, lost, paused, remembers)
+        store = record.store
+        bare = (store.name,) if store is not None and store.state in ("created", "exited") else ()
+        plan = Started((*bare, *down), lost, paused, remembers)
         on_plan(plan)
+        if bare and "head" not in down:
+            self.revive_store(timeout)
         self.stop_together([n for n in nodes if n.name in lost], 10.0, lambda event: None)
         self.start_nodes(
             [*down, *lost], timeout=timeout, parallelism=parallelism, progress=progress
@@ -639,9 +670,100 @@ class Cluster:
             wait_least(self, made.topology, timeout)
         return plan
 
+    def have_store(self, timeout: float = STORE_S) -> None:
+        """Have the store, if there is one, run and answer.
+
+        Raises
+        ------
+        CannotRun
+            It does not; shows its last lines.
+        """
+        store = self.record().store
+        if store is None:
+            return
+        backend, name = self.backend, store.name
+        assert isinstance(backend, HostsStore)
+        if store.state == "paused":
+            raise CannotRun(
+                "the head cannot be started",
+                why=f"{name}, where it keeps its tables, is paused",
+                remedy=f"Resume it first: resume {name}",
+            )
+        if store.state != "running":
+            backend.start(self.name, name)
+
+        def answers() -> bool:
+            state = self.node(name).state
+            if state != "running":
+                raise CannotRun(
+                    f"{name}, where the head keeps its tables, is {state}",
+                    why=f"its exit code is {self.node(name).exit_code}; its last lines follow",
+                    details=self.backend.logs(self.name, name, tail=12).splitlines(),
+                )
+            return backend.store_answers(self.name)
+
+        try:
+            self.wait_until(answers, name=f"an answer of {name}", timeout=timeout, interval=0.2)
+        except WaitTimeout as error:
+            raise CannotRun(
+                f"{name}, where the head keeps its tables, does not answer",
+                why=f"{error}; its last lines follow",
+                remedy=f"See: logs {name}",
+                details=self.backend.logs(self.name, name, tail=12).splitlines(),
+            ) from None
+
+    def revive_store(
+        self,
+        timeout: float,
+        *,
+        lost: bool = False,
+        progress: Callable[[StartEvent], None] = lambda event: None,
+    ) -> str:
+        """Have the store answer, whatever state it is in, and the head that ended for want of it; returns how.
+
+        A GCS that has lost its connection to Redis ends, and the head with it; one whose Redis was frozen or
+        cut off waits for it.
+
+        Parameters
+        ----------
+        timeout
+            For one attempt of the head to join, seconds.
+        lost
+            The store runs, and not since the head does.
+
+        Raises
+        ------
+        CannotRun
+            The store does not answer. Among them `NodeStartFailed`: the head did not join.
+        """
+        store = self.record().store
+        assert store is not None
+        lost = lost or store.state in ("created", "exited")
+        how = {"running": "it was running already", "paused": "resumed"}.get(
+            store.state, "started again"
+        )
+        if store.state == "paused":
+            self.resume(store.name)
+        self.have_store()
+
+        def down() -> bool:
+            return self.node("head").state in ("created", "exited")
+
+        if lost:
+            with suppress(WaitTimeout):
+                self.wait_until(down, name="the end of the head", timeout=GIVES_UP_S, interval=0.2)
+        if self.node("head").exit_code != GCS_DIED:
+            return f"{how}, and answers"  # a head that ended otherwise is somebody else's to start
+        self.start_nodes(["head"], timeout=timeout, progress=progress)
+        return f"{how}, and so was the head, whose GCS had ended without it"
+
     def outlives_head(self) -> bool:
         """Whether its workers wait for a head that is gone, which knows them when it is back."""
         return self.backend.spec(self.name).topology.outlives_head
+
+    def driver_needs(self) -> Mapping[str, float] | None:
+        """What a job's driver is to ask Ray for, so that it runs on the driver node; None where there is none."""
+        return driver_needs(n.role for n in self.record().nodes)
 
     def need_head(self, what: str) -> None:
         """Raise `CannotRun`, without waiting for an answer that cannot come, if no head runs.
@@ -755,6 +877,8 @@ class Cluster:
         record = self.node(node)
         if record.state == "paused":
             raise BadInput(Problem(node, "is paused", f"resume or kill it first: resume {node}"))
+        if record.role == "store":
+            return self._restart_store(record, grace, timeout, progress, on_plan)
         if record.managed:
             raise BadInput(
                 Problem(
@@ -776,6 +900,23 @@ class Cluster:
         if record.state == "running":
             self.backend.stop(self.name, node, grace)
         self.start_nodes([node, *plan.renewed], timeout=timeout, progress=progress)
+        return plan
+
+    def _restart_store(
+        self,
+        record: NodeRecord,
+        grace: float,
+        timeout: float,
+        progress: Callable[[StartEvent], None],
+        on_plan: Callable[[Started], None],
+    ) -> Started:
+        """The head ends without its store, and is started again with it."""
+        self.node("head")
+        plan = Started((record.name, "head"), remembers=True)
+        on_plan(plan)
+        if record.state == "running":
+            self.backend.stop(self.name, record.name, grace)
+        self.revive_store(timeout, progress=progress)
         return plan
 
     def attach(self, node: str) -> int:
@@ -1158,7 +1299,7 @@ def salvage(backend: Backend, name: str, into: Path, *, siblings: bool = True) -
     attempt("ledger", ledgers)
     attempt("observer", observer_log)
     try:
-        nodes = backend.cluster(name).nodes
+        nodes = backend.cluster(name).breakable
     except (CannotRun, NotFound) as error:
         return [*problems, f"nodes: {error}"]
     for node in nodes:
@@ -1173,5 +1314,7 @@ def salvage(backend: Backend, name: str, into: Path, *, siblings: bool = True) -
             backend.node_logs(name, node.name, folder / "ray")
 
         attempt(f"{node.name}'s log", pid1_log)
+        if node.role == "store":
+            continue
         attempt(f"{node.name}'s Ray logs", ray_logs)
     return problems

@@ -31,7 +31,7 @@ from simulator.backends.base import (
     definition,
 )
 from simulator.errors import CannotRun
-from simulator.topology import Gcs, Head, Profile, WorkerGroup, parse_size
+from simulator.topology import DRIVER, Driver, Gcs, Head, Profile, WorkerGroup, parse_size
 
 #: A hash of what the cluster was asked to be, on every container that the simulator made.
 LABEL_DEFINITION = "ray-sim.definition"
@@ -47,6 +47,10 @@ TOKEN_TARGET = "/run/ray-sim"
 LEDGER_TARGET = "/ledger"
 #: The head's disk for the tables of its GCS, if its topology says `gcs: rocksdb`.
 GCS_TARGET = "/gcs"
+#: Where Redis has its data and, as the head, its password, if the topology says `gcs: redis`.
+REDIS_TARGET, STORE_TARGET = "/redis", "/run/ray-sim-store"
+#: What only the head has of a store in its environment.
+STORE_ENV = ("RAY_REDIS_ADDRESS", "RAY_SIM_REDIS_PASSWORD_FILE", "RAY_external_storage_namespace")
 #: The disk of its own size that a node has if its topology says `spill_size`.
 SPILL_TARGET = "/spill"
 DASHBOARD_PORT = 8265
@@ -72,6 +76,11 @@ class ClusterNetwork:
     subnet: str
     ip_range: str
     head_ip: str
+
+    @property
+    def redis_ip(self) -> str:
+        """The address of the cluster's Redis, if it has one."""
+        return str(ipaddress.ip_address(self.head_ip) + 1)
 
 
 def expand(
@@ -114,10 +123,11 @@ def expand(
             "RAY_SIM_SUBNET": network.subnet,
             "RAY_SIM_IP_RANGE": network.ip_range,
             "RAY_SIM_HEAD_IP": network.head_ip,
+            "RAY_SIM_REDIS_IP": network.redis_ip,
         }
     project = load_compose(variables)
-    if spec.topology.gcs is Gcs.ROCKSDB:
-        project = _added(project, load_override("rocksdb", variables))
+    if spec.topology.gcs is not Gcs.MEMORY:
+        project = _added(project, load_override(spec.topology.gcs.value, variables))
     lean = load_override("lean", variables)["services"]["worker"]
     if spec.gpu == "real":
         _pass_gpu(project, load_override("gpu", variables), spec.topology.head.gpus_declared, cdi)
@@ -130,6 +140,11 @@ def expand(
     if spec.topology.autoscaling:
         services["head"]["environment"] |= HEAD_ENV
         services["head"]["command"] += HEAD_ARGUMENTS
+    if spec.topology.driver is not None:
+        services[DRIVER] = copy.deepcopy(worker)
+        services[DRIVER]["deploy"]["replicas"] = 1
+        _node(services[DRIVER], DRIVER, spec.topology.driver, spec, labels, cores)
+        services[DRIVER]["labels"][LABEL_ROLE] = "driver"
     for group in spec.topology.worker_groups:
         # An image of the user's own is what every node has, whatever the profile.
         is_lean = group.profile is Profile.LEAN and not spec.image
@@ -144,6 +159,8 @@ def expand(
             service["deploy"]["replicas"] = group.replicas
             services[group.group_name] = service
     services["init"]["labels"] |= {**labels, LABEL_SPEC: spec.to_json()}
+    if spec.topology.store is not None:
+        services[spec.topology.store.name]["labels"] |= labels
     if not mount_innode:
         for service in services.values():
             service["volumes"] = [v for v in service["volumes"] if v["target"] != INNODE_TARGET]
@@ -169,11 +186,11 @@ def load_compose(variables: Mapping[str, str]) -> dict[str, Any]:
 
 
 def load_override(name: str, variables: Mapping[str, str]) -> dict[str, Any]:
-    """docker/gpu.yaml, lean.yaml or rocksdb.yaml with its variables filled in."""
+    """docker/gpu.yaml, lean.yaml, redis.yaml or rocksdb.yaml with its variables filled in."""
     return _load(asset_path("docker") / f"{name}.yaml", variables)
 
 
-def ray_arguments(node: Head | WorkerGroup) -> list[str]:
+def ray_arguments(node: Head | Driver | WorkerGroup) -> list[str]:
     """What a node offers, as arguments of ``ray start``.
 
     Examples
@@ -295,7 +312,7 @@ def _labels(spec: ClusterSpec) -> dict[str, str]:
 def _node(
     service: dict[str, Any],
     name: str,
-    node: Head | WorkerGroup,
+    node: Head | Driver | WorkerGroup,
     spec: ClusterSpec,
     labels: Mapping[str, str],
     cores: float | None,

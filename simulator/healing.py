@@ -69,7 +69,7 @@ def heal(
         say(text)
 
     # First what needs no answer of Ray's: with the head frozen or cut off, nothing else would work.
-    for node in cluster.record().nodes:
+    for node in cluster.record().breakable:
         for kind in FAULTS.values():
             with _noting(healing, f"{kind.name} of {node.name}"):
                 if how := _swept(kind, cluster, node.name):
@@ -89,7 +89,8 @@ def heal(
     with _noting(healing, "starting what is down"):
         started = cluster.start(timeout=timeout)
         for name in (*started.started, *started.renewed):
-            done(f"{name}: started again; it joined as a new node")
+            joined = "" if cluster.node(name).role == "store" else "; it joined as a new node"
+            done(f"{name}: started again{joined}")
     for node in cluster.record().nodes:
         with _noting(healing, node.name):
             if state_of(cluster, node.name) != "alive":

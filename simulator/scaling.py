@@ -18,7 +18,7 @@ from simulator.backends.base import ClusterSpec, NodeRecord
 from simulator.cluster import AT_A_TIME, Cluster, Plan, StartEvent, refuse_unable
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 from simulator.rayapi import RunningWork
-from simulator.topology import WorkerGroup, topology_problems
+from simulator.topology import DRIVER, WorkerGroup, topology_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,8 @@ def _problems(
         where = f"{name}={count}"
         if name == "head":
             problems.append(Problem(where, "a cluster has one head", "scale a worker group"))
+        elif name == DRIVER and made.topology.driver_node:
+            problems.append(Problem(where, "a cluster has one driver node", "scale a worker group"))
         elif name not in groups:
             problems.append(Problem(where, str(NotFound("worker group", name, groups))))
         elif made.topology.autoscaling:

@@ -33,10 +33,15 @@ from simulator.errors import BadInput, NotFound, Problem
 from simulator.quantities import Quantity
 from simulator.yamltext import NotYaml, read_yaml
 
-Role = Literal["head", "worker"]
+#: `store` is no node of Ray's: it is where the GCS of the head keeps its tables.
+Role = Literal["head", "worker", "driver", "store"]
 
 _NAME = re.compile(r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$")
-_RESERVED = frozenset({"head", "init", "observer", "driver"})
+#: The node of a job's driver, if there is one: its name, and the resource that it alone offers.
+DRIVER = "driver"
+#: How much of that a driver asks for: as many drivers as there will ever be fit beside each other.
+_DRIVERS_SHARE = 0.001
+_RESERVED = frozenset({"head", "init", "observer", DRIVER})
 _SIZE = re.compile(r"([0-9]{1,15})([kmg])")
 #: What a node may be given: Docker takes no less than 6 MiB, and more than a PiB is a slip of the pen.
 _LEAST_MEMORY, _MOST_MEMORY = "6m", "1048576g"
@@ -46,6 +51,9 @@ _LEAST_MEMORY, _MOST_MEMORY = "6m", "1048576g"
 _LEAST_SHM, _LEAST_SPILL = "80m", "128m"
 #: Of one resource on one node, and of nodes in one group: more is a slip of the pen.
 _MOST, _MOST_REPLICAS = 1_000_000, 1000
+#: How long raylets and workers wait for a GCS that is gone and keeps its tables, seconds; the files below docker/ say
+#: the same, and a test holds them together.
+RECONNECT_S = 180
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
 _LONGEST_S = 30 * 86400.0
 
@@ -76,6 +84,7 @@ class Gcs(str, Enum):
 
     MEMORY = "memory"  # they are gone with the head
     ROCKSDB = "rocksdb"  # on a disk of the head's, which outlives its processes
+    REDIS = "redis"  # in a Redis beside the nodes
 
 
 class Profile(str, Enum):
@@ -250,6 +259,12 @@ class Head(_Node):
     price: Price | None = None
 
 
+class Driver(_Node):
+    """A node for the drivers of jobs alone: with no CPU and no GPU, no work is placed on it."""
+
+    resources: Mapping[str, float] = Field(default_factory=lambda: {"CPU": 0, DRIVER: 1})
+
+
 class WorkerGroup(_Node):
     """Workers that are all alike.
 
@@ -382,7 +397,13 @@ class NodeSpec:
 
 
 class Topology(BaseModel):
-    """Which nodes a cluster has."""
+    """Which nodes a cluster has.
+
+    Attributes
+    ----------
+    driver_node
+        Whether the drivers of jobs have a node of their own, so that they outlive a head whose tables do.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -392,6 +413,7 @@ class Topology(BaseModel):
     worker_groups: Sequence[WorkerGroup] = ()
     autoscaling: Autoscaling | None = None
     gcs: Gcs = Gcs.MEMORY
+    driver_node: bool = False
 
     #: Of the groups that Ray's autoscaler manages: those that are there now, where somebody looked.
     _living: tuple[NodeSpec, ...] = PrivateAttr(default=())
@@ -415,6 +437,37 @@ class Topology(BaseModel):
             raise ValueError(f"worker_groups: {name} stands there twice; merge them or rename one")
         return self
 
+    @model_validator(mode="after")
+    def _stores_name(self) -> Topology:
+        if self.store is not None and self.store.name in {g.group_name for g in self.worker_groups}:
+            raise ValueError(
+                f"worker_groups: {self.store.name} is the name of the store with gcs: {self.gcs.value}; "
+                "rename the group"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _drivers_own(self) -> Topology:
+        others = {"head": self.head, **{g.group_name: g for g in self.worker_groups}}
+        for name, node in others.items():
+            if self.driver_node and node.resources.get(DRIVER):
+                raise ValueError(
+                    f"{name} offers {DRIVER}, by which drivers find the driver node; rename the resource"
+                )
+        return self
+
+    @property
+    def driver(self) -> Driver | None:
+        """What the node of the drivers is, if there is one."""
+        return Driver() if self.driver_node else None
+
+    @property
+    def store(self) -> NodeSpec | None:
+        """Where the GCS keeps its tables, if that is a thing of its own that can be broken."""
+        if self.gcs is not Gcs.REDIS:
+            return None
+        return NodeSpec(self.gcs.value, "store", self.gcs.value, 1, {}, {}, None)
+
     @property
     def outlives_head(self) -> bool:
         """Whether a head that is started again knows what the one before knew, and workers wait for it."""
@@ -435,10 +488,15 @@ class Topology(BaseModel):
     @property
     def most_nodes(self) -> int:
         """How many nodes there may be at one time, the head among them."""
+        return 1 + self.driver_node + self.most_workers
+
+    @property
+    def most_workers(self) -> int:
+        """How many workers there may be at one time."""
         if not self.autoscaling:
-            return len(self.nodes())
+            return len(self.workers())
         most = sum(g.most for g in self.worker_groups)
-        return 1 + min(most, self.autoscaling.max_workers or most)
+        return min(most, self.autoscaling.max_workers or most)
 
     def node_of(self, group: WorkerGroup, index: int) -> NodeSpec:
         """What one node of a group is."""
@@ -487,8 +545,14 @@ class Topology(BaseModel):
             self.head.memory,
             spill_size=self.head.spill_size,
         )
+        driver = [
+            NodeSpec(DRIVER, "driver", DRIVER, 1, node.resources, node.all_labels, node.memory)
+            for node in (self.driver,)
+            if node is not None
+        ]
         return [
             head,
+            *driver,
             *(
                 self.node_of(g, i)
                 for g in self.worker_groups
@@ -498,8 +562,18 @@ class Topology(BaseModel):
             *self._living,
         ]
 
+    def breakable(self) -> list[NodeSpec]:
+        """Every node that should exist, and the store: all that a fault can hit by its name."""
+        return [*self.nodes(), *(s for s in (self.store,) if s is not None)]
+
     def workers(self) -> list[NodeSpec]:
         return [n for n in self.nodes() if n.role == "worker"]
+
+    @property
+    def counted(self) -> str:
+        """Its nodes in words."""
+        driver = ", a driver node" if self.driver_node else ""
+        return f"a head{driver} and {len(self.workers())} workers"
 
     @property
     def lean_groups(self) -> list[str]:
@@ -524,6 +598,14 @@ class Topology(BaseModel):
             )
         first = self.worker_groups[0].group_name
         return override(self, [f"worker_groups.{first}.replicas={count}"])
+
+
+def driver_needs(roles: Iterable[Role]) -> Mapping[str, float] | None:
+    """What a driver asks for, so that Ray places it on the driver node; None where there is none.
+
+    Without it, Ray places a job's driver on the head.
+    """
+    return {DRIVER: _DRIVERS_SHARE} if "driver" in set(roles) else None
 
 
 def topology_problems(error: ValidationError, where: str) -> list[Problem]:

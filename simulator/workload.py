@@ -43,6 +43,14 @@ class Demanding(Protocol):
         """What it asks for that no node which there may be can give: it would be waited for in vain."""
 
 
+@runtime_checkable
+class Surveyed(Protocol):
+    """A workload of which a second program looks at what is left of it, once the cluster is whole again."""
+
+    def survey(self, run_id: str) -> str:
+        """The second program's command line; its last line in the ledger is ``survey.end``."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskStream:
     """A steady stream of checkable tasks on every node, with objects and actors held on the workers.
@@ -367,6 +375,64 @@ class Waves:
             rounds = [math.ceil(k.count / max(1, sum(map(k.fits, nodes)))) for k in wave.kinds]
             total += wave.after_s + wave.seconds * (sum(rounds) + bool(wave.bundles))
         return total
+
+
+@dataclass(frozen=True, slots=True)
+class Survivors:
+    """One of everything that a head remembers, so that it can be seen what outlives it.
+
+    A detached actor, one with a name, one without; a placement group with a bundle on every worker; an entry in the
+    GCS's key-value store; a Serve application; tasks that run and tasks that wait. A client calls whatever there is
+    several times a second, from before the fault to the end: how long nothing came back is the downtime that it
+    sees. When the cluster is whole again, a second program, which knows the names only, looks for each.
+
+    Every worker needs three CPUs, and there must be two workers at least.
+
+    Parameters
+    ----------
+    task_seconds
+        How long the tasks run that are running when the fault strikes, seconds.
+    queued
+        How many tasks wait meanwhile.
+    serve
+        Whether there is a Serve application.
+    max_retries
+        Ray's ``max_retries`` of each task.
+    """
+
+    task_seconds: float = 20.0
+    queued: int = 4
+    serve: bool = True
+    max_retries: int = 3
+
+    @property
+    def name(self) -> str:
+        return "survivors"
+
+    def entrypoint(self, run_id: str) -> str:
+        return f"python -m simulator.innode.survivors --run {run_id}"
+
+    def survey(self, run_id: str) -> str:
+        return f"python -m simulator.innode.survivors --run {run_id} --survey"
+
+    def spec(self, hostnames: Mapping[str, str]) -> dict[str, Any]:
+        return {**asdict(self), "workers": dict(hostnames)}
+
+    def problems(self, topology: Topology) -> Sequence[Problem]:
+        """Nodes that it needs and the topology does not have."""
+        where, found = f"topology {topology.name}", []
+        workers = topology.workers()
+        if len(workers) < 2:
+            what = f"has {len(workers)} workers, and two are needed"
+            found.append(Problem(where, what, "--workers 2"))
+        small = [n.name for n in workers if n.resources.get("CPU", 0.0) < 3]
+        if small:
+            what = f"gives {', '.join(small)} fewer than three CPUs"
+            found.append(Problem(where, what, "--set worker_groups.GROUP.resources.CPU=3"))
+        return found
+
+    def nominal_seconds(self, topology: Topology) -> float:  # noqa: ARG002 - all of it runs side by side
+        return self.task_seconds + self.queued
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ def pytest_configure() -> None:
     os.environ["RAY_SIM_STATE_DIR"] = str(_STATE / "nodes")
     os.environ["RAY_SIM_RUNS"] = str(_STATE / "runs")
     os.environ.pop("RAY_SIM_DEBUG", None)
+    os.environ.pop("COLUMNS", None)  # of whoever's window this is
     create = DockerBackend.create
 
     def noted(self: DockerBackend, spec: ClusterSpec) -> None:

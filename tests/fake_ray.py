@@ -29,6 +29,8 @@ def cli(args, prog_name):
     names = ["raylet"] if "--head" not in args else ["gcs_server", "raylet"]
     for name in [*names, "orphan"]:
         subprocess.Popen([os.path.join(here, name)])
+    if os.path.exists(os.path.join(here, "lingers")):
+        time.sleep(90)
 """
 
 
@@ -59,7 +61,7 @@ class FakeRay:
         path.chmod(0o755)
 
     def start(self, how: str) -> None:
-        """``ray start`` "fails" or "hangs" from now on."""
+        """``ray start`` "fails" or "hangs" from now on, or "lingers" once Ray's processes are there."""
         (self._scripts / how).touch()
 
     def pids(self, name: str) -> list[int]:

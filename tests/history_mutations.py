@@ -1138,6 +1138,12 @@ def attempts_dropped(view: RunView) -> Mutated:
 
 
 @mutation
+def attempts_forgotten(view: RunView) -> Mutated:
+    op = of_kind(view, "attempts.complete")
+    return Mutated(altered(view, op, forgotten=True), {"evidence": UNKNOWN})
+
+
+@mutation
 def history_cut_off(view: RunView) -> Mutated:
     cut = History(view.history.ops, truncated="line 9 of history.jsonl is cut off")
     flips = {

@@ -109,6 +109,12 @@ def attempts_dropped(view: RunView) -> Mutated:
 
 
 @mutation
+def attempts_forgotten(view: RunView) -> Mutated:
+    changed = altered(view, of_kind(view, "attempts.complete"), forgotten=True)
+    return Mutated(changed, {"attempts_recovered": UNKNOWN, "evidence": UNKNOWN})
+
+
+@mutation
 def attempts_not_collected(view: RunView) -> Mutated:
     changed = without(view, of_kind(view, "attempts.complete"))
     return Mutated(changed, {"attempts_recovered": UNKNOWN, "evidence": UNKNOWN})

@@ -12,6 +12,7 @@ from history_mutations import Mutated, NotHere
 
 from simulator.checkers.base import RunView, Verdict
 from simulator.checkers.registry import run_checks
+from simulator.experiment import known_experiments, load_experiment
 from simulator.history import read_history
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -25,6 +26,8 @@ def recorded(folder: Path) -> list[str]:
 def load(run: Path, scratch: Path) -> RunView:
     """A recorded run: its ``spec.json``, and its ``history.jsonl``, packed or not."""
     spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
+    if spec["experiment"] in known_experiments():
+        load_experiment(spec["experiment"])  # it may have checks of its own
     packed, plain = run / "history.jsonl.gz", run / "history.jsonl"
     if packed.exists():
         plain = scratch / "history.jsonl"

@@ -91,7 +91,7 @@ def test_a_check_that_does_not_exist_is_unknown_and_names_the_nearest() -> None:
 
 
 def test_every_check_says_in_one_line_what_it_claims() -> None:
-    for name in CHECKERS:
+    for name in BUILT_IN:
         assert 20 < len(describe(name)) < 100
         assert describe(name).endswith(".")
 

@@ -126,7 +126,7 @@ def test_the_help_of_an_experiment_lists_its_parameters(command: Command) -> Non
     assert "max_retries" in before.out
     wrong = command("run", "node_failur", "--help")
     assert (wrong.code, wrong.out) == (2, "")
-    assert "did you mean node_failure?" in wrong.err
+    assert "did you mean node_failure or head_failure?" in wrong.err
 
 
 def test_help_loads_none_of_what_commands_need() -> None:
@@ -157,7 +157,10 @@ def test_the_program_runs_as_a_module_and_says_its_version() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("run node_failur", "no experiment named 'node_failur': did you mean node_failure?"),
+        (
+            "run node_failur",
+            "no experiment named 'node_failur': did you mean node_failure or head_failure?",
+        ),
         (
             "run ./nothing.py",
             "nothing.py: there is no such file; python -m simulator init writes one",

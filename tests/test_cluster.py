@@ -28,6 +28,7 @@ from simulator.cluster import (
     wait_alive,
 )
 from simulator.errors import BadInput, CannotRun, NodeStartFailed, NotFound
+from simulator.innode.supervisor import GCS_DIED
 from simulator.rayapi import RayNode
 from simulator.topology import override
 
@@ -699,9 +700,86 @@ def test_a_shell_says_in_which_node_it_is(backend: FakeBackend) -> None:
         cluster.attach("worker-9")
 
 
-def test_a_fake_control_store_keeps_nothing_and_says_so(backend: FakeBackend) -> None:
+# -- a head that keeps its tables, and where it keeps them ---------------------------------------------
+
+
+def that_keeps(backend: FakeBackend, gcs: str) -> Cluster:
     made = cluster_spec()
-    keeps = replace(made, topology=override(made.topology, ["gcs=rocksdb"]))
-    with pytest.raises(CannotRun, match="a fake GCS keeps nothing, so not gcs: rocksdb"):
-        Cluster(backend, "c").up(keeps)
-    assert backend.clusters() == []
+    cluster = Cluster(backend, "c")
+    cluster.up(replace(made, topology=override(made.topology, [f"gcs={gcs}"])))
+    return cluster
+
+
+def ray_ids(cluster: Cluster) -> dict[str, str | None]:
+    return {n.name: n.ray_node_id for n in cluster.status().nodes if n.role == "worker"}
+
+
+@pytest.mark.parametrize("gcs", ["redis", "rocksdb"])
+def test_a_head_that_keeps_its_tables_takes_its_workers_back(
+    backend: FakeBackend, gcs: str
+) -> None:
+    cluster = that_keeps(backend, gcs)
+    before = ray_ids(cluster)
+    cluster.kill("head")
+    backend.simulated_clock.sleep(100.0)  # longer than workers wait for one that keeps nothing
+    done = cluster.restart("head")
+    assert (done.started, done.renewed, done.remembers) == (("head",), (), True)
+    assert ray_ids(cluster) == before
+    assert states(cluster) == dict.fromkeys(["head", *WORKERS], "alive")
+
+
+def test_a_store_is_started_before_its_head_and_stopped_after_it(backend: FakeBackend) -> None:
+    cluster = that_keeps(backend, "redis")
+    started = [call.node for call in backend.calls if call.method == "start"]
+    assert started[:2] == ["redis", "head"]
+    assert cluster.stop()[-1] == "redis"
+    assert cluster.node("redis").state == "exited"
+    assert cluster.start().started[0] == "redis"
+    assert states(cluster) == dict.fromkeys(["head", *WORKERS], "alive")
+    assert cluster.status().to_data()["store"]["state"] == "running"
+
+
+@pytest.mark.parametrize("name", ["redis", "head"])
+def test_a_store_that_comes_back_brings_its_head_back(backend: FakeBackend, name: str) -> None:
+    cluster = that_keeps(backend, "redis")
+    before = ray_ids(cluster)
+    cluster.kill("redis")
+    backend.simulated_clock.sleep(10.0)
+    assert (cluster.node("head").state, cluster.node("head").exit_code) == ("exited", GCS_DIED)
+    cluster.restart(name)
+    assert cluster.node("redis").state == "running"
+    assert ray_ids(cluster) == before
+    assert states(cluster) == dict.fromkeys(["head", *WORKERS], "alive")
+
+
+def test_a_head_is_not_started_where_its_tables_cannot_be_read(backend: FakeBackend) -> None:
+    cluster = that_keeps(backend, "redis")
+    cluster.kill("head")
+    cluster.pause("redis")
+    with pytest.raises(CannotRun, match="redis, where it keeps its tables, is paused") as caught:
+        cluster.restart("head")
+    assert "resume redis" in caught.value.remedy
+    cluster.resume("redis")
+    backend.store_answers = lambda cluster: False  # type: ignore[method-assign]
+    with pytest.raises(CannotRun, match="redis, where the head keeps its tables, does not answer"):
+        cluster.restart("head")
+    assert cluster.node("head").state == "exited"
+
+
+def test_a_store_that_ends_while_it_is_waited_for_is_an_error_with_its_last_lines(
+    backend: FakeBackend,
+) -> None:
+    cluster = that_keeps(backend, "redis")
+    cluster.stop()
+    store = backend.world("c").store
+    assert store is not None
+    store.say("Fatal error, can't open config file")
+
+    def end(cluster: str) -> bool:
+        backend.world(cluster).end(store, 1)
+        return False
+
+    backend.store_answers = end  # type: ignore[method-assign]
+    with pytest.raises(CannotRun, match="redis, where the head keeps its tables, is exited") as e:
+        cluster.start()
+    assert "can't open config file" in "\n".join(e.value.details)

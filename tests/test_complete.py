@@ -74,11 +74,11 @@ def complete(
         ("run node_failure --health ", ["ray", "fast"]),
         ("up --backend d", ["docker"]),
         ("up --topology two", ["two_gpu"]),
-        ("topologies h", ["hybrid"]),
+        ("topologies h", ["hybrid", "hybrid_spot"]),
         ("schedule ki", ["kill"]),
         ("run node_failure --fault ra", ["random"]),
         ("schedule --topology two", ["two_gpu"]),
-        ("image build --target ", ["cpu", "gpu", "lean", "netfault"]),
+        ("image build --target ", ["cpu", "gpu", "lean", "netfault", "redis"]),
         ("check ", []),
         ("run ./", []),
         ("run nothing.py --param ", []),
@@ -95,7 +95,7 @@ def test_files_and_runs_of_the_user_s_are_offered_too(complete: Complete, tmp_pa
     run.mkdir(parents=True)
     (run / "spec.json").write_text("{}")
     assert complete("run ") == [*known_experiments(), "mine.py"]
-    assert complete("up --topology m") == ["mine.yaml"]
+    assert complete("up --topology m") == ["mortal_head", "mine.yaml"]
     assert complete("check ") == [
         "latest", "node_failure/latest", "node_failure/20260101-000000-7",
     ]  # fmt: skip

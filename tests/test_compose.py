@@ -22,8 +22,7 @@ from simulator.backends.base import (
     GpuKind,
     definition,
 )
-from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE
-from simulator.backends.process.backend import RECONNECT_S
+from simulator.backends.docker.image import DEFAULT_IMAGE, GPU_IMAGE, LEAN_IMAGE, REDIS_IMAGE
 from simulator.compose import (
     DASHBOARD_PORT,
     GCS_PORT,
@@ -33,6 +32,8 @@ from simulator.compose import (
     LABEL_SPEC,
     LEDGER_TARGET,
     SPILL_TARGET,
+    STORE_ENV,
+    STORE_TARGET,
     TOKEN_TARGET,
     ClusterNetwork,
     expand,
@@ -46,6 +47,8 @@ from simulator.compose import (
 )
 from simulator.errors import CannotRun
 from simulator.topology import (
+    DRIVER,
+    RECONNECT_S,
     Head,
     Topology,
     WorkerGroup,
@@ -102,6 +105,83 @@ def test_a_gcs_that_keeps_its_tables_has_a_volume_of_its_own_and_nobody_else_doe
     plain = expand(ClusterSpec("lab", load_topology("default"), "simulated"))["services"]["head"]
     assert plain["volumes"] == project["services"]["head"]["volumes"][:-1]
     assert set(plain["environment"]) < set(project["services"]["head"]["environment"])
+
+
+def with_redis(*settings: str, **more: Any) -> dict[str, Any]:
+    return expand(spec(override(load_topology("default"), ["gcs=redis", *settings])), **more)
+
+
+def test_redis_is_beside_the_nodes_with_a_disk_and_as_few_rights_as_they() -> None:
+    project = with_redis()
+    redis, worker = project["services"]["redis"], project["services"]["worker"]
+    assert redis["image"] == REDIS_IMAGE
+    assert (redis["labels"][LABEL_ROLE], redis["labels"][LABEL_GROUP]) == ("store", "redis")
+    for key in ("cap_drop", "security_opt", "restart"):
+        assert redis[key] == worker[key]
+    assert redis["user"] == "1000:1000"
+    assert redis["read_only"] is True
+    assert not {"ports", "cap_add", "privileged"} & set(redis)
+    assert redis["labels"][LABEL_CLUSTER] == "lab"
+    for name in ("redis", "redis-password"):
+        assert project["volumes"][name]["labels"][LABEL_CLUSTER] == "lab"
+
+
+def test_only_redis_and_the_head_have_its_password_and_nothing_but_the_volume_has_it() -> None:
+    project = with_redis("driver_node=true", "worker_groups.worker.profile=lean")
+    services = project["services"]
+    having = {
+        name: [v.get("read_only", False) for v in s["volumes"] if v["target"] == STORE_TARGET]
+        for name, s in services.items()
+    }
+    assert having == {"init": [False], "head": [True], "redis": [True], "worker": [], DRIVER: []}
+    knowing = {n for n, s in services.items() if set(STORE_ENV) & set(s.get("environment", {}))}
+    assert knowing == {"head"}
+    assert set(STORE_ENV) <= set(services["head"]["environment"])
+    assert services["head"]["environment"]["RAY_external_storage_namespace"] == "lab"
+
+
+def test_every_node_waits_for_a_head_that_keeps_its_tables() -> None:
+    for gcs in ("redis", "rocksdb"):
+        topology = override(load_topology("default"), [f"gcs={gcs}", "driver_node=true"])
+        services = expand(spec(topology))["services"]
+        waits = {
+            name: service["environment"].get("RAY_gcs_rpc_server_reconnect_timeout_s")
+            for name, service in services.items()
+            if name not in ("init", "redis")
+        }
+        assert waits == dict.fromkeys(("head", "worker", DRIVER), str(RECONNECT_S))
+
+
+def test_redis_has_an_address_of_its_own_that_nobody_else_is_given() -> None:
+    network = free_network([], 4)
+    services = with_redis(network=network)["services"]
+    address = services["redis"]["networks"]["cluster"]["ipv4_address"]
+    assert address == network.redis_ip
+    assert ipaddress.ip_address(address) not in ipaddress.ip_network(network.ip_range)
+    assert address != network.head_ip
+    assert services["head"]["environment"]["RAY_REDIS_ADDRESS"] == f"{address}:6379"
+    assert services["redis"]["environment"]["RAY_SIM_ADDRESS"] == address
+
+
+def test_the_addresses_by_hand_are_those_of_the_simulator() -> None:
+    hand = load_override("redis", {})["services"]["redis"]["networks"]["cluster"]["ipv4_address"]
+    head = by_hand()["services"]["head"]["networks"]["cluster"]["ipv4_address"]
+    assert hand == ClusterNetwork("", "", head).redis_ip
+
+
+def test_a_driver_node_is_a_worker_that_nothing_but_a_driver_runs_on() -> None:
+    topology = override(load_topology("default"), ["driver_node=true", "gcs=rocksdb"])
+    services = expand(ClusterSpec("lab", topology, "simulated"))["services"]
+    driver, worker = services[DRIVER], services["worker"]
+    assert driver["command"] == ["worker", "--num-cpus=0", '--resources={"driver":1}']
+    assert (driver["labels"][LABEL_ROLE], driver["labels"][LABEL_GROUP]) == ("driver", DRIVER)
+    assert driver["deploy"]["replicas"] == 1
+    # It waits for a head as long as workers do, and is as little of a host.
+    assert driver["environment"] == worker["environment"]
+    apart = {"command", "labels", "deploy"}
+    assert {k: v for k, v in driver.items() if k not in apart} == {
+        k: v for k, v in worker.items() if k not in apart
+    }
 
 
 def test_a_cluster_by_hand_carries_the_labels_that_find_it() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from simulator.checkers.anatomy import HEAD
 from simulator.checkers.growth import GROWTH
 from simulator.checkers.registry import CHECKERS
 from simulator.errors import BadInput, NotFound
@@ -53,7 +54,7 @@ def test_every_experiment_that_comes_along_loads_and_plans(name: str) -> None:
     assert experiment.name == name
     assert experiment.claim.endswith(".")
     assert set(experiment.checks) <= set(CHECKERS)
-    known = GROWTH if topology.autoscaling else PHASES
+    known = GROWTH if topology.autoscaling else (*PHASES, *HEAD)
     assert set(experiment.mandatory_phases(params)) <= set(known)
     breaks = experiment.schedule(params, topology) or topology.autoscaling
     assert breaks or not experiment.mandatory_phases(params)

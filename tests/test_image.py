@@ -209,7 +209,7 @@ def test_what_apt_is_told_in_a_build_is_readable_by_its_owner_only(
     assert mirror.read_text().strip() == settings.mirror
 
 
-def test_only_the_tools_image_is_told_of_apt(
+def test_only_images_of_debian_packages_are_told_of_apt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client_that(
@@ -218,12 +218,13 @@ def test_only_the_tools_image_is_told_of_apt(
         f'echo "$*" >> {tmp_path}/asked\n'
         'case "$*" in *"image inspect"*) echo "Error: No such image: x" >&2; exit 1 ;; esac',
     )
-    targets: tuple[image.Target, ...] = ("cpu", "netfault")
+    targets: tuple[image.Target, ...] = ("cpu", "netfault", "redis")
     for target in targets:
         image.build_image(target=target, say=lambda line: None, base="a-base")
     builds = [b for b in (tmp_path / "asked").read_text().splitlines() if "buildx build" in b]
-    assert ["apt_conf" in build for build in builds] == [False, True]
+    assert ["apt_conf" in build for build in builds] == [False, True, True]
     assert f"--tag {image.NETFAULT_IMAGE}" in builds[1]
+    assert f"--tag {image.REDIS_IMAGE}" in builds[2]
 
 
 # ---- the engine's answers, from a client that is a script
@@ -349,9 +350,10 @@ def test_every_image_is_a_stage_and_bare_ray_stands_on_the_same_python() -> None
     above = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\w+)$", dockerfile(), re.M)}
     assert set(image.IMAGES) <= set(above)
     assert above["lean"] == above["ray"] == "python"
-    assert above["netfault"] == "${BASE_IMAGE}", "it costs what its tools cost"
+    for target in image.OF_DEBIAN:
+        assert above[target] == "${BASE_IMAGE}", "it costs what its tools cost"
     for target, tag in image.IMAGES.items():
-        version = "1" if target == "netfault" else f"{image.RAY_VERSION}-{target}"
+        version = "1" if target in image.OF_DEBIAN else f"{image.RAY_VERSION}-{target}"
         assert tag.endswith(f":{version}")
 
 

@@ -19,9 +19,6 @@ from simulator.history import Op
 
 INVALID, UNKNOWN, VALID = Verdict.INVALID, Verdict.UNKNOWN, Verdict.VALID
 
-for _name in ("spot_preemption", "hybrid_spot"):
-    load_experiment(_name)  # each has a check of its own
-
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> RunView:
@@ -174,6 +171,7 @@ def test_spot_machines_pay_only_below_the_price_of_others(replaced: RunView) -> 
 def test_nobody_knows_whether_spot_pays_that_never_lost_a_machine_or_has_no_price(
     tmp_path: Path,
 ) -> None:
+    load_experiment("hybrid_spot")  # whose check it is
     for name, why in (
         ("docker-autoscale-down", "no machine was lost"),
         ("docker-node-loss-replaced", "on_demand_price in its topology"),

@@ -13,7 +13,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +35,7 @@ from simulator.backends.base import (
 )
 from simulator.backends.nvidia import Driver
 from simulator.backends.process import ProcessBackend
+from simulator.backends.process import checks as machine
 from simulator.backends.process.backend import _short_tmp
 from simulator.backends.process.network import free_network, free_port
 from simulator.backends.process.table import MARKER, alive, kill_all, living, look
@@ -466,6 +470,21 @@ def test_a_node_runs_its_supervisor_with_what_is_its_own(
     assert pids(backend.root / "one" / "worker-1") != []
 
 
+def test_a_driver_node_starts_as_a_worker_with_a_place_for_drivers(
+    backend: ProcessBackend, ray: FakeRay
+) -> None:
+    made = spec("one")
+    backend.create(replace(made, topology=override(made.topology, ["driver_node=true"])))
+    for name in ("head", "driver"):
+        backend.start("one", name)
+    until(lambda: "ready after" in backend.logs("one", "driver"), "the driver node")
+    words = backend.logs("one", "driver").split()
+    assert "--num-cpus=0" in words
+    assert '--resources={"driver":1}' in words
+    assert "--head" not in words
+    assert node(backend, "driver").role == "driver"
+
+
 def test_starting_a_running_node_changes_nothing(backend: ProcessBackend, ray: FakeRay) -> None:
     started(backend, "worker-1")
     before = pids(backend.root / "one" / "worker-1")
@@ -849,3 +868,98 @@ def test_devices_of_a_driver_that_does_not_answer_are_hidden_all_the_same(
         backend.gpu_kind(override(load_topology("default"), ["head.gpus=real"]))
     backend.create(ClusterSpec("one", load_topology("default"), "simulated"))
     assert backend._environment(backend._facts("one"), "head")["CUDA_VISIBLE_DEVICES"] == "-1"
+
+
+@pytest.mark.parametrize(
+    ("total", "available", "level"), [(1, 1, "problem"), (64, 1, "warning"), (64, 32, "ok")]
+)
+def test_memory_is_judged_by_what_the_topology_needs(
+    backend: ProcessBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    total: int,
+    available: int,
+    level: str,
+) -> None:
+    memory = SimpleNamespace(total=total * 10**9, available=available * 10**9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    (check,) = [c for c in backend.check(load_topology("default")) if c.name == "memory"]
+    assert check.level == level
+    assert ("--workers" in check.remedy) == (level != "ok")
+
+
+def test_another_system_is_refused_with_the_reason(
+    backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (check,) = machine.checks(None, platform="darwin")
+    assert (check.level, check.remedy) == ("problem", "use Docker: --backend docker")
+    monkeypatch.setattr(ProcessBackend, "check", lambda self, topology=None: [check])
+    with pytest.raises(CannotRun, match="darwin has neither /proc"):
+        backend.prepare(spec("one"), print)
+
+
+@pytest.mark.parametrize(
+    ("installed", "level"),
+    [
+        ({}, "problem"),
+        ({"ray": "2.60.0"}, "problem"),
+        ({"ray": "2.60.0", "aiohttp": "3", "grpcio": "1"}, "ok"),
+        ({"ray": "2.60.3", "aiohttp": "3", "grpcio": "1"}, "ok"),
+        ({"ray": "2.48.0", "aiohttp": "3", "grpcio": "1"}, "warning"),
+    ],
+)
+def test_the_ray_that_is_there_is_judged(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], level: str
+) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    (check,) = [c for c in machine.checks(None) if c.name == "Ray"]
+    assert check.level == level
+    assert (level == "ok") == (not check.remedy)
+
+
+def test_an_image_is_not_needed_and_that_is_said(backend: ProcessBackend) -> None:
+    said: list[str] = []
+    try:
+        backend.prepare(spec("one", image="some/image"), said.append)
+    except CannotRun:
+        pytest.skip("no Ray is installed here")
+    assert said == ["processes need no image; --image is ignored"]
+
+
+def test_memory_and_disk_are_the_machines_and_that_is_said(backend: ProcessBackend) -> None:
+    said: list[str] = []
+    small = override(load_topology("default"), ["head.shm_size=80m"])
+    try:
+        backend.prepare(replace(spec("one"), topology=small), said.append)
+    except CannotRun:
+        pytest.skip("no Ray is installed here")
+    (sentence,) = said
+    assert "shm_size, spill_size have no effect" in sentence
+
+
+def test_lean_nodes_are_whole_here_and_that_is_said(backend: ProcessBackend) -> None:
+    lean = load_topology("lean")
+    (check,) = [c for c in machine.checks(lean) if c.name == "lean nodes"]
+    assert (check.level, check.remedy) == ("warning", "use Docker: --backend docker")
+    said: list[str] = []
+    try:
+        backend.prepare(replace(spec("one"), topology=lean), said.append)
+    except CannotRun:
+        pytest.skip("no Ray is installed here")
+    (sentence,) = said
+    assert sentence.startswith("processes share one Python, so profile lean has no effect")
+
+
+def test_a_redis_that_processes_do_not_have_is_refused_before_anything_is_made(
+    backend: ProcessBackend,
+) -> None:
+    topology = override(load_topology("default"), ["gcs=redis"])
+    (check,) = [c for c in machine.checks(topology) if c.name == "gcs"]
+    assert (check.level, "rocksdb" in check.remedy) == ("problem", True)
+    with pytest.raises(CannotRun, match="processes run no redis"):
+        backend.prepare(replace(spec("one"), topology=topology), lambda text: None)
+    assert backend.clusters() == []

@@ -164,6 +164,17 @@ def test_a_fault_whose_effect_was_not_seen_says_so() -> None:
     )
 
 
+def test_a_store_is_whole_when_it_runs_whatever_ray_says() -> None:
+    nodes = [{"name": "head", "role": "head"}, {"name": "a", "role": "store"}]
+    timeline = timeline_of(
+        (0, "cluster.nodes", None, {"nodes": nodes}), start(0, "head", "t", "1"),
+        fault(1, "inject"), (1, "engine.die", "a", {}), fault(1.2, "effect", verified=True),
+        (3, "engine.start", "a", {}), fault(4, "healed", verified=True), end(8, "head", "t", "1"),
+    )  # fmt: skip
+    assert states(timeline, "a") == [("dead", 1), ("alive", 3)]
+    assert timeline.faults[0].end == 4
+
+
 def test_nodes_stand_head_first_and_then_by_number() -> None:
     timeline = timeline_of(
         start(0, "worker-10", "t", "1"), start(0, "worker-2", "u", "2"), start(0, "head", "v", "3")

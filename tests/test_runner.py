@@ -26,10 +26,11 @@ from simulator.experiment import PHASES, Experiment, load_experiment
 from simulator.experiment import Params as BaseParams
 from simulator.faults import Kill, Pause, Restart, Stop
 from simulator.history import History
+from simulator.innode.supervisor import GCS_DIED
 from simulator.runner import RunRequest, exit_code, judge_run, own, run_view
-from simulator.schedule import After, Named, Never, Step, WhenDeclaredDead
+from simulator.schedule import After, All, AtEnd, Named, Never, Step, WhenDeclaredDead
 from simulator.store import RunDir, Store
-from simulator.topology import Topology
+from simulator.topology import Topology, override
 from simulator.workload import TaskStream
 
 
@@ -335,6 +336,122 @@ def test_the_head_dies_as_planned_and_the_run_ends(lab: Lab) -> None:
     assert result["verdict"] != "valid"
     assert history.of("observer.blind")
     assert lab.backend.clusters() == []
+
+
+def test_a_head_that_came_back_without_tables_has_lost_the_job_and_nobody_waits_for_it(
+    lab: Lab,
+) -> None:
+    lab.experiment = scheduled(Step(4, Kill(), Named("head"), After(3)))
+    began = lab.backend.simulated_clock.now
+    result = lab.run(topology=override(topology(), ["driver_node=true"]))
+    end = only(lab.history(result), "workload.end").data
+    assert end["status"] == "LOST"
+    assert "its head was started anew, and knows no earlier job" in end["message"]
+    assert result["verdict"] != "valid"
+    assert lab.backend.simulated_clock.now - began < 90
+
+
+@pytest.mark.parametrize("heal", [Never(), AtEnd()], ids=str)
+def test_a_head_that_nobody_starts_again_ends_the_run_and_not_its_patience(
+    lab: Lab, heal: Never | AtEnd
+) -> None:
+    lab.experiment = scheduled(Step(4, Kill(), Named("head"), heal))
+    began = lab.backend.simulated_clock.now
+    result = lab.run()
+    assert only(lab.history(result), "workload.end").data["status"] == "LOST"
+    assert result["verdict"] != "valid"
+    assert lab.backend.simulated_clock.now - began < 150
+    assert lab.backend.clusters() == []
+
+
+def test_what_failed_before_the_head_was_hit_is_asked_for_while_it_can_be(lab: Lab) -> None:
+    lab.experiment = scheduled(
+        Step(4, Kill(), Named("worker-1"), WhenDeclaredDead()),
+        Step(9, Kill(), Named("head"), After(3)),
+    )
+    history = lab.history(lab.run())
+    hit = next(op for op in history.of("fault.inject") if op.node == "head")
+    assert any(op.index < hit.index for op in history.of("attempt.failed"))
+    assert only(history, "attempts.complete").data["forgotten"] is False
+
+
+KEEPS = ["driver_node=true", "gcs=redis"]
+
+
+@pytest.mark.parametrize("fault", [Kill(), Stop(), Restart(), Pause()], ids=str)
+def test_a_store_is_broken_and_healed_and_its_head_comes_back_with_it(lab: Lab, fault: Any) -> None:
+    lab.experiment = scheduled(Step(4, fault, Named("redis"), After(6)))
+    result = lab.run(topology=override(topology(), KEEPS))
+    history = lab.history(result)
+    assert result["status"] == "completed"
+    assert (only(history, "fault.effect").node, only(history, "fault.effect").data["verified"]) == (
+        "redis",
+        True,
+    )
+    died = [op for op in history.of("engine.die") if op.node == "head"]
+    if isinstance(fault, Pause):
+        assert died == []
+    else:
+        assert [op.data["exit_code"] for op in died] == [GCS_DIED]
+        assert "and so was the head" in only(history, "fault.healed").data["how"]
+    # The driver went on, and what it was told came back: nothing of it hung on the head.
+    assert only(history, "workload.end").data["status"] == "SUCCEEDED"
+    assert finding(result, "fault_hit_work")["verdict"] == "valid"
+    assert "hit the control plane of" in finding(result, "fault_hit_work")["summary"]
+    assert result["verdict"] == "valid"
+
+
+def test_a_store_that_is_to_stay_away_until_it_is_given_up_stays_until_its_head_ends(
+    lab: Lab,
+) -> None:
+    lab.experiment = scheduled(Step(4, Kill(), Named("redis"), WhenDeclaredDead()))
+    history = lab.history(lab.run(topology=override(topology(), KEEPS)))
+    died = next(op for op in history.of("engine.die") if op.node == "head")
+    heal = only(history, "fault.heal")
+    assert died.index < heal.index
+    assert history.at(heal) - history.at(died) < 3
+
+
+def test_of_a_store_no_phase_of_a_nodes_recovery_must_be_seen(lab: Lab) -> None:
+    nodes = override(topology(), KEEPS)
+    steps = [Step(4, Kill(), Named("redis"), WhenDeclaredDead())]
+    assert lab.request(topology=nodes, steps=steps).mandatory_phases == ["effect"]
+    steps.append(Step(9, Kill(), Named("worker-1"), WhenDeclaredDead()))
+    assert "rejoined" in lab.request(topology=nodes, steps=steps).mandatory_phases
+
+
+def test_a_driver_node_outlives_a_head_that_keeps_its_tables(lab: Lab) -> None:
+    lab.experiment = scheduled(Step(4, Kill(), Named("head"), After(8)))
+    result = lab.run(topology=override(topology(), KEEPS))
+    assert only(lab.history(result), "workload.end").data["status"] == "SUCCEEDED"
+    assert result["verdict"] == "valid"
+
+
+def test_a_store_of_a_cluster_that_has_none_is_refused_by_name(lab: Lab) -> None:
+    lab.experiment = scheduled(Step(4, Kill(), Named("redis")))
+    with pytest.raises(BadInput, match="no node or group named 'redis'"):
+        lab.run()
+    assert lab.backend.clusters() == []
+
+
+def test_a_driver_node_has_the_driver_and_no_work_and_no_drawn_fault(lab: Lab) -> None:
+    step = Step(4, Kill(), All(), WhenDeclaredDead())
+    lab.experiment = scheduled(step, phases=())
+    result = lab.run(topology=override(topology(), ["driver_node=true"]))
+    history = lab.history(result)
+    assert only(history, "driver.start").node == "driver"
+    assert {op.node for op in history.of("task.start")}.isdisjoint({"driver"})
+    assert {op.node for op in history.of("fault.effect")} == {"worker-1", "worker-2", "worker-3"}
+    assert result["status"] == "completed"
+
+
+def test_a_job_dies_with_the_driver_node_that_was_named(lab: Lab) -> None:
+    lab.experiment = scheduled(Step(4, Kill(), Named("driver"), After(10)))
+    result = lab.run(topology=override(topology(), ["driver_node=true"]))
+    end = only(lab.history(result), "workload.end").data
+    assert end["status"] == "FAILED"
+    assert result["verdict"] != "valid"
+    assert "node has died" in end["message"]
 
 
 # -- when something goes wrong -------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,6 +169,39 @@ def test_a_head_without_its_gcs_ends(node: Node) -> None:
     code, output = node.ended()
     assert code == supervisor.GCS_DIED
     assert "the GCS ended with signal 9" in output
+
+
+def test_a_head_whose_tables_have_no_place_does_not_start_ray(node: Node, tmp_path: Path) -> None:
+    path = tmp_path / "missing"
+    node.start("head", RAY_gcs_storage="rocksdb", RAY_gcs_storage_path=str(path))
+    code, output = node.ended()
+    assert code == supervisor.NO_STORE
+    assert f"the GCS cannot keep its tables: {path} cannot be written to" in output
+    assert "ray start start" not in output
+    assert (node.home / "exit_code").read_text() == f"{supervisor.NO_STORE}\n"
+
+
+def test_only_ray_is_told_the_password(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("hush")
+    node.start("head", RAY_SIM_REDIS_PASSWORD_FILE=str(tmp_path / "password"))
+    node.until_ready()
+    assert node.process is not None
+    node.process.terminate()
+    said = [line for line in node.ended()[1].splitlines() if "hush" in line]
+    assert len(said) == 1
+    assert said[0].startswith("ray start start")  # the stand-in says what it was told
+
+
+def test_a_gcs_that_ends_while_ray_starts_ends_the_head_and_not_its_patience(node: Node) -> None:
+    node.ray.start("lingers")
+    node.start("head")
+    until(lambda: node.ray.pids("gcs_server"), "the GCS")
+    (pid,) = node.ray.pids("gcs_server")
+    time.sleep(2 * supervisor.LOOK_S)  # so that it was seen
+    os.kill(pid, signal.SIGKILL)
+    code, output = node.ended()
+    assert code == supervisor.GCS_DIED
+    assert "the GCS ended while Ray was starting" in output
 
 
 def test_a_failed_ray_start_is_not_ready_and_says_why(node: Node) -> None:

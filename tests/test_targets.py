@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from simulator.backends.fake import FakeBackend
 from simulator.cluster import Cluster
 from simulator.errors import BadInput, CannotRun, NotFound
-from simulator.faults import Kill, Pause
+from simulator.faults import FAULTS, Kill, Partition, Pause
 from simulator.history import History, Op
 from simulator.rayapi import RayActor, RunningTask
 from simulator.schedule import (
+    After,
     All,
     Busiest,
     HolderOfMostObjects,
@@ -33,9 +34,10 @@ from simulator.schedule import (
     Step,
     Target,
     Together,
+    misplaced,
     resolve,
 )
-from simulator.topology import Head, Topology, WorkerGroup
+from simulator.topology import Gcs, Head, Topology, WorkerGroup
 
 SHAPE = Topology(
     name="shape",
@@ -51,6 +53,10 @@ DRAWN = [
     RandomWorker(), RandomWorker("gpu"), All(), All("cpu"), Minority(), Minority("cpu"), Majority(),
     Majority("gpu"), Several(2), Several(2, "cpu"), Labelled("zone", "a"), Offering("GPU"), Named("cpu"),
 ]  # fmt: skip
+
+
+WITH_REDIS = SHAPE.model_copy(update={"gcs": Gcs.REDIS})
+WITH_DRIVER = SHAPE.model_copy(update={"driver_node": True})
 
 
 def op(index: int, kind: str, node: str | None, source: str = "ledger", **data: Any) -> Op:
@@ -116,6 +122,57 @@ def test_each_target_draws_so_many_of_those(target: Target, count: int, among: l
         seen |= set(drawn)
     assert target.early
     assert seen == set(among)
+
+
+@given(st.integers(), st.sampled_from(DRAWN))
+def test_a_driver_node_is_hit_only_by_its_name(seed: int, target: Target) -> None:
+    assert set(target.resolve(WITH_DRIVER, Random(seed))) <= set(WORKERS)
+    assert Named("driver").resolve(WITH_DRIVER, Random(seed)) == ("driver",)
+
+
+@given(st.integers(), st.sampled_from(DRAWN))
+def test_the_store_is_hit_only_by_its_name(seed: int, target: Target) -> None:
+    assert set(target.resolve(WITH_REDIS, Random(seed))) <= set(WORKERS)
+    assert Named("redis").resolve(WITH_REDIS, Random(seed)) == ("redis",)
+
+
+def test_a_cluster_without_a_store_has_none_to_hit() -> None:
+    with pytest.raises(NotFound, match="redis"):
+        Named("redis").resolve(SHAPE, Random(1))
+
+
+def test_a_partition_leaves_the_store_where_it_is_unless_it_is_named() -> None:
+    plain = Step(1.0, Partition(), Named("head"), After(5))
+    assert "redis" not in resolve([plain], WITH_REDIS, Random(1))[0].peers
+    against = Step(1.0, Partition(), Named("head"), After(5), against=Named("redis"))
+    assert resolve([against], WITH_REDIS, Random(1))[0].peers == ("redis",)
+    other = Step(1.0, Partition(), Named("redis"), After(5))
+    assert resolve([other], WITH_REDIS, Random(1))[0].peers == (
+        "cpu-1",
+        "cpu-2",
+        "cpu-3",
+        "gpu-1",
+        "gpu-2",
+        "head",
+    )
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_only_faults_that_make_sense_there_hit_the_store(fault: str) -> None:
+    able = {
+        "kill", "stop", "restart", "pause", "partition", "disconnect",
+        "loss", "bandwidth", "delay", "reorder", "duplicate",
+    }  # fmt: skip
+    step = Step(1.0, FAULTS[fault](), Named("redis"), After(60))
+    refused = misplaced(resolve([step], WITH_REDIS, Random(1)), WITH_REDIS)
+    assert (fault in able) is not bool(refused)
+    if refused:
+        assert "is where the head keeps its tables" in str(refused[0])
+
+
+def test_a_driver_node_is_among_those_that_a_partition_cuts_off() -> None:
+    step = Step(1.0, Partition(), Named("cpu-1"), After(5))
+    assert "driver" in resolve([step], WITH_DRIVER, Random(1))[0].peers
 
 
 def test_the_order_of_the_groups_does_not_matter() -> None:

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from simulator.errors import BadInput, NotFound
 from simulator.topology import (
+    DRIVER,
     Gpus,
     Head,
     Topology,
     WorkerGroup,
+    driver_needs,
     known_topologies,
     load_topology,
     override,
@@ -246,7 +248,7 @@ def test_every_problem_of_the_overrides_comes_at_once() -> None:
         "--set workers: is not key=value; for example head.resources.CPU=2",
         "--set worker_groups.gpu.replicas=2: there is no worker group 'gpu'; there is worker",
         "--set haed.resources.CPU=2: 'haed' is not a known key; "
-        "known: name, description, head, worker_groups, autoscaling, gcs",
+        "known: name, description, head, worker_groups, autoscaling, gcs, driver_node",
         "--set head.gpus.x=1: head.gpus has no keys below it",
         "--set head.gpus=[: '[' is not a YAML value",
     ]
@@ -423,3 +425,58 @@ def test_a_control_store_that_is_not_known_is_refused_with_those_there_are() -> 
     assert not parse_topology({}, "t").outlives_head
     with pytest.raises(BadInput, match=r"gcs: is 'etcd'.*memory.*rocksdb"):
         parse_topology({"gcs": "etcd"}, "t")
+
+
+def test_a_driver_node_is_one_node_that_offers_a_place_to_drivers_and_nothing_else() -> None:
+    topology = override(load_topology("default"), ["driver_node=true"])
+    head, driver, *workers = topology.nodes()
+    assert (driver.name, driver.role, driver.group) == (DRIVER, "driver", DRIVER)
+    assert driver.resources == {"CPU": 0, DRIVER: 1}
+    assert (head.role, {n.role for n in workers}) == ("head", {"worker"})
+    assert [n.name for n in topology.workers()] == [n.name for n in workers]
+    assert topology.total("CPU") == load_topology("default").total("CPU")
+    assert topology.most_nodes == 5
+    assert topology.counted == "a head, a driver node and 3 workers"
+    assert load_topology("default").counted == "a head and 3 workers"
+
+
+def test_what_a_driver_asks_for_is_what_the_driver_node_alone_offers() -> None:
+    topology = override(load_topology("default"), ["driver_node=true"])
+    needs = driver_needs(n.role for n in topology.nodes())
+    assert needs is not None
+    able = [n.name for n in topology.nodes() if all(n.resources.get(r) for r in needs)]
+    assert able == [DRIVER]
+    assert driver_needs(n.role for n in load_topology("default").nodes()) is None
+
+
+@pytest.mark.parametrize(
+    "setting", ["head.resources.driver=1", "worker_groups.worker.resources.driver=2"]
+)
+def test_nobody_else_may_offer_what_drivers_find_their_node_by(setting: str) -> None:
+    with pytest.raises(BadInput, match="offers driver, by which drivers find the driver node"):
+        override(load_topology("default"), ["driver_node=true", setting])
+    override(load_topology("default"), [setting])  # without one, it is a resource like any other
+
+
+def test_redis_is_where_the_head_keeps_its_tables_and_no_node() -> None:
+    topology = override(load_topology("default"), ["gcs=redis"])
+    assert topology.store is not None
+    assert (topology.store.name, topology.store.role) == ("redis", "store")
+    assert topology.outlives_head
+    assert "redis" not in [n.name for n in topology.nodes()]
+    assert [n.name for n in topology.breakable()][-1] == "redis"
+    for gcs in ("memory", "rocksdb"):
+        assert override(topology, [f"gcs={gcs}"]).store is None
+
+
+def test_a_group_may_not_have_the_name_of_the_store() -> None:
+    groups = {"worker_groups": [{"group_name": "redis"}]}
+    with pytest.raises(BadInput, match="redis is the name of the store with gcs: redis"):
+        parse_topology({"gcs": "redis", **groups}, "t")
+    assert parse_topology(groups, "t").worker_groups[0].group_name == "redis"
+
+
+def test_the_autoscaler_is_not_given_the_place_of_the_driver_node() -> None:
+    topology = elastic(driver_node=True)
+    assert [n.name for n in topology.nodes()] == ["head", DRIVER]
+    assert (topology.most_workers, topology.most_nodes) == (3, 5)

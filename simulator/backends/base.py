@@ -30,7 +30,7 @@ GpuKind = Literal["real", "simulated", "none"]
 #: Every container, network and volume of ours carries these labels; process nodes carry the
 #: same facts in their environment. Nothing without LABEL_CLUSTER is ever touched.
 LABEL_CLUSTER = "ray-sim.cluster"
-LABEL_ROLE = "ray-sim.role"  # head | worker | init | program
+LABEL_ROLE = "ray-sim.role"  # head | worker | driver | store | init | program
 LABEL_GROUP = "ray-sim.group"
 LABEL_RUN_DIR = "ray-sim.run-dir"  # absolute path of the run that owns the cluster, or absent
 LABEL_GPU = "ray-sim.gpu"  # real | simulated | none, as resolved when the cluster was made
@@ -247,6 +247,8 @@ class ClusterRecord:
     ----------
     labels
         Of all that it is made of, together; the engine's and its image's among them.
+    store
+        Where the head's GCS keeps its tables, if that is beside the nodes; no node of Ray's.
     """
 
     name: str
@@ -255,6 +257,12 @@ class ClusterRecord:
     nodes: Sequence[NodeRecord]
     run_dir: Path | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    store: NodeRecord | None = None
+
+    @property
+    def breakable(self) -> Sequence[NodeRecord]:
+        """The nodes, and the store: all that a fault can hit."""
+        return [*self.nodes, *(s for s in (self.store,) if s is not None)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -726,6 +734,17 @@ class HostsAutoscaler(Protocol):
 
     def put_cloud_file(self, cluster: str, name: str, data: bytes) -> None:
         """Have a file there, whole or not at all."""
+
+
+@runtime_checkable
+class HostsStore(Protocol):
+    """Runs a Redis beside the nodes, where the head's GCS keeps its tables.
+
+    To every method that takes a node's name, its name is one too.
+    """
+
+    def store_answers(self, cluster: str) -> bool:
+        """Whether it runs and takes what it is asked, its password known."""
 
 
 @runtime_checkable

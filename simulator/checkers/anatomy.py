@@ -22,6 +22,7 @@ from simulator.checkers.growth import growth
 from simulator.checkers.index import SLACK, Down, Execution, FaultRecord, Index, index_of
 from simulator.checkers.losses import Loss, Moment, losses_of, way_of
 from simulator.checkers.phases import Anatomy, Phase
+from simulator.checkers.survival import CALLS, OF_THE_GCS, Outage, outages_of
 from simulator.history import Op
 
 #: Name and title of every phase, in their usual order.
@@ -43,6 +44,13 @@ PREEMPTION: dict[str, str] = {
     "drained": "no task left on the node",
     "killed": "killed at its deadline",
     "replaced": "as many nodes as before",
+}
+
+#: Those of a head that is lost, or of the store of its tables, where that is what the phases are counted from.
+HEAD: dict[str, str] = {
+    "gcs_answers": "the GCS answers again",
+    "first_call": "first call that needs the GCS",
+    "all_answer": "whatever a client calls answers",
 }
 
 #: Phases that are measured on a steady stream of work, or on objects that are known to be kept: of a
@@ -103,6 +111,10 @@ class _Seen:
     note: str = ""
 
 
+#: Phases of a steady stream of tasks, with actors and objects on every worker.
+_OF_STREAMS = OF_OUR_WORKLOADS | {"first_failure", "first_retry", "actor_alive"}
+
+
 class _Anatomy:
     """One computation; the methods named after phases return what was seen or raise `_NotSeen`."""
 
@@ -117,6 +129,11 @@ class _Anatomy:
         )
         if self.fault is not None and self.fault.announced:
             self.names = ["notice", "drained", "killed", *self.names, "replaced"]
+        if self.fault is not None and self.fault.node in index.heads:
+            self.names = [*self.names, *HEAD]
+        if index.first("driver.made") is not None:
+            # Of its tasks, none is there to show how fast work goes on; its actors are told one by one.
+            self.names = [n for n in self.names if n not in _OF_STREAMS]
         self.seen: dict[str, _Seen] = {}
 
     def build(self) -> Anatomy:
@@ -150,7 +167,7 @@ class _Anatomy:
         return Anatomy(phases, self.metrics, fault.id, self.victim, self.injected_at)
 
     def _phase(self, name: str, seen: _Seen | None, note: str) -> Phase:
-        title, mandatory = (PHASES.get(name) or PREEMPTION[name]), name in self.mandatory
+        title, mandatory = {**PHASES, **PREEMPTION, **HEAD}[name], name in self.mandatory
         if seen is None:
             return Phase(name, title, None, mandatory=mandatory, note=note)
         history = self.index.history
@@ -241,6 +258,39 @@ class _Anatomy:
         if loss is None or loss.replaced is None:
             raise _NotSeen("there were never as many nodes of its group again")
         return _Seen(loss.replaced.when, (loss.replaced.op,), note=loss.replaced.note)
+
+    # Of a head
+
+    def gcs_answers(self) -> _Seen:
+        blind = [op for op in self.index.all("observer.blind") if self._after(op)]
+        if not blind:
+            raise _NotSeen("the GCS never fell silent")
+        since = self.index.at(blind[0])
+        back = [op for op in self.index.all("observer.seeing") if self.index.at(op) >= since]
+        return self._earliest(back, "the GCS was not seen to answer again")
+
+    def first_call(self) -> _Seen:
+        back = [o for o in self._outages() if o.what in OF_THE_GCS and o.end is not None]
+        if not back:
+            raise _NotSeen("no call that needs the GCS failed, or waited, and came back")
+        first = min(back, key=lambda outage: outage.end or 0.0)
+        return _Seen(first.end or 0.0, first.ops, note=CALLS[first.what])
+
+    def all_answer(self) -> _Seen:
+        outages = self._outages()
+        if not outages:
+            raise _NotSeen("no call failed, or waited")
+        never = [o for o in outages if o.end is None]
+        if never:
+            raise _NotSeen(f"{CALLS[never[0].what]} did not come back")
+        last = max(outages, key=lambda outage: outage.end or 0.0)
+        return _Seen(last.end or 0.0, last.ops, note=CALLS[last.what])
+
+    def _outages(self) -> list[Outage]:
+        """Those that the fault made, or that were under way when it came."""
+        return [
+            o for o in outages_of(self.index) if o.end is None or o.end >= self.injected_at - SLACK
+        ]
 
     def first_failure(self) -> _Seen:
         index = self.index

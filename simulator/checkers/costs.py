@@ -254,7 +254,7 @@ class _Costs:
         """What the losses took of it."""
         repeated = idle = 0.0
         for loss in losses_of(self.view):
-            group = by_name.get(loss.group or ("head" if loss.node == "head" else ""))
+            group = by_name.get(loss.group or "")
             if group is None or group.price is None:
                 continue
             again, stood = self._again(loss, group), loss.idle_s

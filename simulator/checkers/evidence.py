@@ -24,6 +24,9 @@ MAX_SILENCE_S = 3.0
 #: GCS, seconds.
 HEAD_GRACE_S = 30.0
 
+#: Why Ray's records of task attempts are not all of them.
+FORGOTTEN = "the head died, and with it Ray's records of task attempts"
+
 #: How a node went down, by the engine's event.
 _WENT = {
     "engine.die": "died by itself",
@@ -93,6 +96,8 @@ def _gaps(index: Index) -> Gaps:
         gaps.attempts.append("Ray's records of task attempts were not collected")
     elif complete.data.get("dropped"):
         gaps.attempts.append(f"Ray dropped {complete.data['dropped']} records of task attempts")
+    elif complete.data.get("forgotten"):
+        gaps.attempts.append(FORGOTTEN)
     run_end = index.last("run.end")
     if run_end is None:
         gaps.run.append("the run has no end: it was killed, or still goes on")

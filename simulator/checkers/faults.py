@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 from typing import Any
 
-from simulator.checkers.anatomy import PHASES, PREEMPTION, anatomy
+from simulator.checkers.anatomy import HEAD, PHASES, PREEMPTION, anatomy
 from simulator.checkers.base import Finding, RunView, Verdict, worst
 from simulator.checkers.evidence import MAX_SILENCE_S, blindness
 from simulator.checkers.growth import GROWTH
-from simulator.checkers.index import SLACK, FaultRecord, Index, index_of
+from simulator.checkers.index import SLACK, Execution, FaultRecord, Index, index_of
 from simulator.checkers.phases import Phase
 from simulator.checkers.program import at_work
 from simulator.history import Op
@@ -71,7 +71,9 @@ def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
         why = f"{what} could not be verified: {effect.data.get('how', '')}"
         return Verdict.UNKNOWN, why, _indices(fault.inject, effect)
     when = index.at(effect)
-    here = list(index.executions_on(fault.node))
+    # On the head, and on where it keeps its tables, depends what runs anywhere.
+    of_all = fault.node in index.heads
+    here = list(index.all_executions() if of_all else index.executions_on(fault.node))
     # Its owner may learn that it was cut off before the effect is seen.
     struck = index.at(fault.inject) - SLACK
     running = [
@@ -88,7 +90,8 @@ def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
     objects = [] if over else index.only_copies(fault.node, when)
     if over and index.of_program:
         running = []  # what it left behind is nobody's work any more
-    others = at_work(view, fault.node, when)
+    places = sorted(index.nodes) if of_all else [fault.node]
+    others = [found for place in places for found in at_work(view, place, when)]
     cites = _indices(
         effect, *(e.start_op for e in running[:20]), *objects[:20], *(op for _, op in others[:20])
     )
@@ -102,8 +105,9 @@ def _hit(view: RunView, fault: FaultRecord) -> tuple[Verdict, str, list[int]]:
         if others:
             names = ", ".join(text for text, _ in others[:3]) + (" ..." if len(others) > 3 else "")
             parts.append(names)
-        return Verdict.VALID, f"{what} hit {' and '.join(parts)}", cites
-    why = _why_idle(index, fault.node, when)
+        hit = "hit the control plane of" if of_all else "hit"
+        return Verdict.VALID, f"{what} {hit} {' and '.join(parts)}", cites
+    why = _why_idle(index, here, "the cluster" if of_all else fault.node, when)
     if index.of_program and over and end is not None:
         why = f"the program had ended {when - index.at(end):.1f} s before"
     elif index.of_program and index.last("attempts.complete") is None:
@@ -115,17 +119,16 @@ def _counted(things: Sized, what: str) -> str:
     return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
 
 
-def _why_idle(index: Index, node: str, when: float) -> str:
+def _why_idle(index: Index, here: Sequence[Execution], place: str, when: float) -> str:
     everywhere = [e.end for e in index.all_executions() if e.end is not None]
-    here = list(index.executions_on(node))
     if not here:
-        return f"nothing ever ran on {node}"
+        return f"nothing ever ran on {place}"
     if everywhere and max(everywhere) <= when and all(e.start <= when for e in here):
         return f"the work was over {when - max(everywhere):.1f} s before"
     before = max((e.end for e in here if e.end is not None and e.end <= when), default=None)
     if before is None:
-        return f"the first work on {node} started {min(e.start for e in here) - when:.1f} s later"
-    return f"{node} had been idle for {when - before:.1f} s"
+        return f"the first work on {place} started {min(e.start for e in here) - when:.1f} s later"
+    return f"{place} had been idle for {when - before:.1f} s"
 
 
 def check_recovers(view: RunView) -> Finding:
@@ -137,7 +140,9 @@ def check_recovers(view: RunView) -> Finding:
         if not _scheduled(view) and not index_of(view).faults:
             return Finding(name, Verdict.VALID, "no fault was asked for")
         return Finding(name, Verdict.UNKNOWN, "the experiment names no phase that must be seen")
-    unknown = sorted(set(mandatory) - PHASES.keys() - PREEMPTION.keys() - GROWTH.keys())
+    unknown = sorted(
+        set(mandatory) - PHASES.keys() - PREEMPTION.keys() - HEAD.keys() - GROWTH.keys()
+    )
     found = anatomy(view)
     wanted = [p for p in found.phases if p.mandatory]
     seen = [p for p in wanted if p.seconds is not None]

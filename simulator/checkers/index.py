@@ -478,14 +478,28 @@ class Index:
         }
 
     @property
+    def nodes(self) -> set[str]:
+        """Every node that the orchestrator ever listed."""
+        listed = (op.data.get("nodes", []) for op in self.all("cluster.nodes"))
+        return {n["name"] for nodes in listed for n in nodes}
+
+    @property
     def heads(self) -> set[str]:
-        found = {
+        """What all nodes depend on: the head, and where it keeps its tables."""
+        return (self._of_role("head") or {"head"}) | self.stores
+
+    @property
+    def stores(self) -> set[str]:
+        """Where the head keeps its tables, if that is a thing of its own; no node of Ray's."""
+        return self._of_role("store")
+
+    def _of_role(self, role: str) -> set[str]:
+        return {
             n["name"]
             for op in self.all("cluster.nodes")
             for n in op.data.get("nodes", [])
-            if n.get("role") == "head"
+            if n.get("role") == role
         }
-        return found or {"head"}
 
     def downs(self, node: str | None) -> list[Down]:
         """Every time the node went down, by a fault or as the engine saw it."""

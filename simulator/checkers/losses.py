@@ -211,8 +211,8 @@ class _Losses:
 
     def _gone(self, fault: FaultRecord) -> Moment | None:
         """The end of its node between its injection and its healing."""
-        if fault.inject is None or fault.node is None:
-            return None
+        if fault.inject is None or fault.node not in self.groups:
+            return None  # a head, or what is no node: nothing comes in its place but itself
         at = self.index.at
         begin = at(fault.inject) - SLACK - self.index.history.uncertainty(*self.deaths[:1])
         until = math.inf if fault.heal is None else at(fault.heal)

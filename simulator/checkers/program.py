@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulator.checkers.base import Finding, RunView, Verdict
+from simulator.checkers.evidence import FORGOTTEN
 from simulator.checkers.index import OF_THE_PROGRAM, SLACK, index_of
 from simulator.history import Op
 
@@ -82,7 +83,8 @@ def program_facts(view: RunView) -> dict[str, Any]:
     told = end.data if end is not None else {}
     baseline = (view.spec.get("baseline") or {}).get("seconds")
     seconds = told.get("seconds")
-    known = view.history.first("attempts.complete") is not None
+    complete = view.history.last("attempts.complete")
+    known = complete is not None and not complete.data.get("forgotten")
     tasks = tasks_of(view)
     actors = view.history.of("program.actor")
     return {
@@ -207,6 +209,11 @@ def check_attempts_recovered(view: RunView) -> Finding:
     dropped = int(complete.data["dropped"])
     if dropped:
         text = f"Ray dropped {dropped} records of attempts, and what stood in them is not known"
+        if lost:
+            text += f"; by those that are there, {_count(lost, 'task')} failed for good"
+        return found(Verdict.UNKNOWN, text)
+    if complete.data.get("forgotten"):
+        text = FORGOTTEN
         if lost:
             text += f"; by those that are there, {_count(lost, 'task')} failed for good"
         return found(Verdict.UNKNOWN, text)

@@ -36,6 +36,7 @@ from simulator.checkers.semantics import (
     check_one_incarnation,
     check_resources_free,
 )
+from simulator.checkers.survival import check_outlives_head
 
 #: Checks by name, in the order in which they are run and shown.
 CHECKERS: dict[str, Checker] = {
@@ -58,6 +59,7 @@ CHECKERS: dict[str, Checker] = {
     "resources_free": check_resources_free,
     "fault_hit_work": check_fault_hit_work,
     "drained_in_time": check_drained_in_time,
+    "outlives_head": check_outlives_head,
     "recovers": check_recovers,
     "whole_again": check_whole_again,
     "healed": check_healed,
@@ -99,6 +101,7 @@ OF_ONE_WORKLOAD = frozenset(
         "groups_whole",
         *OF_GROWTH,
         "drained_in_time",
+        "outlives_head",
         "program_ended_well",
         "attempts_recovered",
         "effects_exactly_once",

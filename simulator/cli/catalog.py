@@ -36,7 +36,7 @@ def topologies(
         path = known_topologies().get(topology, Path(topology))
         row = {
             **_row(shown, path),
-            **shown.model_dump(mode="json", include={"head", "worker_groups"}),
+            **shown.model_dump(mode="json", include={"head", "driver_node", "worker_groups"}),
         }
         if as_json:
             output.print_json(row)

@@ -106,7 +106,7 @@ cluster = _quietly(lambda ctx, incomplete: sorted({c.name for c in _clusters(ctx
 def _node(ctx: Any, _incomplete: str) -> list[str]:
     name = ctx.params.get("name")
     records = [c for c in _clusters(ctx) if name in (None, c.name)]
-    return list(dict.fromkeys(n.name for record in records for n in record.nodes))
+    return list(dict.fromkeys(n.name for record in records for n in record.breakable))
 
 
 node = _quietly(_node)

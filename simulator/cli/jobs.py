@@ -89,7 +89,12 @@ def submit(
     asked = Event()
     with _interruptible(cluster, job_id, name, asked) as interrupts:
         submitted = jobs.submit(
-            cluster.ray, program, job_id=job_id, say=output.say, asking=asked.set
+            cluster.ray,
+            program,
+            job_id=job_id,
+            resources=cluster.driver_needs(),
+            say=output.say,
+            asking=asked.set,
         )
         if no_wait:
             output.say(f"its log: {_in_head('logs', job_id, name)}", "dim")

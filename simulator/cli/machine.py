@@ -69,10 +69,10 @@ def build_image(
         str,
         typer.Option(
             "--target",
-            metavar="cpu|gpu|lean|netfault",
-            help="cpu, gpu with CUDA's libraries, lean: bare Ray, for workers, or netfault: the tools of "
-            "faults on the network.",
-            autocompletion=complete.choices("cpu", "gpu", "lean", "netfault"),
+            metavar="cpu|gpu|lean|netfault|redis",
+            help="cpu, gpu with CUDA's libraries, lean: bare Ray, for workers, netfault: the tools of "
+            "faults on the network, or redis: where a head may keep its tables.",
+            autocompletion=complete.choices("cpu", "gpu", "lean", "netfault", "redis"),
         ),
     ] = "cpu",
     base: Annotated[

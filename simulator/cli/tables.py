@@ -78,6 +78,13 @@ def status_view(status: ClusterStatus) -> RenderableType:
             node.address or "-",
             Text((node.ray_node_id or "-")[:8], "dim"),
         )
+    if status.store is not None:
+        state = Text(status.store.state, STATE_STYLES.get(status.store.state, ""))
+        if status.store.exit_code is not None:
+            state.append(f" ({status.store.exit_code})", "dim")
+        name = Text(status.store.name)
+        name.append(" (the head's tables)", "dim")
+        rows.add_row(name, state, "-", "-", status.store.address or "-", Text("-", "dim"))
     more = [] if status.autoscaler is None else autoscaler_view(status, status.autoscaler)
     return Group(head, _ray_line(status), rows, *more)
 
@@ -302,13 +309,19 @@ def topologies_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def topology_view(row: Mapping[str, Any]) -> RenderableType:
-    from simulator.topology import LEAN_LACKS, Profile
+    from simulator.topology import DRIVER, LEAN_LACKS, Driver, Profile
 
     head = Text(row["name"], "bold")
     head.append(f"   {row['description']}" if row["description"] else "", "default")
     total = f"{row['nodes']} nodes, {_amounts(row['resources'])} in all"
     made = table("group", "nodes", "each offers", "labels", "memory", right=("nodes",))
-    groups = [{"group_name": "head", "replicas": 1, **row["head"]}, *row["worker_groups"]]
+    single = {"head": row["head"]}
+    if row["driver_node"]:
+        single[DRIVER] = Driver().model_dump(mode="json")
+    groups = [
+        *({"group_name": name, "replicas": 1, **node} for name, node in single.items()),
+        *row["worker_groups"],
+    ]
     for group in groups:
         labels = ", ".join(f"{key}={value}" for key, value in group["labels"].items())
         count = str(group["replicas"])

@@ -92,6 +92,8 @@ class Fault(ABC):
         Whether a random schedule may draw it with its usual parameters.
     in_node
         Whether it can only be undone while the node runs: not while another fault holds that frozen.
+    on_store
+        Whether it can hit the store of the GCS as well, which is no node of Ray's.
     """
 
     name: ClassVar[str]
@@ -103,6 +105,7 @@ class Fault(ABC):
     between_nodes: ClassVar[bool] = False
     at_random: ClassVar[bool] = True
     in_node: ClassVar[bool] = False
+    on_store: ClassVar[bool] = False
 
     @property
     def downs_node(self) -> bool:
@@ -213,6 +216,8 @@ class Fault(ABC):
 
     def refused_on(self, node: NodeSpec) -> str | None:
         """Why such a node cannot be hit by it, or None; asks nobody."""
+        if node.role == "store" and not self.on_store:
+            return "is where the head keeps its tables, and no node of Ray's: this fault would hit nothing there"
         return None
 
     # -- as data -----------------------------------------------------------------------------------
@@ -314,6 +319,8 @@ def revive(cluster: Cluster, node: str, timeout: float) -> str:
     """
     how = ""
     backend = cluster.backend
+    if cluster.node(node).role == "store":
+        return cluster.revive_store(timeout)
     if cluster.node(node).managed and cluster.node(node).state == "exited":
         return REPLACED
     if isinstance(backend, CanDisconnect) and not backend.is_connected(cluster.name, node):
@@ -344,11 +351,11 @@ def revive(cluster: Cluster, node: str, timeout: float) -> str:
 
 
 def _without_their_head(cluster: Cluster) -> list[str]:
-    """The workers that ran on without a head, stopped: a new one knows nothing of them, and they would exit."""
+    """The nodes that ran on without a head, stopped: a new one knows nothing of them, and they would exit."""
     running = [
         n
         for n in cluster.record().nodes
-        if n.role == "worker" and n.state == "running" and not n.managed
+        if n.role != "head" and n.state == "running" and not n.managed
     ]
     cluster.stop_together(running, 1.0, lambda event: None)
     return [n.name for n in running]

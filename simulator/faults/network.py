@@ -42,6 +42,7 @@ from simulator.netrules import (
     parse_rate,
     tbf_words,
 )
+from simulator.topology import NodeSpec
 from simulator.waiting import Deadline
 
 #: Which of a node's links a partition cuts.
@@ -62,6 +63,7 @@ class NetworkFault(Fault):
     needs: ClassVar[Capability | None] = SHAPE_NETWORK
     undo: ClassVar[str] = "take its rule away"
     outlives_restart: ClassVar[bool] = True
+    on_store: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -155,7 +157,7 @@ class BetweenNodes(NetworkFault):
         Addresses are given out again, so that of a peer that is down may be somebody else's by now.
         """
         seen, found = super().holds(cluster, site), self.found(cluster, site)
-        others = {n.address for n in cluster.record().nodes if n.name not in site.peers}
+        others = {n.address for n in cluster.record().breakable if n.name not in site.peers}
         named = {flow.address for flow in found.flows} if isinstance(found, Drop) else set()
         return "" if named & others else seen
 
@@ -196,6 +198,11 @@ class Partition(BetweenNodes):
             return ""
         sites = cluster.backend.clear_rules(cluster.name, node)
         return f"the rules of {', '.join(sites)} taken out of its network" if sites else ""
+
+    def refused_on(self, node: NodeSpec) -> str | None:
+        if node.role == "store" and self.scope != "all":
+            return f"has no link of the kind that scope={self.scope} cuts; leave scope out"
+        return super().refused_on(node)
 
     def rule(self, cluster: Cluster, site: Site) -> Drop:
         peers = _addresses(cluster, site.peers)
@@ -284,7 +291,7 @@ class Partition(BetweenNodes):
 
     def _probe(self, cluster: Cluster, site: Site) -> _Probe | None:
         """A connection that this partition must stop."""
-        nodes = {n.name: n for n in cluster.record().nodes}
+        nodes = {n.name: n for n in cluster.record().breakable}
         up = [
             n for n in site.peers if n in nodes and nodes[n].state == "running" and nodes[n].address
         ]
@@ -476,6 +483,7 @@ class Disconnect(Fault):
     needs: ClassVar[Capability | None] = DISCONNECT
     undo: ClassVar[str] = "plug it in"
     outlives_restart: ClassVar[bool] = True
+    on_store: ClassVar[bool] = True
 
     @property
     def downs_node(self) -> bool:
@@ -517,10 +525,10 @@ class Disconnect(Fault):
             "",
             wanted,
         ):  # a node that is down gets its address when it starts
-            if node.role == "head":
+            if node.role in ("head", "store"):
                 raise CannotRun(
-                    f"the head cannot have its address {wanted} back",
-                    why="somebody else has it, and no node would find the head at another",
+                    f"{node.name} cannot have its address {wanted} back",
+                    why="somebody else has it, and nobody would find it at another",
                     remedy="Take the cluster down: down",
                 )
             if node.state == "running":
@@ -566,7 +574,7 @@ def _reach(cluster: Cluster, probe: _Probe) -> str:
 def _addresses(cluster: Cluster, names: Iterable[str]) -> dict[str, str]:
     """The addresses that these nodes have now; one that is down has none."""
     wanted = set(names)
-    return {n.name: n.address for n in cluster.record().nodes if n.name in wanted and n.address}
+    return {n.name: n.address for n in cluster.record().breakable if n.name in wanted and n.address}
 
 
 def _ports(cluster: Cluster, names: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -629,6 +637,9 @@ def _have_back(cluster: Cluster, node: str, before: Mapping[str, State], timeout
     before
         How every node stood when the fault was still there: one that another fault holds is left alone.
     """
+    if cluster.node(node).role == "store":
+        _heard(cluster, node, timeout)
+        return cluster.revive_store(timeout)
     if held := _still_cut_off(cluster, node):
         return held
     _decided(cluster, node, timeout)
@@ -692,6 +703,23 @@ def _decided(cluster: Cluster, node: str, timeout: float) -> None:
         for each in mine:
             waiting += backend.unanswered(cluster.name, each.name, [head.address])
         if not waiting:
+            return
+        cluster.clock.sleep(_LOOK_S)
+
+
+def _heard(cluster: Cluster, store: str, timeout: float) -> None:
+    """Wait until no connection between the head and the store repeats itself, or the head is down."""
+    backend = cluster.backend
+    if not isinstance(backend, CanShapeNetwork):
+        return
+    deadline = Deadline(timeout, clock=cluster.clock.mono)
+    while not deadline.passed:
+        nodes = {n.name: n for n in cluster.record().breakable}
+        head = next((n for n in nodes.values() if n.role == "head"), None)
+        if head is None or head.state != "running":
+            return
+        ends = ((head.name, nodes[store].address), (store, head.address))
+        if not any(backend.unanswered(cluster.name, here, [there]) for here, there in ends):
             return
         cluster.clock.sleep(_LOOK_S)
 

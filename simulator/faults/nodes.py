@@ -18,6 +18,8 @@ from simulator.topology import NodeSpec
 class NodeFault(Fault):
     """Base of those that the engine itself can do and tell of; undone by having the node back."""
 
+    on_store: ClassVar[bool] = True
+
     def heal(self, cluster: Cluster, site: Site, timeout: float) -> str:
         return revive(cluster, site.node, timeout)
 
@@ -92,6 +94,11 @@ class Restart(NodeFault):
         """The die event is the proof; that it runs again is the point of it."""
         return _is(cluster, site, "running", "exited")
 
+    def heal(self, cluster: Cluster, site: Site, timeout: float) -> str:
+        if cluster.node(site.node).role == "store":
+            return cluster.revive_store(timeout, lost=True)
+        return super().heal(cluster, site, timeout)
+
 
 @register_fault
 @dataclass(frozen=True)
@@ -137,13 +144,16 @@ class Drain(NodeFault):
     name: ClassVar[str] = "drain"
     summary: ClassVar[str] = "Ray is told to drain the node, as before a preemption"
     undo: ClassVar[str] = "restart"
+    on_store: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.deadline <= _MOST_SECONDS:  # NaN too
             raise ValueError(f"deadline is {self.deadline}; use 0 to {_MOST_SECONDS:.0f} seconds")
 
     def refused_on(self, node: NodeSpec) -> str | None:
-        return "is the head, without which there is no cluster" if node.role == "head" else None
+        if node.role == "head":
+            return "is the head, without which there is no cluster"
+        return super().refused_on(node)
 
     def locate(self, cluster: Cluster, site: Site) -> Site:
         ray_node_id = _ray_node_id(cluster, site.node)
@@ -214,6 +224,7 @@ class Preempt(NodeFault):
     shown_by: ClassVar[Verb | None] = "die"
     undo: ClassVar[str] = "start"
     at_random: ClassVar[bool] = False  # spot machines have a chance of their own (`SpotMarket`)
+    on_store: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.notice <= _MOST_SECONDS:  # NaN too
@@ -227,7 +238,7 @@ class Preempt(NodeFault):
         return self.notice
 
     def refused_on(self, node: NodeSpec) -> str | None:
-        return Drain().refused_on(node) if self.drain else None
+        return Drain().refused_on(node) if self.drain else super().refused_on(node)
 
     def locate(self, cluster: Cluster, site: Site) -> Site:
         details = dict(Drain().locate(cluster, site).details) if self.drain else {}

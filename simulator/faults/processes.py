@@ -83,7 +83,7 @@ class ProcessFault(Fault):
     def refused_on(self, node: NodeSpec) -> str | None:
         if self.process == "gcs" and node.role != "head":
             return "runs no GCS; only the head does"
-        return None
+        return super().refused_on(node)
 
     def locate(self, cluster: Cluster, site: Site) -> Site:
         require(self, cluster.backend)

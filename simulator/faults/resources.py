@@ -491,7 +491,7 @@ class DiskFull(_Burden):
             raise ValueError(f"share is {self.share}; use a number above 0 and up to 1")
 
     def refused_on(self, node: NodeSpec) -> str | None:
-        return None if node.spill_size else _NO_DISK
+        return super().refused_on(node) or (None if node.spill_size else _NO_DISK)
 
     def locate(self, cluster: Cluster, site: Site) -> Site:
         folder = require(self, cluster.backend).spill_folder(cluster.name, site.node)

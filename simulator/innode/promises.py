@@ -41,7 +41,7 @@ class Promises(Stream):
 
     def prepare(self, nodes: Mapping[str, str]) -> None:
         self.place_actors(nodes)
-        self.bundles = sum(bool(n["Alive"]) for n in ray.nodes())
+        self.bundles = sum(bool(n["Alive"] and n["Resources"].get("CPU")) for n in ray.nodes())
         self.group = placement_group(
             [{"CPU": BUNDLE_CPU}] * self.bundles, strategy="STRICT_SPREAD", name=GROUP
         )

@@ -267,6 +267,27 @@ def draining_nodes(address: str, timeout: float = 5.0) -> dict[str, int]:
     return {node: 0 if ms >= 2**62 else ms for node, ms in found.items()}
 
 
+def kv_put(key: str, value: str) -> None:
+    """Keep a value in the GCS's key-value store; in a process that is connected to a cluster, as all three."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key, value, overwrite=True)
+
+
+def kv_get(key: str) -> str | None:
+    """That value; None if there is none. Raises what Ray does where the GCS does not answer."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value = _internal_kv_get(key)
+    return None if value is None else value.decode()
+
+
+def kv_del(key: str) -> None:
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(key)
+
+
 def _gcs_client(address: str) -> Any:
     from ray._raylet import GcsClient  # type: ignore[attr-defined] # a C extension
 

@@ -252,7 +252,7 @@ class Stream:
         return not self.pending and not self.calls
 
     def run(self) -> None:
-        nodes = _workers(self.spec["workers"])
+        nodes = workers(self.spec["workers"])
         slots = int(ray.cluster_resources().get("CPU", 1))
         planned = int(self.spec["tasks"])
         window = max(1, round(slots * float(self.spec["in_flight_per_slot"])))
@@ -322,7 +322,7 @@ def described(error: Exception) -> dict[str, str]:
     return {"error": type(error).__name__, "message": str(error).strip()[:500]}
 
 
-def _workers(hostnames: Mapping[str, str]) -> dict[str, str]:
+def workers(hostnames: Mapping[str, str]) -> dict[str, str]:
     """Name of each worker that Ray holds alive -> its Ray node id."""
     alive = {n["NodeName"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}
     return {name: alive[host] for name, host in hostnames.items() if host in alive}

@@ -14,6 +14,7 @@ Exit codes:
 11 the raylet died: killed, crashed, or told that the GCS had given it up
 12 the raylet left by itself, with exit code 0: it was drained
 13 the GCS died (on the head)
+14 the GCS cannot keep its tables where it is told to (on the head)
 == ============================================================================
 
 What SIGTERM means is chosen by ``RAY_SIM_ON_TERM``: ``now`` (the raylet signs off, then everything
@@ -35,11 +36,23 @@ from collections.abc import Callable
 from importlib.machinery import PathFinder
 from types import FrameType
 
-STOPPED, USAGE, START_FAILED, RAYLET_DIED, RAYLET_LEFT, GCS_DIED = 0, 2, 10, 11, 12, 13
+from simulator.innode import store
+
+STOPPED, USAGE, START_FAILED, RAYLET_DIED, RAYLET_LEFT, GCS_DIED, NO_STORE = (
+    0,
+    2,
+    10,
+    11,
+    12,
+    13,
+    14,
+)
 
 #: Seconds that the raylet has to sign off, and then the others to end, before SIGKILL.
 RAYLET_GRACE_S = float(os.environ.get("RAY_SIM_GRACE_S", "6"))
 OTHERS_GRACE_S = 2.0
+#: How often it is looked whether the GCS is there while Ray starts, seconds.
+LOOK_S = 0.5
 
 #: What a node's object store may hold unless told otherwise; Ray keeps it in shared memory.
 OBJECT_STORE_BYTES = 104857600
@@ -189,12 +202,27 @@ class Supervisor:
             os.unlink(os.path.join(temp, "ray_current_cluster"))
         command = ray_command(self.role, self.extra)
         say(f"start {count} of {self.role} {node_name()}: {' '.join(command)}")
-        code = self._start(command, os.path.join(temp, "session_latest", "logs"))
+        code = self._without_store()
+        if code is None:
+            secret = store.secret_arguments(os.environ) if self.role == "head" else []
+            code = self._start([*command, *secret], os.path.join(temp, "session_latest", "logs"))
         if code is None:
             code = self._watch()
         forget("ready")
         write_whole("exit_code", f"{code}\n")
         return code
+
+    def _without_store(self) -> int | None:
+        """The exit code, where the GCS could not keep its tables."""
+        if self.role != "head":
+            return None
+        problem = store.problem(os.environ, give_up=lambda: bool(self.asked))
+        if self.asked:
+            return STOPPED
+        if problem:
+            say(f"the GCS cannot keep its tables: {problem}")
+            return NO_STORE
+        return None
 
     def _start(self, command: list[str], logs: str) -> int | None:
         began, began_wall = time.monotonic(), time.time()
@@ -203,7 +231,7 @@ class Supervisor:
         except OSError as error:
             say(f"ray start failed: {command[0]}: {error.strerror}")
             return START_FAILED
-        self.wait(lambda: bool(self.asked) or starter in self.ended)
+        gcs_ended = self._wait_for(starter)
         if self.asked:
             # The raylet may be there, and work on it, before `ray start` says so.
             say("asked to stop while starting")
@@ -212,6 +240,12 @@ class Supervisor:
             self.wait(lambda: starter in self.ended)
             self._find_core()
             return self._shut_down()
+        if gcs_ended:
+            # `ray start` would wait for it as long as a raylet does.
+            say("the GCS ended while Ray was starting")
+            last_words(logs, began_wall, ["gcs_server.out", "gcs_server.err"])
+            self.end_all(0.0)
+            return GCS_DIED
         status = self.ended[starter]
         self._find_core()
         if status or not self.raylet:
@@ -225,13 +259,28 @@ class Supervisor:
         say(f"ready after {time.monotonic() - began:.1f} s; the raylet is process {self.raylet}")
         return None
 
+    def _wait_for(self, starter: int) -> bool:
+        """Wait until ``ray start`` is over, or asked to stop; True if on the head the GCS has ended meanwhile.
+
+        That is the starter's child and not ours, so no signal tells of its end.
+        """
+        look = LOOK_S if self.role == "head" else None
+        seen = False
+        while not self.wait(lambda: bool(self.asked) or starter in self.ended, look):
+            there = "gcs_server" in descendants().values()
+            if seen and not there:
+                return True
+            seen = there
+        return False
+
     def _find_core(self) -> None:
         """Find the processes whose end is the node's end, and watch no others."""
-        for pid, name in descendants().items():
+        # A child of theirs has their name until it becomes what it is to be; the parent is the older one.
+        for pid, name in sorted(descendants().items()):
             if name == "raylet":
-                self.raylet = pid
+                self.raylet = self.raylet or pid
             elif name == "gcs_server":
-                self.gcs = pid
+                self.gcs = self.gcs or pid
         self.watched, self.ended = {self.raylet, self.gcs}, {}
 
     def _watch(self) -> int:

@@ -173,6 +173,10 @@ def roll_call(run_id: str, key: str, n: int) -> int:
         return n * n
 
 
+def nothing() -> None:
+    """Done at once: that it came back says that tasks can run."""
+
+
 class Counter:
     """A stateful actor that survives its node: it keeps a checkpoint outside, and counts each call once.
 

@@ -29,12 +29,17 @@ _ASCII = str.maketrans(
 )
 
 
-def show(console: Console, what: RenderableType) -> None:
-    """Print to `console`, with ASCII stand-ins where its encoding has nothing better."""
+def show(console: Console, what: RenderableType, *, crop: bool = True) -> None:
+    """Print to `console`, with ASCII stand-ins where its encoding has nothing better.
+
+    What is not cropped may be longer than a line: the terminal folds it.
+    """
     if not console.options.ascii_only:
-        console.print(what)
+        console.print(what, crop=crop)
         return
     text = StringIO()
-    Console(file=text, width=console.width, color_system=None, legacy_windows=False).print(what)
+    Console(file=text, width=console.width, color_system=None, legacy_windows=False).print(
+        what, crop=crop
+    )
     plain = text.getvalue().translate(_ASCII).encode("ascii", "replace").decode("ascii")
     console.print(plain, markup=False, highlight=False, soft_wrap=True, end="")

@@ -25,7 +25,7 @@ from simulator.checkers.base import Finding, RunView, Verdict
 from simulator.checkers.elasticity import capacity
 from simulator.checkers.phases import Phase
 from simulator.history import Op, without_collecting
-from simulator.report import losses, placement, program, story
+from simulator.report import losses, placement, program, story, survival
 from simulator.report.run import Run, clean, load_run
 from simulator.report.timeline import (
     FAULT_WORDS,
@@ -34,7 +34,7 @@ from simulator.report.timeline import (
     Timeline,
     build_timeline,
 )
-from simulator.topology import LEAN_LACKS
+from simulator.topology import DRIVER, LEAN_LACKS, Driver
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -117,6 +117,7 @@ def _view(run: Run, timeline: Timeline) -> dict[str, Any]:
         "badges": _badges(run),
         "placement": placement.matrix(run),
         "program": program.program_of(run),
+        "survival": survival.survival(run),
         "losses": losses.losses(run),
         "bill": losses.bill(run),
         "anatomy": _anatomy(run, timeline),
@@ -302,6 +303,8 @@ def _nodes(run: Run) -> list[dict[str, str]]:
     topology = run.spec.get("topology")
     if isinstance(topology, Mapping) and topology.get("head"):
         groups = [("head", 1, topology["head"])]
+        if topology.get("driver_node"):
+            groups.append((DRIVER, 1, Driver().model_dump()))
         groups += [
             (str(g.get("group_name", "?")), g.get("replicas", 1), g)
             for g in topology.get("worker_groups") or ()

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulator.checkers.base import Verdict
-from simulator.report import losses, placement, program, story
+from simulator.report import losses, placement, program, story, survival
 from simulator.report.console import show
 from simulator.report.run import Run, load_run, short_title
 from simulator.report.timeline import Execution, Outcome, Timeline, build_timeline
@@ -61,6 +61,9 @@ def render_terminal(run: Path | Run, console: Console | None = None) -> None:
         parts.append(_matrix(matrix, console.width))
     if run.phases and (run.grows_unbroken or not run.breaks_nothing):
         parts.append(_anatomy(run, console.width))
+    outlived = survival.survival(run)
+    if outlived is not None:
+        parts.append(_survival(outlived))
     lost = losses.losses(run)
     if lost is not None:
         parts.append(_losses(lost, console.width))
@@ -74,8 +77,8 @@ def render_terminal(run: Path | Run, console: Console | None = None) -> None:
     said = program.program_of(run)
     if said is not None and said.lines and run.verdict is not Verdict.VALID:
         parts.append(_printed(said))
-    parts.append(_where(run))
     show(console, Group(*parts))
+    show(console, _where(run), crop=False)
 
 
 def _verdict(run: Run, timeline: Timeline) -> Panel:
@@ -203,6 +206,32 @@ def _anatomy(run: Run, width: int) -> RenderableType:
     if longest.plain:
         parts.append(longest)
     return Group(*parts)
+
+
+def _survival(found: survival.Survival) -> RenderableType:
+    """What outlived the head, and which calls waited for how long."""
+    styles = {"kept": "green", "lost": "yellow", "unknown": "yellow"}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name in ("", "", "how that shows"):
+        table.add_column(name)
+    for row in found.rows:
+        mark = Text(row.mark, "bold red" if row.surprise else styles[row.mark])
+        table.add_row(mark, Text(row.title), Text(row.how))
+    waits = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name in ("a client's calls", "from", "to", "waited", "errors"):
+        waits.add_column(name, justify="left" if name == "a client's calls" else "right")
+    for wait in found.waits:
+        cells = (wait.title, wait.begin, wait.end, wait.seconds, str(wait.failures))
+        waits.add_row(*map(Text, cells))
+    shown: list[RenderableType] = [
+        _heading(f"What outlived the head (store: {found.store})"),
+        table,
+    ]
+    if found.waits:
+        shown += [waits, Text("seconds since the fault", style="dim")]
+    if found.always:
+        shown.append(Text(f"never interrupted: {found.uninterrupted}", style="dim"))
+    return Group(*shown)
 
 
 def _losses(lost: losses.Losses, width: int) -> RenderableType:

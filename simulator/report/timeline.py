@@ -185,7 +185,14 @@ def build_timeline(run: Run) -> Timeline:
             name,
             role,
             rows.get(name, 1),
-            _spans(events.get(name, ()), at, start, end, gone="gone" if name in left else "dead"),
+            _spans(
+                events.get(name, ()),
+                at,
+                start,
+                end,
+                gone="gone" if name in left else "dead",
+                of_ray=role != "store",
+            ),
         )
         for name, role in nodes_of(history)
     ]
@@ -253,8 +260,11 @@ def _domain(
     return begin - margin, end + margin
 
 
+_ORDER = {"head": 0, "driver": 1}
+
+
 def nodes_of(history: History) -> list[tuple[str, str]]:
-    """Name and role of every node, in the order in which reports show them: the head first."""
+    """Name and role of every node, in the order in which reports show them: first the head, and the driver node."""
     roles: dict[str, str] = {}
     for op in history.of("cluster.nodes"):
         for node in op.data.get("nodes", ()):
@@ -262,7 +272,7 @@ def nodes_of(history: History) -> list[tuple[str, str]]:
     for op in history.of("task.start", "call.start", "ray.node", "engine."):
         if op.node:
             roles.setdefault(op.node, "head" if op.node == "head" else "worker")
-    return sorted(roles.items(), key=lambda item: (item[1] != "head", _natural(item[0])))
+    return sorted(roles.items(), key=lambda item: (_ORDER.get(item[1], 2), _natural(item[0])))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -336,7 +346,10 @@ def _faults(index: Index, at: At, executions: Sequence[Execution]) -> list[Fault
         effect, healed = record.effect, record.healed
         start = injected if effect is None else at(effect)
         end = None if healed is None else at(healed)
-        if record.node is not None and index.downs_node(record):
+        of_ray = (
+            record.node not in index.stores
+        )  # Ray takes no store back: it is whole when it is healed
+        if record.node is not None and of_ray and index.downs_node(record):
             rejoined = index.rejoin(record.node, index.at(effect or began))
             end = None if rejoined is None else at(rejoined)
         hit = sum(
@@ -374,7 +387,13 @@ def _node_events(history: History) -> dict[str, list[Op]]:
 
 
 def _spans(
-    events: Iterable[Op], at: At, start: float, end: float, gone: str = "dead"
+    events: Iterable[Op],
+    at: At,
+    start: float,
+    end: float,
+    gone: str = "dead",
+    *,
+    of_ray: bool = True,
 ) -> list[Span]:
     """The node's states within the domain, from the engine's events and Ray's belief.
 
@@ -382,6 +401,8 @@ def _spans(
     ----------
     gone
         What a node is that is down and is not believed to be there.
+    of_ray
+        Whether Ray has a belief about it: a store lives as long as it runs.
     """
     process: bool | None = None
     paused = declared_dead = False
@@ -409,7 +430,8 @@ def _spans(
                 declared_dead = False
             elif alive.pop(ray_node, starts) == starts:
                 declared_dead = True
-        now = _state(process, paused, starts in alive.values(), declared_dead)
+        believed = starts in alive.values() if of_ray else process is not False
+        now = _state(process, paused, believed, declared_dead)
         if now != state:
             moment = min(max(at(op), start), end)
             if state and moment > since:

@@ -166,8 +166,10 @@ class Injection:
         return [f for f in self.faults if f.pending]
 
     def struck(self, node: str) -> bool:
-        """Whether a fault holds this node now."""
-        return any(f.node == node for f in self.active)
+        """Whether a fault holds this node now; the head's too that of the store, without which it cannot go on."""
+        store = self.topology.store
+        nodes = {node, store.name} if node == "head" and store is not None else {node}
+        return any(f.node in nodes for f in self.active)
 
     # -- breaking ----------------------------------------------------------------------------------
 
@@ -278,7 +280,7 @@ class Injection:
         if state != "running":
             self._skip(planned, site, f"{site.node} is {state}")
             return None
-        spec = next((n for n in self._there().nodes() if n.name == site.node), None)
+        spec = next((n for n in self._there().breakable() if n.name == site.node), None)
         if spec is not None and (why := step.fault.refused_on(spec)):
             self._skip(planned, site, f"{site.node} {why}")
             return None
@@ -300,6 +302,8 @@ class Injection:
             parameters=step.fault.to_data(),
             data=fault.facts,
         )
+        if site.node == "head" or (spec is not None and spec.role == "store"):
+            self.load.before_head_goes()
         fault.since = len(recorder.snapshot())
         fault.injected = self.live.clock.mono()
         recorder.record("fault.inject", node=site.node, data=fault.facts)
@@ -518,8 +522,15 @@ class Injection:
         if not fault.verified:
             return True  # nothing died, so nothing will be declared dead
         inject = next(op for op in history.of("fault.inject") if op.data["id"] == fault.site.id)
-        dead = any(
-            op.node == fault.node and op.data["state"] == "DEAD" and op.index > inject.index
-            for op in history.of("ray.node")
-        )
+        store = self.topology.store
+        if store is not None and fault.node == store.name:
+            # Ray declares no store dead: its head ends without it.
+            ends = (op for op in history.of("engine.die") if op.node == "head")
+        else:
+            ends = (
+                op
+                for op in history.of("ray.node")
+                if op.node == fault.node and op.data["state"] == "DEAD"
+            )
+        dead = any(op.index > inject.index for op in ends)
         return dead or since >= heal.at_most

@@ -17,6 +17,7 @@ from simulator.checkers.judge import judge
 from simulator.checkers.losses import loss_facts
 from simulator.checkers.program import program_facts
 from simulator.checkers.registry import CHECKERS
+from simulator.checkers.survival import survival_facts
 from simulator.errors import SimulatorError
 from simulator.experiment import load_experiment
 from simulator.report import write_html
@@ -93,13 +94,15 @@ def judge_run(
 
 
 def _beside(view: RunView) -> dict[str, Any]:
-    """What only some runs have: a program, nodes that were lost, prices.
+    """What only some runs have: a program, nodes that were lost, prices, what outlived the head.
 
     What cannot be computed of a damaged run must not cost the verdict.
     """
     found: dict[str, Any] = {"program": program_facts(view)}
     with suppress(Exception):
         found["losses"] = loss_facts(view)
+    with suppress(Exception):
+        found["survival"] = survival_facts(view)
     with suppress(Exception):
         costs = costs_of(view)
         found["costs"] = costs.to_data() if costs is not None else None

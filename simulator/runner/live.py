@@ -126,7 +126,7 @@ class LiveRun:
 
     def map_nodes(self) -> None:
         """Record which nodes there are, and know them by hostname from now on."""
-        nodes = self.cluster.record().nodes
+        nodes = self.cluster.record().breakable
         self.names.update({n.hostname: n.name for n in nodes})
         self.recorder.record(
             "cluster.nodes",

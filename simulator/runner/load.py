@@ -26,6 +26,9 @@ SLOW_S = 10.0
 #: How long a fault waits for its target to be in the middle of a task, seconds.
 BUSY_S = 10.0
 
+#: Why Ray knows nothing of a job that it took.
+ANEW = "its head was started anew, and knows no earlier job"
+
 #: Whether a fault holds a node now.
 Struck = Callable[[str], bool]
 
@@ -71,6 +74,9 @@ class Load(ABC):
     @abstractmethod
     def drain(self, struck: Struck = nothing_struck) -> None:
         """Have it end by itself, and record how it did."""
+
+    def survey(self) -> None:  # noqa: B027 - of most there is nothing to look for
+        """The cluster is whole again: have it looked at what is left of it."""
 
     @abstractmethod
     def stop(self, why: str) -> None:
@@ -122,7 +128,16 @@ class Load(ABC):
             False where one was only announced.
         """
 
+    def before_head_goes(self) -> None:  # noqa: B027 - most of it is asked for at the end
+        """A fault is about to hit the head, which alone remembers what became of tasks: ask for it now."""
+
     # -- what Ray says of it -----------------------------------------------------------------------
+
+    @property
+    def head_was_lost(self) -> bool:
+        """Whether the head died meanwhile. What becomes of tasks, no store keeps."""
+        history = self.live.recorder.snapshot()
+        return any(op.node == "head" for op in history.of("engine.die"))
 
     def ask(self, struck: Struck) -> None:
         """Every `ASK_S` seconds: what Ray says of it, and whether the head is there at all.

@@ -7,11 +7,22 @@ from contextlib import suppress
 
 from simulator.errors import CannotRun
 from simulator.history import Op
+from simulator.rayapi import NoSuchJob
 from simulator.runner.live import LiveRun
-from simulator.runner.load import BUSY_S, LEDGER_WORKLOAD, Load, Struck, nothing_struck
+from simulator.runner.load import (
+    ANEW,
+    BUSY_S,
+    LEDGER_WORKLOAD,
+    Load,
+    Struck,
+    nothing_struck,
+)
 from simulator.topology import Topology
 from simulator.waiting import Deadline, WaitTimeout
-from simulator.workload import Workload
+from simulator.workload import Surveyed, Workload
+
+#: How long the look at what is left may take, seconds: it gives each thing that is not there some time to answer.
+SURVEY_S = 150.0
 
 LEDGER_CONTROL = "control.json"
 
@@ -37,6 +48,7 @@ class OwnLoad(Load):
         self.drain_s = max(DRAIN_S, recovery_s)
         self._asked: dict[str, bool] = {}
         self._attempts: set[tuple[str, int]] = set()
+        self._asked_before = False
 
     # -- its life ----------------------------------------------------------------------------------
 
@@ -48,7 +60,9 @@ class OwnLoad(Load):
         self.drain_s += 2 * self.workload.nominal_seconds(self.topology)
         self.job = self.new_job_id()
         live.recorder.record("workload.submit", job_id=self.job, workload=self.workload.name)
-        live.cluster.ray.submit(self.workload.entrypoint(live.run_id), self.job)
+        live.cluster.ray.submit(
+            self.workload.entrypoint(live.run_id), self.job, resources=live.cluster.driver_needs()
+        )
 
         def began() -> bool:
             if live.recorder.snapshot().first("driver.start"):
@@ -96,12 +110,19 @@ class OwnLoad(Load):
 
         def over() -> bool:
             nonlocal status, message
-            live.look()
+            history = live.look()
             try:
                 job = live.cluster.ray.job(self.job or "")
+            except NoSuchJob as error:
+                message = f"{error}: {ANEW}"
+                return True
             except CannotRun as error:
                 message = str(error)
-                return False
+                # Nobody starts the head again before this is over. Without its tables the job is gone with it;
+                # with them it goes on by itself, and its last word comes by the ledger.
+                gone = live.cluster.node("head").state == "exited"
+                said_all = history.first("driver.end") is not None
+                return gone and (said_all or not live.cluster.outlives_head())
             status, message = job.status, job.message
             return job.over
 
@@ -117,10 +138,35 @@ class OwnLoad(Load):
                 live.cluster.ray.stop_job(self.job)
         self._ended(status, message)
 
+    def survey(self) -> None:
+        live = self.live
+        if not isinstance(self.workload, Surveyed):
+            return
+        job = self.new_job_id()
+        live.recorder.record("workload.survey", job_id=job)
+
+        def over() -> bool:
+            return live.look().first("survey.end") is not None or live.cluster.ray.job(job).over
+
+        try:
+            live.cluster.ray.submit(
+                self.workload.survey(live.run_id), job, resources=live.cluster.driver_needs()
+            )
+            live.cluster.wait_until(over, name="the survey's end", timeout=SURVEY_S, interval=0.3)
+            if live.look().first("survey.end") is None:
+                lines = live.cluster.ray.job_logs(job).splitlines()[-3:]
+                live.recorder.record("run.note", text=f"the survey failed: {' / '.join(lines)}")
+        except (CannotRun, WaitTimeout) as error:
+            live.recorder.record("run.note", text=f"the survey failed: {error}")
+
     def stop(self, why: str) -> None:
         assert self.job is not None
-        self.live.cluster.ray.stop_job(self.job)
-        self._ended("STOPPED", why)
+        try:
+            self.live.cluster.ray.stop_job(self.job)
+        except CannotRun as error:
+            self._ended("LOST", f"{why}; {error}")
+        else:
+            self._ended("STOPPED", why)
 
     def _ended(self, status: str, message: str) -> None:
         self.over = True
@@ -178,6 +224,10 @@ class OwnLoad(Load):
     def look_at_job(self, struck: Struck) -> None:  # noqa: ARG002
         try:
             job = self.live.cluster.ray.job(self.job or "")
+        except NoSuchJob as error:
+            if not self.over:
+                self._ended("LOST", f"{error}: {ANEW}")
+            return
         except CannotRun:
             return
         if job.over and not self.over:
@@ -208,10 +258,17 @@ class OwnLoad(Load):
             )
         return found.dropped
 
+    def before_head_goes(self) -> None:
+        self._asked_before = self._failed_attempts() is not None
+
     def complete(self) -> None:
         """Record the last of the failed attempts, and that there are no more."""
         dropped = self._failed_attempts()
         if dropped is not None:
             self.live.recorder.record(
-                "attempts.complete", source="ray", rows=len(self._attempts), dropped=dropped
+                "attempts.complete",
+                source="ray",
+                rows=len(self._attempts),
+                dropped=dropped,
+                forgotten=self.head_was_lost and not self._asked_before,
             )

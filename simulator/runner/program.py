@@ -89,7 +89,12 @@ class ProgramLoad(Load):
             asked = live.clock.mono()  # packed and uploaded; Ray counts from here
 
         submitted = jobs.submit(
-            live.cluster.ray, program, job_id=self.job, say=live.listener.say, asking=asking
+            live.cluster.ray,
+            program,
+            job_id=self.job,
+            resources=live.cluster.driver_needs(),
+            say=live.listener.say,
+            asking=asking,
         )
         self._output = jobs.JobOutput(live.cluster.ray, submitted, self._print)
         said = False
@@ -331,7 +336,12 @@ class ProgramLoad(Load):
                 text = f"Ray keeps {actors.dropped} of the program's actors to itself"
                 live.recorder.record("run.note", text=text)
         live.recorder.record(
-            "attempts.complete", source="ray", rows=rows, dropped=dropped, left_out=left_out
+            "attempts.complete",
+            source="ray",
+            rows=rows,
+            dropped=dropped,
+            left_out=left_out,
+            forgotten=self.head_was_lost,
         )
 
     def _have_all_failed(self, ray_job: str, attempts: dict[tuple[str, int], Attempt]) -> bool:

@@ -93,7 +93,10 @@ class RunRequest:
         if any(step.fault.announced_s for step in steps):
             # Of a node that is drained it is not sure that anything is cut off.
             wanted = [phase for phase in wanted if phase not in ("first_failure", "first_retry")]
-        down = [step.heal for step in steps if step.fault.downs_node]
+        store = self.topology.store
+        # Ray declares no store dead, and takes none back.
+        of_nodes = [s for s in steps if store is None or s.target.named != {store.name}]
+        down = [step.heal for step in of_nodes if step.fault.downs_node]
         if any(isinstance(heal, WhenDeclaredDead) for heal in down):
             return wanted
         if any(isinstance(heal, (AtEnd, Never)) for heal in down):

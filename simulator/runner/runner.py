@@ -290,6 +290,7 @@ class Runner:
 
             live.phase("recover")
             self._recover(live, load, injection, request, run)
+            load.survey()
         else:
             live.phase("work")
             load.wait_planned()

@@ -369,14 +369,14 @@ def _there(topology: Topology) -> Topology:
 
 
 def _is_settled(drawn: PlannedFault, topology: Topology) -> bool:
-    names = {n.name for n in topology.nodes()}
+    names = {n.name for n in topology.breakable()}
     return not topology.autoscaling or names >= {*drawn.nodes, *drawn.peers}
 
 
 def _check_condition(fault: PlannedFault, topology: Topology, ids: Sequence[str]) -> None:
     """Raise if its condition speaks of what does not exist: it would wait in vain."""
     for part in fault.step.when.parts if fault.step.when else ():
-        nodes = [n.name for n in _there(topology).nodes()]
+        nodes = [n.name for n in _there(topology).breakable()]
         if isinstance(part, NodeIs) and part.node not in nodes:
             raise NotFound("node", part.node, nodes)
         if isinstance(part, FaultIs):
@@ -416,7 +416,7 @@ def unable(planned: Iterable[PlannedFault], backend: Backend) -> list[str]:
 
 def misplaced(planned: Iterable[PlannedFault], topology: Topology) -> list[Problem]:
     """Which of these faults their nodes cannot suffer, as far as their targets are drawn."""
-    specs = {node.name: node for node in topology.nodes()}
+    specs = {node.name: node for node in topology.breakable()}
     return [
         Problem(f"{fault.step.fault.name} {name}", why)
         for fault in planned

@@ -5,8 +5,8 @@ topology settles is drawn when the run is planned; one that only the running clu
 of an actor, the busiest) is resolved at the injection. What was resolved enters the history, and a replay
 uses that.
 
-The head is hit only by its name, and so is the node that the job's driver runs on: whatever else says whom
-leaves them out. On the far side of a partition they may be.
+The head is hit only by its name, and so are the node that the job's driver runs on and the store of the GCS:
+whatever else says whom leaves them out. On the far side of a partition they may be, the store only by its name.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Named(Target):
         return [name for name in found if name not in hit]
 
     def _found(self, topology: Topology) -> Sequence[str]:
-        names, groups = [n.name for n in topology.nodes()], _groups(topology)
+        names, groups = [n.name for n in topology.breakable()], _groups(topology)
         if self.name not in names and self.name not in groups:
             raise NotFound("node or group", self.name, {*names, *groups})
         return (self.name,) if self.name in names else ()

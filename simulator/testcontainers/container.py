@@ -356,7 +356,7 @@ class RayClusterContainer:
         return {"Authorization": f"Bearer {self.get_token()}"}
 
     def submit(self, program: str | Path, *arguments: str) -> RayJob:
-        """Run a Python file of this machine as a Ray job, its driver on the head.
+        """Run a Python file of this machine as a Ray job, its driver on the head or on the driver node.
 
         Parameters
         ----------
@@ -379,7 +379,9 @@ class RayClusterContainer:
         self._backend.put_ledger_file(self.cluster.name, f"{there}/.folder", b"")
         folder = f"{LEDGER_TARGET}/{there}"
         planned = replace(planned, runtime_env={"env_vars": {FOLDER_VARIABLE: folder}})
-        submitted = submit(self.cluster.ray, planned, job_id=job_id)
+        submitted = submit(
+            self.cluster.ray, planned, job_id=job_id, resources=self.cluster.driver_needs()
+        )
         return RayJob(job_id, folder, self.cluster, submitted)
 
     def exec(self, command: str | Sequence[str], node: str = "head") -> ExecResult:

@@ -91,6 +91,7 @@ from simulator.backends.docker.image import (
     GPU_IMAGE,
     IMAGES,
     LEAN_IMAGE,
+    REDIS_IMAGE,
     ensure_image,
 )
 from simulator.backends.docker.netfaults import NetworkFaults
@@ -106,6 +107,8 @@ from simulator.compose import (
     LEDGER_TARGET,
     LEDGER_VOLUME,
     NETWORK,
+    STORE_ENV,
+    STORE_TARGET,
     TOKEN_TARGET,
     TOKEN_VOLUME,
     ClusterNetwork,
@@ -118,7 +121,7 @@ from simulator.compose import (
 )
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 from simulator.netrules import Feature, NetRule
-from simulator.topology import LEAN_LACKS, Gcs, Head, Profile, Role, Topology, WorkerGroup
+from simulator.topology import DRIVER, LEAN_LACKS, Gcs, Head, Profile, Role, Topology, WorkerGroup
 from simulator.waiting import Deadline, wait_until
 
 _COMPOSE_PROJECT = "com.docker.compose.project"
@@ -131,6 +134,11 @@ _INIT_S = 60
 _SETTLE_S = 10.0
 _FREEZE_S = 15.0  # how long a node whose processes multiply may resist being frozen
 _AT_A_TIME = 8  # removals; the engine does them one by one per container anyway
+
+#: The roles of Ray's nodes, in the order in which they are shown.
+_NODES: Sequence[Role] = ("head", "driver", "worker")
+
+_STORE: Role = "store"
 
 _STATES: Mapping[str, NodeState] = {
     "created": "created",
@@ -149,7 +157,7 @@ class _Container:
 
     id: str
     cluster: str
-    role: str  # head | worker | init | program
+    role: str  # as LABEL_ROLE
     name: str
     state: NodeState
     labels: Mapping[str, str]
@@ -158,7 +166,12 @@ class _Container:
 
     @property
     def is_node(self) -> bool:
-        return self.role in ("head", "worker")
+        return self.role in _NODES
+
+    @property
+    def is_breakable(self) -> bool:
+        """Whether it is something that a fault can hit: a node, or the store."""
+        return self.is_node or self.role == _STORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +232,8 @@ class DockerBackend:
     def prepare(self, spec: ClusterSpec, say: Callable[[str], None]) -> ClusterSpec:
         """Build the images that it needs, if missing; one that was named is pulled instead."""
         lean = spec.topology.lean_groups
+        if spec.topology.store is not None:
+            ensure_image(REDIS_IMAGE, say=say)
         if spec.image:
             if lean:
                 say(f"every node has the image {spec.image}: profile lean has no effect")
@@ -265,7 +280,8 @@ class DockerBackend:
         same = all(c.labels.get(LABEL_DEFINITION, asked) == asked for c in nodes)
         ours = [c.name for c in nodes if LABEL_MACHINE not in c.labels]
         refuse_other(spec, same=same, existing=ours)
-        missing = [n for n in spec.topology.nodes() if n.name not in {c.name for c in nodes}]
+        there = {c.name for c in existing if c.is_breakable}
+        missing = [n for n in spec.topology.breakable() if n.name not in there]
         kept = next((c.labels.get(LABEL_RUN_DIR) for c in nodes), None)
         if existing:
             # What exists keeps its labels; Compose would make anew what differs in them.
@@ -417,6 +433,16 @@ class DockerBackend:
         found = self._node(cluster, node)
         return found.id, found.state
 
+    # -- where the head keeps its tables: HostsStore ------------------------------------------------
+
+    def store_answers(self, cluster: str) -> bool:
+        found = next((c for c in self._containers(cluster) if c.role == _STORE), None)
+        if found is None or found.state != "running":
+            return False
+        with asking(f"{found.name} was asked whether it answers"):
+            check = self._api.inspect_container(found.id)["Config"]["Healthcheck"]["Test"]
+        return self.execute(cluster, found.name, ["sh", "-c", check[1]]).code == 0
+
     # -- what a node may use, and what runs on it --------------------------------------------------
 
     def why_unlimited(self, resource: Literal["cpus", "memory"]) -> str | None:
@@ -528,7 +554,7 @@ class DockerBackend:
 
     def watch(self, cluster: str, emit: Callable[[EngineEvent], None]) -> Watch:
         def name_of(labels: Mapping[str, str]) -> str | None:
-            return _name_of(labels) if labels.get(LABEL_ROLE) in ("head", "worker") else None
+            return _name_of(labels) if labels.get(LABEL_ROLE) in (*_NODES, _STORE) else None
 
         since = parse_engine_time(self._info()["SystemTime"])
         return EventWatch(self._api, cluster, since=since, name_of=name_of, emit=emit)
@@ -626,8 +652,16 @@ class DockerBackend:
             user=model["Config"]["User"],
             network=model["HostConfig"]["NetworkMode"],
             labels=labels,
-            environment=variables_of(model["Config"]["Env"]),
-            mounts=[_same_mount(m) for m in model["Mounts"] if m["Destination"] != GCS_TARGET],
+            environment={
+                name: value
+                for name, value in variables_of(model["Config"]["Env"]).items()
+                if name not in STORE_ENV
+            },
+            mounts=[
+                _same_mount(m)
+                for m in model["Mounts"]
+                if m["Destination"] not in (GCS_TARGET, STORE_TARGET)
+            ],
         )
 
     def _have_innode(self, container: str, beside: autoscaler.Beside) -> None:
@@ -802,8 +836,8 @@ class DockerBackend:
                     variables = variables_of(config["Env"])
                     env = {n: variables[n] for n in passed_through() if variables.get(n)}
                 if container.role == "head":
-                    gcs = Gcs(variables_of(config["Env"]).get("RAY_gcs_storage", gcs.value))
-        head = commands.pop("head", [])
+                    gcs = _gcs_of(variables_of(config["Env"]))
+        head, driver = commands.pop("head", []), commands.pop(DRIVER, None)
         profiles = {node.group: node.profile for node in record.nodes}
         return ClusterSpec(
             name=record.name,
@@ -812,6 +846,7 @@ class DockerBackend:
                 description=f"what cluster {record.name} has",
                 head=Head(resources=resources_of(head) or {"CPU": 1}, labels=labels_of(head)),
                 gcs=gcs,
+                driver_node=driver is not None,
                 worker_groups=[
                     WorkerGroup(
                         group_name=group,
@@ -925,18 +960,19 @@ class DockerBackend:
 
     def _node(self, cluster: str, node: str) -> _Container:
         containers = self._containers(cluster)
-        found = next((c for c in containers if c.is_node and c.name == node), None)
+        found = next((c for c in containers if c.is_breakable and c.name == node), None)
         if found is None:
             if not containers:
                 self.cluster(cluster)  # says which clusters there are
-            raise NotFound("node", node, [c.name for c in containers if c.is_node])
+            raise NotFound("node", node, [c.name for c in containers if c.is_breakable])
         return found
 
     def _record(
         self, name: str, containers: Sequence[_Container], more: Mapping[str, str] | None = None
     ) -> ClusterRecord:
         nodes = [node for c in containers if c.is_node and (node := self._node_record(c))]
-        nodes.sort(key=lambda n: (n.role != "head", n.group, _number(n.name)))
+        nodes.sort(key=lambda n: (_NODES.index(n.role), n.group, _number(n.name)))
+        store = next((self._node_record(c) for c in containers if c.role == _STORE), None)
         labels = dict(more or {})
         labels |= {key: value for c in containers for key, value in c.labels.items()}
         run_dir = labels.get(LABEL_RUN_DIR)
@@ -947,6 +983,7 @@ class DockerBackend:
             nodes=nodes,
             run_dir=Path(run_dir) if run_dir else None,
             labels=labels,
+            store=store,
         )
 
     def _given_labels(self, cluster: str) -> dict[str, str]:
@@ -1118,9 +1155,18 @@ def _container(row: Mapping[str, Any]) -> _Container:
 def _name_of(labels: Mapping[str, str]) -> str:
     """A node's name from its container's labels."""
     role = labels.get(LABEL_ROLE, "")
+    if role == _STORE:
+        return _group_of(labels)
     if role != "worker":
         return role
     return f"{_group_of(labels)}-{labels.get(_COMPOSE_NUMBER, '1')}"
+
+
+def _gcs_of(environment: Mapping[str, str]) -> Gcs:
+    """Where a head keeps its tables."""
+    if environment.get("RAY_REDIS_ADDRESS"):
+        return Gcs.REDIS
+    return Gcs(environment.get("RAY_gcs_storage", Gcs.MEMORY.value))
 
 
 def _group_of(labels: Mapping[str, str]) -> str:

@@ -237,14 +237,13 @@ def _memory(info: Mapping[str, Any], topology: Topology) -> Iterator[Check]:
                 f"{node.memory} is less than a {node.role} needs to start",
                 f"give it {least // 1024**2}m or more",
             )
-    workers = topology.workers()
-    lean = sum(n.profile is Profile.LEAN for n in workers)
-    whole = len(workers) - lean
+    lean = sum(n.profile is Profile.LEAN for n in topology.workers())
+    whole = len(topology.nodes()) - 1 - lean
     has = int(info.get("MemTotal", 0))
     idle = _HEAD_IDLE + whole * _WORKER_IDLE + lean * _LEAN_IDLE
     busy = _HEAD_BUSY + whole * _WORKER_BUSY + lean * _LEAN_BUSY
     text = (
-        f"{has / _GIB:.1f} GiB; a head and {len(workers)} workers take about "
+        f"{has / _GIB:.1f} GiB; {topology.counted} take about "
         f"{idle / _GIB:.1f} GiB idle, {busy / _GIB:.1f} GiB at work"
     )
     remedy = "Use fewer workers (--workers N), or give the engine more memory"
@@ -273,7 +272,8 @@ def _shared_memory(info: Mapping[str, Any], topology: Topology) -> Check:
     """Ray keeps objects in /dev/shm, and on disk, slowly, where that is too small for its store."""
     size = parse_size(str(load_compose({})["services"]["worker"]["shm_size"]))
     nodes, has = len(topology.nodes()), int(info.get("MemTotal", 0))
-    groups = [(topology.head, 1), *((g, g.replicas) for g in topology.worker_groups)]
+    single = [node for node in (topology.head, topology.driver) if node is not None]
+    groups = [*((node, 1) for node in single), *((g, g.replicas) for g in topology.worker_groups)]
     stores = sum(
         count * (parse_size(group.shm_size) if group.shm_size else OBJECT_STORE_BYTES)
         for group, count in groups

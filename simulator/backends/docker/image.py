@@ -1,4 +1,4 @@
-"""Builds the node image and the one that faults on the network need, on whatever machine this is.
+"""Builds the node image, and those of what stands beside the nodes, on whatever machine this is.
 
 An image needs a base, Python packages and trust in whoever serves them, and machines differ in
 all three: some pull from a registry, some reach no registry at all; some have a private index, a
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from python_on_whales.exceptions import DockerException
 from simulator.assets import asset_path, engine_help
 from simulator.errors import BadInput, CannotRun, Problem
 
-Target = Literal["cpu", "gpu", "lean", "netfault"]
+Target = Literal["cpu", "gpu", "lean", "netfault", "redis"]
 Say = Callable[[str], None]
 
 #: What the image contains; the same pins as the extra ``local`` of this package.
@@ -50,11 +50,16 @@ GPU_IMAGE = f"ray-cluster-simulator/node:{RAY_VERSION}-gpu"
 LEAN_IMAGE = f"ray-cluster-simulator/node:{RAY_VERSION}-lean"
 #: The image of the container that shapes a node's network; no node's.
 NETFAULT_IMAGE = "ray-cluster-simulator/netfault:1"
+#: The image of the Redis where a head may keep its tables; docker/redis.yaml names it too.
+REDIS_IMAGE = "ray-cluster-simulator/redis:1"
+#: Made of Debian packages alone, without Ray.
+OF_DEBIAN: Collection[Target] = ("netfault", "redis")
 IMAGES: Mapping[Target, str] = {
     "cpu": DEFAULT_IMAGE,
     "gpu": GPU_IMAGE,
     "lean": LEAN_IMAGE,
     "netfault": NETFAULT_IMAGE,
+    "redis": REDIS_IMAGE,
 }
 
 #: Tried first; an official image that every registry mirror has.
@@ -116,7 +121,7 @@ def ensure_image(tag: str, *, say: Say) -> str:
         return tag
     for target, ours in IMAGES.items():
         if tag == ours:
-            takes = "half a minute" if target == "netfault" else "one to three minutes"
+            takes = "half a minute" if target in OF_DEBIAN else "one to three minutes"
             say(f"image {tag} is missing; building it ({takes}, only this once)")
             return build_image(target=target, say=say)
     say(f"image {tag} is missing; pulling it")
@@ -143,8 +148,8 @@ def build_image(
     Parameters
     ----------
     target
-        ``"cpu"``, the image of every node, ``"gpu"``, with CUDA's libraries, ``"lean"``, bare Ray, or
-        ``"netfault"``, the tools of faults on the network.
+        ``"cpu"``, the image of every node, ``"gpu"``, with CUDA's libraries, ``"lean"``, bare Ray,
+        ``"netfault"``, the tools of faults on the network, or ``"redis"``.
     say
         Receives progress, one line at a time.
     tag
@@ -178,7 +183,7 @@ def build_image(
     context = asset_path("docker")
     with tempfile.TemporaryDirectory(prefix="ray-sim-build-") as scratch:
         plan = _plan(settings, Path(scratch), say)
-        if target == "netfault":
+        if target in OF_DEBIAN:
             trusts = any(secret.startswith("id=ca_bundle,") for secret in plan.secrets)
             apt = apt_settings(settings.proxy)
             plan.secrets.extend(_apt_secrets(apt, Path(scratch), own_bundle=trusts))
@@ -214,7 +219,7 @@ def build_image(
                 f"the image {tag} could not be built",
                 why="docker buildx build failed; its last lines follow",
                 remedy="If packages could not be reached, see "
-                + ("`apt-config dump Acquire`" if target == "netfault" else "`pip config list`")
+                + ("`apt-config dump Acquire`" if target in OF_DEBIAN else "`pip config list`")
                 + ": the build uses the same settings",
                 details=lines or (error.stderr or "").splitlines()[-_TAIL:],
             ) from error

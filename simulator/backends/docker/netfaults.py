@@ -28,8 +28,12 @@ from simulator.errors import CannotRun
 from simulator.netrules import Ability, Feature, Found, NetRule
 
 _LIVES_S = 60
+#: How often a network is read: on a crowded machine the engine was seen to lose what a process wrote that had ended
+#: well at once. Reading changes nothing.
+_READS = 3
 _COMPOSE_SERVICE = "com.docker.compose.service"
-_HEAD_ADDRESS = "RAY_SIM_HEAD_ADDRESS"
+#: Where the container of what has a fixed address says which.
+_FIXED: Mapping[str, str] = {"head": "RAY_SIM_HEAD_ADDRESS", "store": "RAY_SIM_ADDRESS"}
 
 #: Runs a shell script in the namespace; raises `CannotRun` with its last line if it fails.
 Run = Callable[[str], str]
@@ -215,9 +219,9 @@ class NetworkFaults:
                 config = client.inspect_container(container)["Config"]
             labels = config["Labels"]
             aliases = [labels[_COMPOSE_SERVICE]] if _COMPOSE_SERVICE in labels else []
-            if not address and labels[LABEL_ROLE] == "head":
+            if not address and (said := _FIXED.get(labels[LABEL_ROLE])):
                 known = [e.partition("=") for e in config["Env"]]
-                address = next((v for n, _, v in known if n == _HEAD_ADDRESS), "").split(":")[0]
+                address = next((v for n, _, v in known if n == said), "").split(":")[0]
             try:
                 self._plug_in(cluster, node, container, aliases, address)
             except CannotRun as error:
@@ -266,11 +270,14 @@ def _image_there() -> Iterator[None]:
 
 
 def _read(run: Run, tool: str) -> Found:
-    text = run(netrules.read_script(tool))
-    try:
-        return netrules.read(text)
-    except ValueError as error:
-        raise CannotRun("a node's network cannot be read", why=str(error)) from error
+    for left in reversed(range(_READS)):
+        text = run(netrules.read_script(tool))
+        try:
+            return netrules.read(text)
+        except ValueError as error:
+            if not left:
+                raise CannotRun("a node's network cannot be read", why=str(error)) from error
+    raise AssertionError("one of the two happened")
 
 
 def _execute(client: docker.APIClient, container: str, script: str, what: str) -> str:

@@ -272,11 +272,6 @@ class FakeBackend:
 
     def create(self, spec: ClusterSpec) -> None:
         self._called("create", spec.name)
-        if spec.topology.outlives_head:
-            raise CannotRun(
-                f"a fake GCS keeps nothing, so not gcs: {spec.topology.gcs.value}",
-                remedy="Use --backend docker or --backend process, or gcs: memory",
-            )
         existing = self._worlds.get(spec.name)
         if existing is None:
             rng = Random(f"{self._seed} {spec.name} {len(self.calls)}")
@@ -334,7 +329,7 @@ class FakeBackend:
             return
         with self.simulated_clock.lock:
             world.watchers.clear()
-            for node in world.nodes.values():
+            for node in world.breakable.values():
                 world.end(node, 137)
             for program in [p for key, p in self._programs.items() if key[0] == cluster]:
                 program.remove()
@@ -492,6 +487,13 @@ class FakeBackend:
             with self.simulated_clock.lock:
                 self.world(cluster).resume(found)
 
+    # -- HostsStore ----------------------------------------------------------------------------------
+
+    def store_answers(self, cluster: str) -> bool:
+        self._called("store_answers", cluster)
+        store = self.world(cluster).store
+        return store is not None and store.state == "running"
+
     # -- CanShapeNetwork, CanDisconnect --------------------------------------------------------------
 
     def prepare_network(self, say: Callable[[str], None]) -> None:  # noqa: ARG002
@@ -533,7 +535,7 @@ class FakeBackend:
         """By the rules of both sides: nobody listens anywhere, so what gets through is refused."""
         self._called("reach", cluster, node)
         near = self._node(cluster, node)
-        nodes = self.world(cluster).nodes.values()
+        nodes = self.world(cluster).breakable.values()
         far = next((n for n in nodes if n.address == address and not n.unplugged), None)
         if near.unplugged:
             return "no route"
@@ -652,7 +654,7 @@ class FakeBackend:
         return False
 
     def _node(self, cluster: str, node: str) -> FakeNode:
-        nodes = self.world(cluster).nodes
+        nodes = self.world(cluster).breakable
         if node not in nodes:
             raise NotFound("node", node, nodes)
         return nodes[node]
@@ -665,4 +667,5 @@ class FakeBackend:
             nodes=[n.record() for n in world.nodes.values()],
             run_dir=world.spec.run_dir,
             labels=world.spec.labels,
+            store=world.store.record() if world.store is not None else None,
         )

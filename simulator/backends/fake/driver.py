@@ -11,7 +11,7 @@ from simulator.backends.fake.world import World
 
 
 class FakeDriver:
-    """A driver on the head; subclasses say in `drive` what it does.
+    """A driver on a node of the cluster; subclasses say in `drive` what it does.
 
     Parameters
     ----------
@@ -28,8 +28,9 @@ class FakeDriver:
     ) -> None:
         self.world, self.run_id, self.ended = world, run_id, ended
         self.ray_job_id = ray_job_id
+        self.home = world.drivers.get(ray_job_id, world.head)
+        self.tasks = Tasks(world, run_id, self.home)
         self.spec = self.read("workload.json")
-        self.tasks = Tasks(world, run_id)
         self.submitted = self.results = self.failures = 0
         self.over = False
 
@@ -65,7 +66,7 @@ class FakeDriver:
         return sum(int(n.spec.resources.get("CPU", 0)) for n in alive)
 
     def out(self, kind: str, **data: Any) -> None:
-        self.world.write(self.run_id, "driver.jsonl", self.world.head, kind, **data)
+        self.world.write(self.run_id, "driver.jsonl", self.home, kind, **data)
 
     def read(self, name: str) -> Mapping[str, Any]:
         raw = self.world.files.get(f"{self.run_id}/{name}")

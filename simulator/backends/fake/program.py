@@ -18,8 +18,8 @@ from simulator.backends.fake.world import FakeNode, World
 class _Unrecorded(Tasks):
     """Tasks that write nothing to the ledger but the effects that they report."""
 
-    def __init__(self, world: World, run_id: str, *, effects: bool) -> None:
-        super().__init__(world, run_id)
+    def __init__(self, world: World, run_id: str, home: FakeNode, *, effects: bool) -> None:
+        super().__init__(world, run_id, home)
         self._effects = effects
 
     def _write(self, node: FakeNode, kind: str, **data: Any) -> None:
@@ -62,14 +62,16 @@ class _Map:
     ) -> None:
         self.program, self.ray_job_id, self._ended = program, ray_job_id, ended
         self._world, self._run_id = world, run_id
-        self.tasks: Tasks = _Unrecorded(world, run_id, effects=program.effects)
+        self._home = world.drivers.get(ray_job_id, world.head)
+        self.tasks: Tasks = _Unrecorded(world, run_id, self._home, effects=program.effects)
         self._left = program.tasks
         self._over = False
 
     def begin(self) -> None:
         if self.program.plan:
             data = {"name": "effects", "value": self.program.tasks, "pid": 1, "task_id": None}
-            self._world.write(self._run_id, "head.jsonl", self._world.head, "program.mark", **data)
+            home = self._home
+            self._world.write(self._run_id, f"{home.name}.jsonl", home, "program.mark", **data)
         for number in range(1, self.program.tasks + 1):
             self.tasks.submit(
                 f"square-{number}",

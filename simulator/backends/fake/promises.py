@@ -15,7 +15,7 @@ from simulator.innode.work import BUNDLE_CPU, GROUP, LAST_CALL_S, POST_CPU
 
 
 class FakePromises(FakeStream):
-    """Submits, waits, records, on the head."""
+    """Submits, waits, records."""
 
     group: FakeGroup
 
@@ -36,7 +36,8 @@ class FakePromises(FakeStream):
                 ticks=True,
             )
             self.actors.append(actor)
-        alive = [n for n in self.world.nodes.values() if n.believed_alive]
+        able = [n for n in self.world.nodes.values() if n.spec.resources.get("CPU")]
+        alive = [n for n in able if n.believed_alive]
         self.group = self.tasks.group(GROUP, [{"CPU": BUNDLE_CPU}] * len(alive))
 
     def _look_at_objects(self) -> None:

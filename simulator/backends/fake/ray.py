@@ -66,11 +66,39 @@ class _Submitted:
     driver_node: str = ""
     began: float = 0.0
     ended: float | None = None
+    home: FakeNode | None = None
+    home_id: str = ""
+
+    def runs(self) -> None:
+        """Its driver has begun."""
+        self.status, self.message = "RUNNING", "Job is currently running."
+        self.driver_node = self.home_id
 
     def end(self, world: World, status: str, message: str, exit_code: int | None = None) -> None:
         if self.ended is None:
             self.status, self.message, self.exit_code = status, message, exit_code
             self.ended = world.clock.now
+
+
+class _WithItsNode:
+    """Has a job end when its driver's node is declared dead."""
+
+    def __init__(self, world: World, submitted: _Submitted) -> None:
+        self._world, self._submitted = world, submitted
+
+    def node_joined(self, node: FakeNode) -> None:
+        """A job that died does not come back."""
+
+    def node_dead(self, node: FakeNode, ray_node_id: str) -> None:  # noqa: ARG002 - it may be back
+        if ray_node_id != self._submitted.home_id or self._submitted.ended is not None:
+            return
+        text = "Job supervisor actor died because its node has died."
+        self._submitted.end(self._world, "FAILED", text)
+        if self._submitted.program is not None:
+            self._submitted.program.tasks.stop()
+
+    def gcs_gone(self) -> None:
+        """The job's record is gone with it."""
 
 
 class FakeRay:
@@ -188,7 +216,7 @@ class FakeRay:
         entrypoint: str,
         job_id: str,
         *,
-        resources: Mapping[str, float] | None = None,  # noqa: ARG002 - the driver is on the head
+        resources: Mapping[str, float] | None = None,
         runtime_env: Mapping[str, Any] | None = None,
     ) -> None:
         world = self._ask("submit")
@@ -197,10 +225,14 @@ class FakeRay:
         submitted = jobs_of(world)[job_id] = _Submitted(
             entrypoint, dict(runtime_env or {}), began=world.clock.now
         )
-        if not world.script.job_never_starts:
-            world.head.do(
-                world.behaviour.driver_start_s, lambda: self._begin(world, job_id, submitted)
-            )
+        able = (n for n in world.nodes.values() if all(map(n.spec.resources.get, resources or ())))
+        home = next(able, None) if resources else world.head
+        # One that no node can take waits for ever, as with Ray.
+        if home is not None and not world.script.job_never_starts:
+            submitted.home = home
+            submitted.home_id = home.entry.ray_node_id if home.entry is not None else ""
+            world.on_nodes.append(_WithItsNode(world, submitted))
+            home.do(world.behaviour.driver_start_s, lambda: self._begin(world, job_id, submitted))
 
     def _begin(self, world: World, job_id: str, submitted: _Submitted) -> None:
         def ended(status: str, message: str) -> None:
@@ -225,11 +257,11 @@ class FakeRay:
         run_id = variables.get("RAY_SIM_RUN", "")
         if "--run" in argv[:-1]:
             run_id = argv[argv.index("--run") + 1]
-        number = len(jobs_of(world))
-        submitted.status, submitted.message = "RUNNING", "Job is currently running."
-        if world.head.entry is not None:
-            submitted.driver_node = world.head.entry.ray_node_id
-        submitted.program = factory(world, run_id, f"{number:02x}000000", ended)
+        ray_job_id = f"{len(jobs_of(world)):02x}000000"
+        submitted.runs()
+        if submitted.home is not None:
+            world.drivers[ray_job_id] = submitted.home
+        submitted.program = factory(world, run_id, ray_job_id, ended)
         submitted.program.begin()
 
     def _print(self, world: World, job_id: str, submitted: _Submitted, module: str) -> None:
@@ -241,9 +273,7 @@ class FakeRay:
                 world, "FAILED", f"no simulated program is called {module}; there is {known}"
             )
             return
-        submitted.status, submitted.message = "RUNNING", "Job is currently running."
-        if world.head.entry is not None:
-            submitted.driver_node = world.head.entry.ray_node_id
+        submitted.runs()
         submitted.logs = f"Running entrypoint for job {job_id}: {submitted.entrypoint}\n"
 
         def write(text: str) -> None:
@@ -257,9 +287,10 @@ class FakeRay:
                 failed = f"Job entrypoint command failed with exit code {printed.exit_code}"
                 submitted.end(world, "FAILED", failed, printed.exit_code)
 
+        home = submitted.home or world.head
         for number, text in enumerate(printed.output):
-            world.head.do(printed.every * number, partial(write, text))
-        world.head.do(printed.every * len(printed.output), end)
+            home.do(printed.every * number, partial(write, text))
+        home.do(printed.every * len(printed.output), end)
 
     def job(self, job_id: str) -> Job:
         submitted = self._job("job", job_id)

@@ -23,7 +23,9 @@ class Behaviour:
         From a node's death to DEAD in the GCS. None takes it from the cluster's settings: 4.3 with
         short health checks, 29.3 for a killed node and 64.7 for a frozen one with Ray's defaults.
     gcs_patience_s
-        How long a worker lives without a GCS.
+        How long a worker lives without a GCS; one that keeps its tables is waited for three minutes.
+    store_patience_s
+        How long a GCS lives whose store has ended.
     exit_s
         From SIGTERM, or from noticing that Ray gave it up, to the end of PID 1.
     driver_start_s
@@ -46,6 +48,7 @@ class Behaviour:
     carries: int | None = None
     detect_s: float | None = None
     gcs_patience_s: float = 60.0
+    store_patience_s: float = 2.5
     exit_s: float = 0.4
     driver_start_s: float = 1.0
     dispatch_s: float = 0.01

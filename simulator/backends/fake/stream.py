@@ -17,7 +17,7 @@ TICK_S = 0.1
 
 
 class FakeStream(FakeDriver):
-    """Submits, waits, records, on the head."""
+    """Submits, waits, records."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class FakeStream(FakeDriver):
         if not self.over:
             self.tick()
         if not self.over:
-            self.world.head.do(TICK_S, self._loop)
+            self.home.do(TICK_S, self._loop)
 
     def tick(self) -> None:
         """Submit what there is room for, as the control file says; end when all is back."""

@@ -108,10 +108,18 @@ class FakeActor:
 
 
 class Tasks:
-    """The tasks and actors of one job. `run_id` names the part of the ledger that they write to."""
+    """The tasks and actors of one job.
 
-    def __init__(self, world: World, run_id: str) -> None:
-        self.world, self.run_id = world, run_id
+    Parameters
+    ----------
+    run_id
+        Names the part of the ledger that they write to.
+    home
+        Where their owner, the driver, is; by default on the head.
+    """
+
+    def __init__(self, world: World, run_id: str, home: FakeNode | None = None) -> None:
+        self.world, self.run_id, self.home = world, run_id, home or world.head
         self.queue: list[FakeTask] = []
         self.placed: list[FakeTask] = []
         self.actors: list[FakeActor] = []
@@ -204,7 +212,7 @@ class Tasks:
         return max(able, key=lambda n: self._free(n, "CPU"), default=None)
 
     def _up(self) -> list[FakeNode]:
-        """The nodes that the owner, who is on the head, can give work to."""
+        """The nodes that the owner can give work to; what cuts one off from the head cuts it off from everybody."""
         return [n for n in self.world.nodes.values() if n.takes_work and self.world.reaches_head(n)]
 
     def _free(self, node: FakeNode, resource: str) -> float:
@@ -472,8 +480,9 @@ class Tasks:
             done(Outcome(None, "ActorUnavailableError", f"The actor {actor.name} was restarted."))
 
     def gcs_gone(self) -> None:
-        """The owner lived on the head: nothing of the job is left."""
-        self.stop(say=False)
+        """Nothing of the job is left, unless the tables are kept and the owner lives elsewhere."""
+        if self.world.kept is None or self.home is self.world.head:
+            self.stop(say=False)
 
     def _known(self) -> set[FakeTask]:
         tasks = {*self.queue, *self.placed, *self.kept}

@@ -18,10 +18,12 @@ from simulator.backends.base import ClusterSpec, EngineEvent, Limits, NodeRecord
 from simulator.backends.fake.clock import FakeClock, Timer
 from simulator.backends.fake.script import Behaviour, Script
 from simulator.compose import GCS_PORT
+from simulator.innode.supervisor import GCS_DIED
 from simulator.netrules import Drop, NetRule
-from simulator.topology import NodeSpec
+from simulator.topology import RECONNECT_S, NodeSpec
 
 ENGINE_DELAY_S = 0.005
+STORE_ADDRESS = "10.77.255.1"
 RETRY_JOIN_S, GIVE_UP_JOIN_S = 1.0, 30.0
 
 
@@ -60,7 +62,7 @@ class RayEvent:
 
 @dataclass
 class Gcs:
-    """The GCS of one life of the head: without storage, the next head knows nothing of it."""
+    """The GCS of one life of the head: unless it keeps its tables, the next head knows nothing of it."""
 
     entries: list[GcsEntry] = field(default_factory=list)
     events: list[RayEvent] = field(default_factory=list)
@@ -195,6 +197,13 @@ class World:
         self.nodes: dict[str, FakeNode] = {}
         self.have(spec.topology.nodes())
         self.head = self.nodes["head"]
+        store = spec.topology.store
+        self.store = FakeNode(self, store, STORE_ADDRESS) if store is not None else None
+        #: The tables of a GCS that is gone and keeps them.
+        self.kept: Gcs | None = None
+        self.outages = 0
+        #: Where the driver of each job runs, by Ray's id of the job.
+        self.drivers: dict[str, FakeNode] = {}
         self.gcs: Gcs | None = None
         self.watchers: list[Callable[[EngineEvent], None]] = []
         self.on_nodes: list[NodeWatcher] = []
@@ -214,6 +223,11 @@ class World:
         self.nodes.clear()
         for node in nodes:
             self.nodes[node.name] = have.get(node.name) or FakeNode(self, node, next(free))
+
+    @property
+    def breakable(self) -> dict[str, FakeNode]:
+        """The nodes, and the store, by name."""
+        return {**self.nodes, **({self.store.name: self.store} if self.store is not None else {})}
 
     def remove(self, node: FakeNode) -> None:
         """Take one node away, whatever it is doing."""
@@ -248,6 +262,8 @@ class World:
         node.silent = False
         node.say(f"[supervisor] {node.hostname}: start {node.starts}")
         self.emit("start", node)
+        if node is self.store:
+            return
         failure = next(iter(self.script.starts.get(node.name, [])), None)
         if failure is not None:
             self.script.starts[node.name].pop(0)
@@ -271,6 +287,9 @@ class World:
         if node.doomed:
             node.say("[raylet] Timed out waiting for file .../metrics_agent_port")
             self.end(node, 1)
+        elif node.is_head and self.kept is not None:
+            self._take_back(self.kept)
+            self._enter(node)
         elif node.is_head:
             self.gcs = Gcs()
             for other in self.nodes.values():
@@ -285,6 +304,16 @@ class World:
             self.end(node, 1)
         else:
             node.do(RETRY_JOIN_S, lambda: self._join(node, waited + RETRY_JOIN_S))
+
+    def _take_back(self, gcs: Gcs) -> None:
+        """A new head has the tables of before; who died since is found out, the head that was at once."""
+        self.gcs, self.kept = gcs, None
+        for entry in [e for e in gcs.entries if e.alive]:
+            node = entry.node
+            if node is self.head:
+                self._declare_dead(entry, "UNEXPECTED_TERMINATION", "health check failed")
+            elif node.entry is not entry or node.state != "running":
+                self._doubt(entry, frozen=node.state == "paused")
 
     def _enter(self, node: FakeNode) -> None:
         assert self.gcs is not None
@@ -304,7 +333,11 @@ class World:
         node.state, node.exit_code = "exited", exit_code
         node.say(f"[supervisor] exit {exit_code}")
         self.emit("die", node, exit_code)
-        if node.is_head:
+        if node is self.store:
+            if self.gcs is not None:
+                patience = self.behaviour.store_patience_s
+                self.head.do(patience, lambda: self.end(self.head, GCS_DIED))
+        elif node.is_head:
             self._lose_gcs()
         elif node.entry is not None and node.entry.alive:
             if farewell:
@@ -355,7 +388,12 @@ class World:
     def _listen(self, node: FakeNode) -> None:
         """The GCS hears of a node, or it does not: begin to doubt it, or let it learn what it missed."""
         silent = node.state == "paused" or not self.hears_gcs(node)
-        if node.is_head or node.state not in ("running", "paused") or silent is node.silent:
+        if (
+            node.is_head
+            or node is self.store
+            or node.state not in ("running", "paused")
+            or silent is node.silent
+        ):
             return
         node.silent = silent
         node.changes += 1
@@ -404,7 +442,7 @@ class World:
 
         def give_up() -> None:
             thawed = frozen and node.changes != changes
-            if self.gcs is gcs and entry.alive and not thawed:
+            if gcs is not None and self.gcs is gcs and entry.alive and not thawed:
                 self._declare_dead(
                     entry,
                     "UNEXPECTED_TERMINATION",
@@ -444,14 +482,20 @@ class World:
     def _lose_gcs(self) -> None:
         if self.gcs is None:
             return
+        patience = self.behaviour.gcs_patience_s
+        if self.spec.topology.outlives_head:
+            self.kept, patience = self.gcs, float(RECONNECT_S)
         self.gcs = None
+        self.outages += 1
         for watcher in self.on_nodes[:]:
             watcher.gcs_gone()
         for node in self.nodes.values():
             if node.state == "running" and not node.is_head:
-                node.do(self.behaviour.gcs_patience_s, lambda n=node: self._lonely(n))  # type: ignore[misc]
+                node.do(patience, lambda n=node, o=self.outages: self._lonely(n, o))  # type: ignore[misc]
 
-    def _lonely(self, node: FakeNode) -> None:
+    def _lonely(self, node: FakeNode, outage: int) -> None:
+        if outage != self.outages:
+            return
         if self.gcs is None or (node.entry is not None and node.entry not in self.gcs.entries):
             node.say("[raylet] failed to connect to the GCS")
             self.end(node, 1)

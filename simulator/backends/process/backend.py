@@ -69,14 +69,11 @@ from simulator.backends.process.watch import ProcessWatch, exit_code
 from simulator.errors import BadInput, CannotRun, NotFound, Problem
 from simulator.innode.processes import look as look_closely
 from simulator.innode.ray_start import NO_DEVICE
-from simulator.topology import Gcs, NodeSpec, Topology, parse_size
+from simulator.topology import RECONNECT_S, Gcs, NodeSpec, Topology, parse_size
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _POLL_S = 0.02
-#: How long raylets and workers wait for a GCS that is gone and keeps its tables, seconds; docker/rocksdb.yaml says
-#: the same, and a test holds the two together.
-RECONNECT_S = 180
 #: A log file of Ray's is copied up to this size, bytes; of a larger one, its end.
 _LOG_LIMIT = 32 * 1024**2
 _FREEZE_S = 5.0
@@ -123,7 +120,7 @@ class ProcessBackend:
         return resolve_gpu(topology, look_at_driver())
 
     def prepare(self, spec: ClusterSpec, say: Callable[[str], None]) -> ClusterSpec:
-        blocking = [c for c in self.check() if c.level == "problem"]
+        blocking = [c for c in self.check(spec.topology) if c.level == "problem"]
         if blocking:
             raise CannotRun(
                 "the process backend cannot run here",
@@ -277,7 +274,8 @@ class ProcessBackend:
                 home,
                 [
                     sys.executable,
-                    *("-m", "simulator.innode.supervisor", spec["role"]),
+                    *("-m", "simulator.innode.supervisor"),
+                    "head" if spec["role"] == "head" else "worker",
                     *spec["arguments"],
                     *self._own_arguments(facts, node),
                 ],

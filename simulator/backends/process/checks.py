@@ -57,6 +57,10 @@ def checks(topology: Topology | None, platform: str = sys.platform) -> list[Chec
             addresses(topology),
             *gpu_checks(topology, look_at_driver()),
         ]
+        if topology.store is not None:
+            text = f"processes run no {topology.store.name}, so the head could not keep its tables there"
+            remedy = "use Docker: --backend docker, or a disk of the head's: gcs: rocksdb"
+            found.append(Check("problem", "gcs", text, remedy))
         if topology.lean_groups:
             text = "one Python for all: lean nodes run all of Ray, as the others do"
             found.append(Check("warning", "lean nodes", text, "use Docker: --backend docker"))
@@ -113,11 +117,10 @@ def _installed(name: str) -> bool:
 
 
 def _memory(topology: Topology) -> Check:
-    workers = len(topology.workers())
-    need = HEAD_MEMORY + WORKER_MEMORY * workers
+    need = HEAD_MEMORY + WORKER_MEMORY * (len(topology.nodes()) - 1)
     memory = psutil.virtual_memory()
     text = (
-        f"a head and {workers} workers need about {need / 1e9:.1f} GB; "
+        f"{topology.counted} need about {need / 1e9:.1f} GB; "
         f"{memory.available / 1e9:.1f} GB are free"
     )
     if need > memory.total:
