@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 import bench  # noqa: E402
+import growth  # noqa: E402
 from figures import Figure, exit_code, keep, kept, markdown, relative, table  # noqa: E402
 from kill import DOCKER, OURS, pairs_of  # noqa: E402
 from memory import anonymous  # noqa: E402
@@ -112,3 +113,23 @@ def test_every_benchmark_is_one_that_make_bench_runs() -> None:
     shared = {"bench", "figures", "contenders"}
     files = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert files - shared == set(bench.BENCHMARKS)
+
+
+def test_growth_is_compared_with_a_start_by_itself() -> None:
+    found = {
+        "asked": [0.5, 1.0, 0.9],
+        "first_task": [5.0, 6.0, 7.0],
+        "worker": [5.0, 4.0, 5.0],
+        "head": [6.0, 6.0, 6.0],
+        "first_call": [8.0, 10.0, 8.5],
+        "surplus": [1, 0, 0],
+        "late": [0.4, 2.5],
+    }
+    made = {f.name: f for f in growth.figures_of(found, "")}
+    assert [f.verdict for f in made.values()] == [
+        "met", "met", "reported", "missed", "reported", "met", "reported",
+    ]  # fmt: skip
+    task = made["demand to the first task on a new node"]
+    assert (task.value, task.target) == (6.0, "<= 6.5 s (1.3 x a worker by itself)")
+    nothing = growth.figures_of({}, "no engine")
+    assert {f.verdict for f in nothing} == {"not measured: no engine"}
