@@ -79,7 +79,7 @@ def test_starts_are_compared_by_their_medians_and_failed_ones_are_told() -> None
     def starts(*seconds: float | None) -> list[Start]:
         return [Start(s, 4 if s else 0, "" if s else "0 of 4 alive") for s in seconds]
 
-    found = {
+    found: dict[str, list[float]] = {
         CLUSTER_UTILS: starts(10.0, 8.0, 9.0),
         OUR_START: starts(9.9, 30.0, 9.0),
         LEAN: starts(8.5, None, 8.6),
@@ -116,7 +116,7 @@ def test_every_benchmark_is_one_that_make_bench_runs() -> None:
 
 
 def test_growth_is_compared_with_a_start_by_itself() -> None:
-    found = {
+    found: dict[str, list[float]] = {
         "asked": [0.5, 1.0, 0.9],
         "first_task": [5.0, 6.0, 7.0],
         "worker": [5.0, 4.0, 5.0],
