@@ -79,7 +79,7 @@ def test_starts_are_compared_by_their_medians_and_failed_ones_are_told() -> None
     def starts(*seconds: float | None) -> list[Start]:
         return [Start(s, 4 if s else 0, "" if s else "0 of 4 alive") for s in seconds]
 
-    found: dict[str, list[float]] = {
+    found = {
         CLUSTER_UTILS: starts(10.0, 8.0, 9.0),
         OUR_START: starts(9.9, 30.0, 9.0),
         LEAN: starts(8.5, None, 8.6),
