@@ -38,7 +38,7 @@ report-latest: $(VENV)/.core ## Write the latest run's HTML report again and pri
 	@$(SIMULATOR) report latest $(ARGS)
 
 # Those that need no cluster run side by side, those that do one after the other: each wants the machine for itself.
-REAL := real_process or real_docker
+REAL := real_process or real_docker or real_gpu
 test: $(VENV)/.dev ## All tests, or ARGS; Docker tests skip, with the reason, where no engine answers
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
