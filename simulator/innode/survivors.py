@@ -21,8 +21,8 @@ from typing import Any
 import ray
 
 from simulator.innode import ray_private, work
-from simulator.innode.ledger import CONTROL, DRIVER, WORKLOAD, Ledger, read_json, root
-from simulator.innode.stream import described, workers
+from simulator.innode.ledger import CONTROL, WORKLOAD, Ledger, read_json, root
+from simulator.innode.stream import Stream, described, workers
 
 SURVEY = "driver-survey.jsonl"
 #: How long anything may take to answer, seconds: in a probe, while it is made, and when it is looked for.
@@ -91,18 +91,14 @@ class Probe(threading.Thread):
         )
 
 
-class Survivors:
+class Survivors(Stream):
     """Makes, uses, waits, ends."""
 
     def __init__(self, run_id: str, spec: Mapping[str, Any]) -> None:
-        self.run_id, self.spec = run_id, spec
-        self.out = Ledger(run_id, DRIVER)
+        super().__init__(run_id, spec)
         self.places = sorted(workers(spec["workers"]).values())
-        self.pending: dict[Any, str] = {}
-        self.submitted = self.results = self.failures = 0
         self.app: Any = None
         self.member = ray.remote(num_cpus=0)(Member)
-        self.square_sum = ray.remote(max_retries=int(spec["max_retries"]))(work.square_sum)
         self.detached = self.member.options(
             name="detached", lifetime="detached", **at(self.places[0])
         ).remote()
@@ -139,9 +135,8 @@ class Survivors:
         while not (rows := records("recorded-1")) and time.monotonic() < end:
             time.sleep(0.5)
         self.made("task_records", rows=rows)
-        seconds = float(self.spec["task_seconds"])
-        for number in range(len(self.places)):
-            self.task(f"running-{number + 1}", seconds, 1, **at(self.places[number]))
+        for number, place in enumerate(self.places, 1):
+            self.task(f"running-{number}", self.seconds, 1, **at(place))
         for number in range(int(self.spec["queued"])):
             self.task(f"queued-{number + 1}", 0.5, 2)  # no node has two while the others run
         end = time.monotonic() + MADE_S
@@ -156,7 +151,7 @@ class Survivors:
             for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())
             if line["kind"] == "task.start"
         }
-        return begun >= {key for key in self.pending.values() if key.startswith("running-")}
+        return begun >= {a.key for a in self.pending.values() if a.key.startswith("running-")}
 
     def made(self, item: str, **evidence: Any) -> None:
         self.out.write("driver.made", item=item, evidence=evidence)
@@ -164,10 +159,8 @@ class Survivors:
     def task(self, key: str, seconds: float, cpus: int, **options: Any) -> None:
         count = 20_000
         args = [self.submitted * count, count]
-        self.out.write("driver.submit", key=key, fn="square_sum", args=args)
-        self.submitted += 1
         remote = self.square_sum.options(name=key, num_cpus=cpus, **options)
-        self.pending[remote.remote(self.run_id, key, seconds, *args)] = key
+        self.submit(key, "square_sum", args, remote.remote(self.run_id, key, seconds, *args))
 
     # -- using -------------------------------------------------------------------------------------
 
@@ -198,30 +191,12 @@ class Survivors:
             for what, call in calls.items()
         ]
 
-    def collect(self, timeout: float) -> None:
-        """Record what came back."""
-        refs = list(self.pending)
-        if not refs:
-            time.sleep(min(timeout, PERIOD_S))
-            return
-        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
-        for ref in ready:
-            key = self.pending.pop(ref)
-            try:
-                value = ray.get(ref)
-            except Exception as error:  # noqa: BLE001 - whatever Ray says is what is recorded
-                self.failures += 1
-                self.out.write("driver.failure", key=key, **described(error))
-            else:
-                self.results += 1
-                self.out.write("driver.result", key=key, value=value)
-
     def run(self) -> None:
         self.out.write(
             "driver.start",
             job_id=ray.get_runtime_context().get_job_id(),
             tasks=1 + len(self.places) + int(self.spec["queued"]),
-            task_seconds=float(self.spec["task_seconds"]),
+            task_seconds=self.seconds,
             slots=int(ray.cluster_resources().get("CPU", 1)),
             max_retries=int(self.spec["max_retries"]),
         )
@@ -241,9 +216,9 @@ class Survivors:
             probe.end()
         with suppress(Exception):
             self.found_by_its_handle()
-        self.out.write(
-            "driver.end", submitted=self.submitted, results=self.results, failures=self.failures
-        )
+
+    def end(self) -> None:
+        super().end()
         self.leave_nothing()
 
     def found_by_its_handle(self) -> None:
@@ -343,6 +318,8 @@ class Survey:
                 self.out.write("survey.found", item=item, found=None, **described(error))
             else:
                 self.out.write("survey.found", item=item, found=True, evidence=evidence)
+
+    def end(self) -> None:
         self.out.write("survey.end")
 
     def actor(self, name: str) -> dict[str, Any]:
@@ -394,7 +371,9 @@ def main() -> None:
     asked = parser.parse_args()
     spec = read_json(root() / asked.run / WORKLOAD)
     ray.init(address="auto", namespace=asked.run, log_to_driver=False)
-    (Survey if asked.survey else Survivors)(asked.run, spec).run()
+    program = (Survey if asked.survey else Survivors)(asked.run, spec)
+    program.run()
+    program.end()
 
 
 if __name__ == "__main__":
