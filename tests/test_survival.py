@@ -61,7 +61,7 @@ def test_everything_is_told_with_its_evidence(original: RunView) -> None:
         assert item.survived is not None
         assert item.how
         assert item.cites
-    data = found.to_data(0.0)
+    data = found.to_data()
     assert data["store"] == original.spec["topology"]["gcs"]
 
 
@@ -193,6 +193,14 @@ def a_task_began_after_the_head_was_gone(view: RunView) -> Mutated:
     return changed(view, change, outlives_head=UNKNOWN)
 
 
+def nobody_saw_that_the_fault_took_effect(view: RunView) -> Mutated:
+    def change(op: Op) -> Op:
+        return replace(op, data={**op.data, "verified": False}) if op.kind == "fault.effect" else op
+
+    # Whatever is there afterwards, nothing was put to the test.
+    return changed(view, change, outlives_head=UNKNOWN, fault_hit_work=UNKNOWN, recovers=UNKNOWN)
+
+
 def the_gcs_did_not_answer_again(view: RunView) -> Mutated:
     return changed(view, lambda op: None if op.kind == "observer.seeing" else op, recovers=UNKNOWN)
 
@@ -213,6 +221,7 @@ def the_gcs_did_not_answer_again(view: RunView) -> Mutated:
         a_running_task_ran_twice,
         a_waiting_task_never_came_back,
         a_task_began_after_the_head_was_gone,
+        nobody_saw_that_the_fault_took_effect,
         the_gcs_did_not_answer_again,
     ],
 )

@@ -120,18 +120,33 @@ class Outage:
 
 @dataclass(slots=True)
 class Survival:
-    """All of it; `store` is where the head kept its tables, `head_died` whether it went down at all."""
+    """All of it.
+
+    Attributes
+    ----------
+    store
+        Where the head kept its tables.
+    struck
+        When the first fault that took effect was injected; None if none did.
+    head_died
+        Whether it went down at all.
+    """
 
     store: str
+    struck: float | None
     head_died: bool
     items: Sequence[Item]
     outages: Sequence[Outage]
 
-    def to_data(self, zero: float) -> dict[str, Any]:
-        """For result.json; `zero` is the injection."""
+    def since(self, when: float) -> float:
+        """Seconds since the fault; where there was none, the time itself."""
+        return when - (self.struck or 0.0)
+
+    def to_data(self) -> dict[str, Any]:
+        """For result.json; seconds since the fault."""
 
         def since(when: float | None) -> float | None:
-            return None if when is None else round(when - zero, 6)
+            return None if when is None else round(self.since(when), 6)
 
         return {
             "store": self.store,
@@ -157,16 +172,6 @@ def survival_of(view: RunView) -> Survival | None:
     return view.once("survival", _survival)
 
 
-def survival_facts(view: RunView) -> dict[str, Any] | None:
-    """The same as result.json has it."""
-    found, index = survival_of(view), index_of(view)
-    if found is None:
-        return None
-    injected = next((f.inject for f in index.injected() if f.inject is not None), None)
-    begun = injected or index.first("driver.start")
-    return found.to_data(0.0 if begun is None else index.at(begun))
-
-
 def _survival(view: RunView) -> Survival | None:
     index = index_of(view)
     made = {str(op.data["item"]): op for op in index.all("driver.made")}
@@ -175,7 +180,7 @@ def _survival(view: RunView) -> Survival | None:
     topology = view.spec.get("topology")
     store = str((topology or {}).get("gcs", "memory"))
     items = _Items(view, index, store, made)
-    return Survival(store, items.head_died, items.found, outages_of(index))
+    return Survival(store, items.struck, items.head_died, items.found, outages_of(index))
 
 
 class _Items:
@@ -186,8 +191,9 @@ class _Items:
             for kind in ("survey.found", "driver.found")
             for op in index.all(kind)
         }
-        injected = next((f.inject for f in index.injected() if f.inject is not None), None)
-        self.struck = None if injected is None else index.at(injected)
+        # What was only tried has put nothing to the test.
+        hits = (f.inject for f in index.injected() if f.inject is not None and f.took_effect)
+        self.struck = next(map(index.at, hits), None)
         self.head_died = self.struck is not None and any(
             op.kind == "engine.die" and op.node == "head" and index.at(op) >= self.struck - SLACK
             for op in index.engine_ops
@@ -199,7 +205,7 @@ class _Items:
         self.found = [Item(name, name in kept) for name in names]
         for item in self.found:
             if self.struck is None:
-                item.how = "nothing was broken"
+                item.how = "nothing was broken, as far as was seen"
             elif item.name == "job":
                 self._job(item)
             elif item.name in tasks:
@@ -221,8 +227,8 @@ class _Items:
 
     def _tasks(self, item: Item) -> None:
         """Those that were under way when the head was struck, or had not begun."""
-        index, assert_struck = self.index, self.struck
-        assert assert_struck is not None
+        index, struck = self.index, self.struck
+        assert struck is not None
         prefix = item.name.partition("_")[0]
         keys = [k for k in index.submits if k.startswith(f"{prefix}-")]
         item.cites += [index.submits[k].index for k in keys]
@@ -230,11 +236,10 @@ class _Items:
             item.how = "there was none"
             return
         begun = {
-            key: [e for e in index.executions.get(key, ()) if e.start < assert_struck]
-            for key in keys
+            key: [e for e in index.executions.get(key, ()) if e.start < struck] for key in keys
         }
         if prefix == "running" and not all(
-            any(e.running_at(assert_struck) for e in begun[k]) for k in keys
+            any(e.running_at(struck) for e in begun[k]) for k in keys
         ):
             item.how = "not all of them ran when the head was struck"
             return

@@ -14,6 +14,7 @@ from statistics import median
 from simulator.checkers.costs import Costs, costs_of
 from simulator.checkers.losses import Loss, losses_of
 from simulator.report.run import Run, clean
+from simulator.report.story import plural
 
 #: Rows that a person may still read.
 MAX_ROWS = 200
@@ -71,10 +72,7 @@ class Losses:
 
 def losses(run: Run) -> Losses | None:
     """The table of a run; None if no node was lost, or it cannot be computed."""
-    try:
-        found = losses_of(run.view)
-    except Exception:  # noqa: BLE001 - a damaged run is shown as far as it goes
-        return None
+    found = run.figured(losses_of)
     if not found:
         return None
     ways: dict[str, list[Loss]] = {}
@@ -95,9 +93,8 @@ def _row(loss: Loss) -> Row:
         notes.append(loss.gone.note)
     if loss.late_starts:
         last = max(e.start for e in loss.late_starts) - loss.injected
-        count = len(loss.late_starts)
         notes.append(
-            f"{count} task{'s' if count > 1 else ''} began there after Ray was told, the last after {last:.1f} s"
+            f"{plural(len(loss.late_starts), 'task')} began there after Ray was told, the last after {last:.1f} s"
         )
     if loss.told is not None and loss.drained is None:
         notes.append(loss.why["drained_s"].removeprefix("not seen: "))
@@ -220,10 +217,7 @@ WORDS = {
 
 def bill(run: Run) -> Bill | None:
     """What the machines of a run cost; None where its topology says nothing of prices."""
-    try:
-        costs = costs_of(run.view)
-    except Exception:  # noqa: BLE001 - a damaged run is shown as far as it goes
-        return None
+    costs = run.figured(costs_of)
     if costs is None:
         return None
     known = costs.to_data()

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from simulator.checkers.base import Finding, RunView, Verdict, worst
 from simulator.checkers.judge import judge
@@ -20,6 +20,8 @@ from simulator.checkers.phases import Phase
 from simulator.errors import BadInput, Problem
 from simulator.history import History, Op
 from simulator.store import HISTORY, RESULT, SPEC, RunDir
+
+T = TypeVar("T")
 
 STATUSES = {
     "completed": "",
@@ -79,6 +81,13 @@ class Run:
     judged: bool
     findings: Sequence[Finding]
     phases: Sequence[Phase]
+
+    def figured(self, compute: Callable[[RunView], T | None]) -> T | None:
+        """What a checker figures of the run; None where it cannot: a damaged run is shown as far as it goes."""
+        try:
+            return compute(self.view)
+        except Exception:  # noqa: BLE001 - the checks say so
+            return None
 
     @property
     def history(self) -> History:

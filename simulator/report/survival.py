@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from simulator.checkers.index import index_of
 from simulator.checkers.survival import CALLS, Outage, survival_of
 from simulator.report.losses import NOTHING
 from simulator.report.run import Run, clean
@@ -53,10 +52,7 @@ class Survival:
 
 def survival(run: Run) -> Survival | None:
     """The tables of a run; None if it made nothing whose survival could be seen, or they cannot be computed."""
-    try:
-        found = survival_of(run.view)
-    except Exception:  # noqa: BLE001 - a damaged run is shown as far as it goes
-        return None
+    found = run.figured(survival_of)
     if found is None:
         return None
     marks = {True: "kept", False: "lost", None: "unknown"}
@@ -64,11 +60,8 @@ def survival(run: Run) -> Survival | None:
         Row(item.title, marks[item.survived], clean(item.how), item.as_expected is False)
         for item in found.items
     ]
-    index = index_of(run.view)
-    struck = next((f.inject for f in index.injected() if f.inject is not None), None)
-    zero = 0.0 if struck is None else index.at(struck)
     longest = sorted(found.outages, key=lambda o: -(o.seconds or float("inf")))[:MAX_OUTAGES]
-    waits = [_wait(o, zero) for o in sorted(longest, key=lambda o: o.begin)]
+    waits = [_wait(found.since, o) for o in sorted(longest, key=lambda o: o.begin)]
     # A client that was lost itself does not say how it would have gone on.
     called = {str(op.data["what"]) for op in run.history.of("driver.probed")}
     waited = {o.what for o in found.outages}
@@ -76,11 +69,11 @@ def survival(run: Run) -> Survival | None:
     return Survival(found.store, rows, waits, always)
 
 
-def _wait(outage: Outage, zero: float) -> Wait:
+def _wait(since: Callable[[float], float], outage: Outage) -> Wait:
     return Wait(
         CALLS.get(outage.what, outage.what),
-        f"{outage.begin - zero:.1f}",
-        "never" if outage.end is None else f"{outage.end - zero:.1f}",
+        f"{since(outage.begin):.1f}",
+        "never" if outage.end is None else f"{since(outage.end):.1f}",
         NOTHING if outage.seconds is None else f"{outage.seconds:.1f}",
         outage.failures,
         clean(outage.error),

@@ -17,7 +17,7 @@ from simulator.checkers.judge import judge
 from simulator.checkers.losses import loss_facts
 from simulator.checkers.program import program_facts
 from simulator.checkers.registry import CHECKERS
-from simulator.checkers.survival import survival_facts
+from simulator.checkers.survival import survival_of
 from simulator.errors import SimulatorError
 from simulator.experiment import load_experiment
 from simulator.report import write_html
@@ -102,7 +102,8 @@ def _beside(view: RunView) -> dict[str, Any]:
     with suppress(Exception):
         found["losses"] = loss_facts(view)
     with suppress(Exception):
-        found["survival"] = survival_facts(view)
+        survival = survival_of(view)
+        found["survival"] = survival.to_data() if survival is not None else None
     with suppress(Exception):
         costs = costs_of(view)
         found["costs"] = costs.to_data() if costs is not None else None
