@@ -53,6 +53,9 @@ HEAD: dict[str, str] = {
     "all_answer": "whatever a client calls answers",
 }
 
+#: Name and title of all of them.
+TITLES: dict[str, str] = {**PHASES, **PREEMPTION, **HEAD}
+
 #: Phases that are measured on a steady stream of work, or on objects that are known to be kept: of a
 #: program of the user's nobody knows either.
 OF_OUR_WORKLOADS = frozenset({"objects_rebuilt", "throughput", "full_throughput"})
@@ -167,7 +170,7 @@ class _Anatomy:
         return Anatomy(phases, self.metrics, fault.id, self.victim, self.injected_at)
 
     def _phase(self, name: str, seen: _Seen | None, note: str) -> Phase:
-        title, mandatory = {**PHASES, **PREEMPTION, **HEAD}[name], name in self.mandatory
+        title, mandatory = TITLES[name], name in self.mandatory
         if seen is None:
             return Phase(name, title, None, mandatory=mandatory, note=note)
         history = self.index.history
@@ -228,8 +231,11 @@ class _Anatomy:
 
     # Of a preemption
 
+    def _loss(self) -> Loss | None:
+        return next((one for one in losses_of(self.view) if one.fault is self.fault), None)
+
     def _of_loss(self, name: str, what: Callable[[Loss], Moment | None]) -> _Seen:
-        loss = next((one for one in losses_of(self.view) if one.fault is self.fault), None)
+        loss = self._loss()
         if loss is None:
             raise _NotSeen(f"{self.victim} was not seen to go")
         moment = what(loss)
@@ -254,7 +260,7 @@ class _Anatomy:
         return self._of_loss("killed", lambda loss: loss.killed)
 
     def replaced(self) -> _Seen:
-        loss = next((one for one in losses_of(self.view) if one.fault is self.fault), None)
+        loss = self._loss()
         if loss is None or loss.replaced is None:
             raise _NotSeen("there were never as many nodes of its group again")
         return _Seen(loss.replaced.when, (loss.replaced.op,), note=loss.replaced.note)

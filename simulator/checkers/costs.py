@@ -173,7 +173,8 @@ class _Costs:
         begin, end = index.at(begun), index.at(ended)
         costs.seconds = max(0.0, end - begin)
         by_name = {g.name: g for g in costs.groups}
-        for node, group in _nodes(index).items():
+        groups_of = {**dict.fromkeys(index.heads - index.stores, "head"), **index.groups}
+        for node, group in groups_of.items():
             if group in by_name:
                 by_name[group].node_s += _there(index, node, begin, end)
         priced = [(g, g.price) for g in costs.groups if g.price is not None]
@@ -293,15 +294,6 @@ def _group(name: str, nodes: int | None, told: Mapping[str, Any]) -> Group:
         on_demand = price
     cpus = float((told.get("resources") or {}).get("CPU", 0.0))
     return Group(name, nodes, market, price, on_demand, cpus)
-
-
-def _nodes(index: Index) -> dict[str, str]:
-    """The group of every node that there ever was; the head's is ``head``."""
-    return {
-        str(n["name"]): "head" if n.get("role") == "head" else str(n.get("group"))
-        for op in index.all("cluster.nodes")
-        for n in op.data.get("nodes", [])
-    }
 
 
 def _there(index: Index, node: str, begin: float, end: float) -> float:

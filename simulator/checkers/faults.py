@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 from typing import Any
 
-from simulator.checkers.anatomy import HEAD, PHASES, PREEMPTION, anatomy
+from simulator.checkers.anatomy import TITLES, anatomy
 from simulator.checkers.base import Finding, RunView, Verdict, worst
 from simulator.checkers.evidence import MAX_SILENCE_S, blindness
 from simulator.checkers.growth import GROWTH
@@ -140,9 +140,7 @@ def check_recovers(view: RunView) -> Finding:
         if not _scheduled(view) and not index_of(view).faults:
             return Finding(name, Verdict.VALID, "no fault was asked for")
         return Finding(name, Verdict.UNKNOWN, "the experiment names no phase that must be seen")
-    unknown = sorted(
-        set(mandatory) - PHASES.keys() - PREEMPTION.keys() - HEAD.keys() - GROWTH.keys()
-    )
+    unknown = sorted(set(mandatory) - TITLES.keys() - GROWTH.keys())
     found = anatomy(view)
     wanted = [p for p in found.phases if p.mandatory]
     seen = [p for p in wanted if p.seconds is not None]

@@ -484,6 +484,16 @@ class Index:
         return {n["name"] for nodes in listed for n in nodes}
 
     @property
+    def groups(self) -> dict[str, str]:
+        """The group of every worker that was ever listed."""
+        return {
+            str(n["name"]): str(n["group"])
+            for op in self.all("cluster.nodes")
+            for n in op.data.get("nodes", [])
+            if n.get("role") == "worker" and n.get("group")
+        }
+
+    @property
     def heads(self) -> set[str]:
         """What all nodes depend on: the head, and where it keeps its tables."""
         return (self._of_role("head") or {"head"}) | self.stores

@@ -190,7 +190,7 @@ class _Losses:
     def __init__(self, view: RunView) -> None:
         self.index: Index = index_of(view)
         self.gaps = gaps_of(view)
-        self.groups = _groups_of(self.index)
+        self.groups = self.index.groups
         self.most = math.inf if self.index.of_program else 0.0
         self.deaths = [op for op in self.index.engine_ops if op.kind == "engine.die"]
         self.crowd = _Crowd(self.index, self.groups)
@@ -391,16 +391,6 @@ def way_of(fault: FaultRecord) -> str:
     if fault.fault != "preempt":
         return fault.fault
     return "preempt, not told" if fault.drains is None else "preempt, drained"
-
-
-def _groups_of(index: Index) -> dict[str, str]:
-    """The group of every worker."""
-    return {
-        str(n["name"]): str(n["group"])
-        for op in index.all("cluster.nodes")
-        for n in op.data.get("nodes", [])
-        if n.get("role") == "worker" and n.get("group")
-    }
 
 
 class _Crowd:
