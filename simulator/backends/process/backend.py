@@ -53,7 +53,7 @@ from simulator.backends.base import (
 )
 from simulator.backends.nvidia import look_at_driver, visible_here
 from simulator.backends.process import network
-from simulator.backends.process.checks import checks, resolve_gpu
+from simulator.backends.process.checks import checks, resolve_gpu, store_checks
 from simulator.backends.process.copying import copy
 from simulator.backends.process.launch import PID, follow, launch, noted_pid
 from simulator.backends.process.programs import ProcessProgram
@@ -120,7 +120,9 @@ class ProcessBackend:
         return resolve_gpu(topology, look_at_driver())
 
     def prepare(self, spec: ClusterSpec, say: Callable[[str], None]) -> ClusterSpec:
-        blocking = [c for c in self.check(spec.topology) if c.level == "problem"]
+        # How large it is, the doctor judges: asking for all of that here would cost each start, and refuse some.
+        found = [*self.check(), *store_checks(spec.topology)]
+        blocking = [c for c in found if c.level == "problem"]
         if blocking:
             raise CannotRun(
                 "the process backend cannot run here",

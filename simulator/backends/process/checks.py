@@ -57,14 +57,21 @@ def checks(topology: Topology | None, platform: str = sys.platform) -> list[Chec
             addresses(topology),
             *gpu_checks(topology, look_at_driver()),
         ]
-        if topology.store is not None:
-            text = f"processes run no {topology.store.name}, so the head could not keep its tables there"
-            remedy = "use Docker: --backend docker, or a disk of the head's: gcs: rocksdb"
-            found.append(Check("problem", "gcs", text, remedy))
+        found += store_checks(topology)
         if topology.lean_groups:
             text = "one Python for all: lean nodes run all of Ray, as the others do"
             found.append(Check("warning", "lean nodes", text, "use Docker: --backend docker"))
     return found
+
+
+def store_checks(topology: Topology) -> Iterator[Check]:
+    """Where the head is to keep its tables, if that is not here."""
+    if topology.store is not None:
+        text = (
+            f"processes run no {topology.store.name}, so the head could not keep its tables there"
+        )
+        remedy = "use Docker: --backend docker, or a disk of the head's: gcs: rocksdb"
+        yield Check("problem", "gcs", text, remedy)
 
 
 def resolve_gpu(topology: Topology, driver: Driver) -> GpuKind:
