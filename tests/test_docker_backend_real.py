@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import requests
+from real import by_hand
 
 from simulator.assets import asset_path
 from simulator.backends.base import ClusterSpec, EngineEvent, definition
@@ -24,7 +25,6 @@ from simulator.compose import DASHBOARD_PORT
 from simulator.errors import BadInput, CannotRun, NotFound
 from simulator.scaling import scale
 from simulator.topology import Topology, load_topology
-from simulator.waiting import wait_until
 
 pytestmark = pytest.mark.real_docker
 
@@ -435,27 +435,8 @@ def test_a_stock_image_serves_on_an_engine_that_shares_no_files_beside_another_c
 
 def test_plain_docker_compose_gives_a_cluster_that_we_understand(backend: DockerBackend) -> None:
     name = f"test-{os.getpid()}-hand"
-    compose = asset_path("compose.yaml")
-    environment = {
-        **os.environ,
-        "RAY_SIM_SUBNET": "10.223.250.0/24",
-        "RAY_SIM_IP_RANGE": "10.223.250.128/25",
-        "RAY_SIM_HEAD_IP": "10.223.250.10",
-    }
     try:
-        done = subprocess.run(
-            ["docker", "compose", "-f", str(compose), "-p", name, "up", "--detach",
-             "--scale", "worker=1"],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        cluster = Cluster(backend, name)
-        wait_until(
-            lambda: [n.state for n in cluster.status().nodes] == ["alive", "alive"],
-            name="both nodes alive",
-            timeout=120,
-            interval=0.5,
-        )
+        cluster = by_hand(backend, name, "10.223.250", "compose.yaml")
         found = cluster.record()
         assert [n.name for n in found.nodes] == ["head", "worker-1"]
         assert found.gpu == "simulated"

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real import running
+from real import by_hand, running
 
-from simulator.assets import asset_path
 from simulator.backends.base import CanKill
 from simulator.backends.docker import DockerBackend
 from simulator.backends.docker.image import REDIS_IMAGE, ensure_image
@@ -23,7 +22,6 @@ from simulator.errors import NodeStartFailed
 from simulator.faults import Disconnect, Fault, Kill, Partition, Pause, Restart, Site
 from simulator.innode.supervisor import GCS_DIED, NO_STORE
 from simulator.topology import Gcs, override, parse_topology
-from simulator.waiting import wait_until
 
 APP = Path(__file__).parent / "apps" / "memory.py"
 
@@ -276,26 +274,8 @@ def test_a_head_that_does_not_reach_its_redis_says_so_and_leaves_nothing_running
 def test_compose_by_hand_gives_a_head_with_a_redis_that_we_understand() -> None:
     backend, name = DockerBackend(), f"test-{os.getpid()}-hand-redis"
     ensure_image(REDIS_IMAGE, say=print)
-    files = [str(asset_path(p)) for p in ("compose.yaml", "docker/redis.yaml")]
-    environment = {
-        **os.environ,
-        "RAY_SIM_SUBNET": "10.223.251.0/24",
-        "RAY_SIM_IP_RANGE": "10.223.251.128/25",
-        "RAY_SIM_HEAD_IP": "10.223.251.10",
-        "RAY_SIM_REDIS_IP": "10.223.251.11",
-    }
     try:
-        done = subprocess.run(
-            ["docker", "compose", "-f", files[0], "-f", files[1], "-p", name, "up", "--detach",
-             "--scale", "worker=1"],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        cluster = Cluster(backend, name)
-        wait_until(
-            lambda: [n.state for n in cluster.status().nodes] == ["alive", "alive"],
-            name="both nodes alive", timeout=120, interval=0.5,
-        )  # fmt: skip
+        cluster = by_hand(backend, name, "10.223.251", "compose.yaml", "docker/redis.yaml")
         made = backend.spec(name)
         assert made.topology.gcs is Gcs.REDIS
         before = worker_id(cluster)
