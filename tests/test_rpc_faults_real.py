@@ -34,7 +34,8 @@ assert ray.get([remote.remote(n) for n in range(40)]) == [n * n for n in range(4
 class Keeper:
     def one(self):
         return 1
-assert ray.get(ray.remote(num_cpus=0)(Keeper).remote().one.remote()) == 1
+keeper = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Keeper).remote()
+assert ray.get(keeper.one.remote()) == 1
 """
 
 
