@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -71,6 +72,35 @@ def test_the_first_retry_is_elsewhere_and_after_the_injection() -> None:
     assert retry.kind == "task.start"
     assert retry.node != found.victim
     assert 0.0 < (found.phase("first_retry").seconds or 0.0) < 2.0
+
+
+def test_the_first_retry_may_have_to_wait_for_the_node_that_takes_the_victims_place() -> None:
+    """All else is busy in a small cluster: what was cut off starts again where it was, on a new node."""
+    history, spec = build()
+    index = index_of(RunView(history, spec))
+    found = anatomy(RunView(history, spec))
+    hit = {e.key for e in index.executions_on(found.victim) if e.end is None}
+    later = {
+        op.index
+        for key in hit
+        for e in index.executions[key]
+        if e.node != found.victim
+        for op in (e.start_op, e.end_op)
+        if op is not None
+    }
+
+    def moved(by: float) -> Anatomy:
+        ops = (
+            replace(op, node=found.victim, wall=op.wall + by) if op.index in later else op
+            for op in history
+        )
+        return anatomy(RunView(History(ops), spec))
+
+    started = next(op for op in index.engine_ops if op.kind == "engine.start")
+    until = index.at(started) - (found.injected_at or 0.0)
+    assert (moved(until).phase("first_retry").seconds or 0.0) > until
+    # Before it was started again it is the old node that says so: that is no recovery.
+    assert moved(0.0).phase("first_retry").note.startswith("not seen: none of the tasks")
 
 
 def test_a_task_that_was_taken_but_not_started_is_retried_too() -> None:

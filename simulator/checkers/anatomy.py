@@ -29,7 +29,7 @@ from simulator.history import Op
 PHASES: dict[str, str] = {
     "effect": "took effect",
     "first_failure": "first failed attempt seen by its owner",
-    "first_retry": "first retry running elsewhere",
+    "first_retry": "first retry running",
     "actor_alive": "actor alive again",
     "declared_dead": "declared DEAD by the GCS",
     "objects_rebuilt": "lost objects rebuilt",
@@ -336,13 +336,24 @@ class _Anatomy:
             (again, op)
             for key, op in was_there.items()
             for again in self.index.executions.get(key, [])
-            if again.node != self.victim and self._after(again.start_op)
+            if self._after(again.start_op) and self._elsewhere(again)
         ]
         if not retries:
             raise _NotSeen(f"none of the tasks cut off on {self.victim} started again elsewhere")
         again, op = min(retries, key=lambda pair: pair[0].start)
         note = f"{again.key} on {again.node}"
         return _Seen(again.start, (op, again.start_op), note=note)
+
+    def _elsewhere(self, execution: Execution) -> bool:
+        """On another node, or on the new one that has the victim's name: where all else is busy, work waits for it."""
+        if execution.node != self.victim:
+            return True
+        anew = [
+            op
+            for op in self.index.engine_ops
+            if op.kind == "engine.start" and op.node == self.victim
+        ]
+        return any(self._after(op) and self.index.at(op) <= execution.start for op in anew)
 
     def actor_alive(self) -> _Seen:
         actors = self._actors_on_victim()

@@ -42,7 +42,6 @@ SHORT_TITLES = {
     "killed": "killed in time",
     "effect": "took effect",
     "first_failure": "first failure seen",
-    "first_retry": "first retry running",
     "actor_alive": "actor alive again",
     "declared_dead": "declared DEAD",
     "objects_rebuilt": "lost objects rebuilt",
