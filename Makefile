@@ -37,14 +37,15 @@ doctor: $(VENV)/.core ## Look whether this machine can do it
 report-latest: $(VENV)/.core ## Write the latest run's HTML report again and print its path
 	@$(SIMULATOR) report latest $(ARGS)
 
-# Those that need no cluster run side by side, those that do one after the other: each wants the machine for itself.
+# Tests of the first kind take a core each. Those that need a cluster mostly wait for Ray, so two go side by side
+# on two cores too; the tests of one file share clusters and stay together.
 REAL := real_process or real_docker or real_gpu
 test: $(VENV)/.dev ## All tests, or ARGS; Docker tests skip, with the reason, where no engine answers
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not ($(REAL))"; fast=$$?; \
-	$(BIN)/python -m pytest --durations=40 -m "$(REAL)"; real=$$?; exit $$((fast ? fast : real))
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=40 -m "$(REAL)"; real=$$?; exit $$((fast ? fast : real))
 endif
 
 lint: $(VENV)/.dev ## Format and lint (ruff), types (mypy strict), layers (import-linter)

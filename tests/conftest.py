@@ -141,12 +141,21 @@ def _ring(item: pytest.Item) -> int:
 # ---- what is left behind
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist sends on what a worker has to say
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the session if a process, container, network or volume of its own is left."""
     _LEFT.extend([*_processes_left(), *_containers_left()])
     shutil.rmtree(_STATE, ignore_errors=True)
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = _LEFT
     if _LEFT and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Of the workers that share the tests, each sees only what it made itself."""
+    _LEFT.extend(getattr(node, "workeroutput", {}).get("left", ()))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
