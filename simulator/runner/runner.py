@@ -7,6 +7,7 @@ each under its own deadline; the first error wins and later ones become notes on
 
 from __future__ import annotations
 
+import math
 import secrets
 import shutil
 import sys
@@ -46,6 +47,9 @@ COLLECT_S, DOWN_S = 120.0, 120.0
 #: Work that is lost for good makes phases that rest on it impossible, but not the others: how long a
 #: run waits for those once everything is healed, seconds.
 LOST_S = 20.0
+
+#: For how long nothing new is seen of a recovery before the run says what it waits for, seconds.
+SILENCE_S = 10.0
 
 
 @dataclass
@@ -340,6 +344,8 @@ class Runner:
         deadline = Deadline(request.recovery_timeout + 30.0, clock=self.clock.mono)
         next_look = 0.0
         vain: Deadline | None = None
+        waiting_for: list[str] = []
+        silence = Deadline(SILENCE_S, clock=self.clock.mono)
         while not deadline.passed:
             history = live.look()
             if injection.heal_due(history):
@@ -356,8 +362,16 @@ class Runner:
                     return
                 if self.clock.mono() >= next_look:
                     began = self.clock.mono()
-                    if not anatomy(RunView(history, spec)).waiting_for:
+                    seen = anatomy(RunView(history, spec))
+                    if not seen.waiting_for:
                         return
+                    if seen.waiting_for != waiting_for:
+                        waiting_for = seen.waiting_for
+                        silence = Deadline(SILENCE_S, clock=self.clock.mono)
+                    elif silence.passed:
+                        missing = ", ".join(seen.phase(name).title for name in waiting_for)
+                        self.listener.say(f"still to be seen: {missing}")
+                        silence = Deadline(math.inf, clock=self.clock.mono)
                     # A long history takes its time to look through: spend a tenth on it at most.
                     next_look = self.clock.mono() + 10 * (self.clock.mono() - began)
             self.clock.sleep(0.5)
