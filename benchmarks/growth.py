@@ -1,10 +1,11 @@
 """A cluster that grows, shrinks and loses its head: how much longer that takes than starting a node by itself.
 
-    python benchmarks/growth.py --rounds 5
+    python benchmarks/growth.py --rounds 20
 
-In every round, by turns: `autoscale_up` on machines that come without delay, a worker and a head that are started by
-themselves, and `head_failure` with its tables in RocksDB, the head started again at once. At the end `autoscale_down`,
-for how late idle nodes leave. All figures are medians; what Ray's autoscaler asked for without need is reported.
+In every round `autoscale_up` on machines that come without delay. In every fourth also a worker that `scale` adds by
+itself, a head that is started by itself, and `head_failure` with its tables in RocksDB, the head started again at once.
+At the end `autoscale_down`, for how late idle nodes leave. Times are medians, and where they go is told step by step;
+what Ray's autoscaler asked for without need is reported, and a run with a machine that it did not ask for ends all.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,22 @@ from simulator.cluster import HEALTH, Cluster
 from simulator.errors import SimulatorError
 from simulator.experiment import load_experiment
 from simulator.runner import Runner, RunRequest
+from simulator.scaling import scale
 from simulator.store import Store
 from simulator.topology import Topology, load_topology, override
 
 NAME = "bench-growth"
 #: The targets: seconds, and times what a start by itself takes.
 ASKED_S, FIRST_TASK, IDLE_S, FIRST_CALL = 1.5, 1.3, 2.0, 1.5
+#: Of so many rounds, one has what changes little.
+SELDOM = 4
+#: Where the time from demand to work goes: phases of a growth, by their names here.
+PHASES = {
+    "asked": "launch_asked",
+    "machine": "machine_up",
+    "alive": "node_alive",
+    "first_task": "first_task",
+}
 
 
 def run(folder: Path, name: str, topology: Topology, *params: str, seed: int) -> dict[str, Any]:
@@ -53,23 +65,26 @@ def run(folder: Path, name: str, topology: Topology, *params: str, seed: int) ->
 
 
 def alone() -> tuple[float, float]:
-    """Seconds that a head takes to be alive, and then one worker."""
+    """Seconds until a head that was killed is alive again, and until a worker that is added is."""
     backend = DockerBackend()
     nodes = load_topology("mortal_head").with_workers(1)
     cluster = Cluster(backend, NAME)
-    took: dict[str, float] = {}
     try:
         spec = ClusterSpec(NAME, nodes, backend.gpu_kind(nodes), env=HEALTH["fast"])
         cluster.up(backend.prepare(spec, say))
-        for node in ("worker-1", "head"):
-            cluster.kill(node)
-            time.sleep(6.0)  # Ray has given it up by then
-            began = time.monotonic()
-            cluster.start_nodes([node])
-            took[node] = round(time.monotonic() - began, 2)
+        worker = timed(lambda: scale(cluster, {"worker": 2}))
+        cluster.kill("head")
+        time.sleep(6.0)  # the workers have noticed by then
+        head = timed(lambda: cluster.start_nodes(["head"]))
     finally:
         cluster.down()
-    return took["head"], took["worker-1"]
+    return head, worker
+
+
+def timed(action: Callable[[], object]) -> float:
+    began = time.monotonic()
+    action()
+    return round(time.monotonic() - began, 2)
 
 
 def metrics(result: Mapping[str, Any], check: str) -> Mapping[str, Any]:
@@ -78,35 +93,33 @@ def metrics(result: Mapping[str, Any], check: str) -> Mapping[str, Any]:
 
 
 def measure(rounds: int, folder: Path) -> Mapping[str, Sequence[float]]:
-    found: dict[str, list[float]] = {
-        name: []
-        for name in ("asked", "first_task", "worker", "head", "first_call", "surplus", "late")
-    }
+    found: dict[str, list[float]] = defaultdict(list)
     elastic = override(
         load_topology("elastic"),
         ["worker_groups.cpu.provision_delay=0s", "worker_groups.gpu.provision_delay=0s"],
     )
     for number in range(rounds):
         grown = run(folder, "autoscale_up", elastic, seed=number)
-        found["asked"].append(grown["recovery"]["launch_asked_s"])
-        found["first_task"].append(grown["recovery"]["first_task_s"])
+        for name, phase in PHASES.items():
+            found[name].append(grown["recovery"][f"{phase}_s"])
         found["surplus"].append(metrics(grown, "launches_asked")["surplus"])
-        head, worker = alone()
-        found["head"].append(head)
-        found["worker"].append(worker)
-        lost = run(
-            folder, "head_failure", load_topology("mortal_head"), "down=0", "serve=false",
-            seed=number,
-        )  # fmt: skip
-        # Down for no longer than it takes to see that it is.
-        found["first_call"].append(lost["recovery"]["first_call_s"] - lost["recovery"]["effect_s"])
-        say(
-            f"round {number + 1} of {rounds}: "
-            + ", ".join(f"{k} {v[-1]:.2f}" for k, v in found.items() if v)
-        )
+        if number % SELDOM == 0:
+            head, worker = alone()
+            found["head"].append(head)
+            found["worker"].append(worker)
+            found["first_call"].append(until_first_call(folder, number))
+        seen = ", ".join(f"{name} {values[-1]:.2f}" for name, values in found.items())
+        say(f"round {number + 1} of {rounds}: {seen}")
     down = run(folder, "autoscale_down", load_topology("elastic"), seed=0)
-    found["late"] += metrics(down, "idle_leave")["late_s"]
-    return found
+    left = metrics(down, "idle_leave")
+    return {**found, "late": left["late_s"], "late_by_ray": left["late_by_ray_s"]}
+
+
+def until_first_call(folder: Path, seed: int) -> float:
+    """Seconds from the death of a head, started again as soon as that was seen, to the first call that needs it."""
+    nodes = load_topology("mortal_head")
+    lost = run(folder, "head_failure", nodes, "down=0", "serve=false", seed=seed)["recovery"]
+    return float(lost["first_call_s"] - lost["effect_s"])
 
 
 def figures_of(found: Mapping[str, Sequence[float]], why: str) -> list[Figure]:
@@ -119,7 +132,13 @@ def figures_of(found: Mapping[str, Sequence[float]], why: str) -> list[Figure]:
         return {"s": list(found.get(name, ()))}
 
     surplus = sum(found["surplus"]) if found.get("surplus") else None
-    late = max(found["late"]) if found.get("late") else None
+
+    def most(name: str) -> float | None:
+        return max(found[name]) if found.get(name) else None
+
+    def reported(what: str, value: float | None, name: str, unit: str = "s") -> Figure:
+        return Figure(what, value, unit, why=why, details=single(name))
+
     return [
         Figure(
             "demand to the first machine asked for",
@@ -129,32 +148,30 @@ def figures_of(found: Mapping[str, Sequence[float]], why: str) -> list[Figure]:
             why=why,
             details=single("asked"),
         ),
+        reported("demand to the first machine running", median("machine"), "machine"),
+        reported("demand to the first new node alive", median("alive"), "alive"),
         relative(
             "demand to the first task on a new node",
             median("first_task"),
             "s",
             FIRST_TASK,
-            "a worker by itself",
+            "a worker added by itself",
             median("worker"),
             why=why,
             details=single("first_task"),
         ),
+        reported("a worker added by itself, until it is alive", median("worker"), "worker"),
         Figure(
-            "a worker by itself, from its start to alive",
-            median("worker"),
+            "idle nodes leave late by at most, by Ray's own count",
+            most("late_by_ray"),
             "s",
+            IDLE_S,
             why=why,
-            details=single("worker"),
+            details=single("late_by_ray"),
         ),
-        Figure(
-            "idle nodes leave late by at most", late, "s", IDLE_S, why=why, details=single("late")
-        ),
-        Figure(
-            "machines asked for that no task ran on, all rounds",
-            surplus,
-            "machines",
-            why=why,
-            details=single("surplus"),
+        reported("the same, from the end of their last work", most("late"), "late"),
+        reported(
+            "machines asked for that no task ran on, all rounds", surplus, "surplus", "machines"
         ),
         relative(
             "head killed and started again, to the first call that needs it",
@@ -166,19 +183,13 @@ def figures_of(found: Mapping[str, Sequence[float]], why: str) -> list[Figure]:
             why=why,
             details=single("first_call"),
         ),
-        Figure(
-            "a head by itself, from its start to alive",
-            median("head"),
-            "s",
-            why=why,
-            details=single("head"),
-        ),
+        reported("a head by itself, from its start to alive", median("head"), "head"),
     ]
 
 
 def main() -> int:
     arguments = parser(__doc__)
-    arguments.add_argument("--rounds", type=int, default=5, help="how often each is done")
+    arguments.add_argument("--rounds", type=int, default=20, help="how often a cluster grows")
     chosen = arguments.parse_args()
     began_load, why = load(), ""
     found: Mapping[str, Sequence[float]] = {}

@@ -123,13 +123,17 @@ def test_growth_is_compared_with_a_start_by_itself() -> None:
         "head": [6.0, 6.0, 6.0],
         "first_call": [8.0, 10.0, 8.5],
         "surplus": [1, 0, 0],
-        "late": [0.4, 2.5],
+        "late": [0.4, 22.5],
+        "late_by_ray": [0.4, 2.5],
     }
     made = {f.name: f for f in growth.figures_of(found, "")}
-    assert [f.verdict for f in made.values()] == [
-        "met", "met", "reported", "missed", "reported", "met", "reported",
-    ]  # fmt: skip
+    assert {name: f.verdict for name, f in made.items() if f.at_most} == {
+        "demand to the first machine asked for": "met",
+        "demand to the first task on a new node": "met",
+        "idle nodes leave late by at most, by Ray's own count": "missed",
+        "head killed and started again, to the first call that needs it": "met",
+    }
     task = made["demand to the first task on a new node"]
-    assert (task.value, task.target) == (6.0, "<= 6.5 s (1.3 x a worker by itself)")
+    assert (task.value, task.target) == (6.0, "<= 6.5 s (1.3 x a worker added by itself)")
     nothing = growth.figures_of({}, "no engine")
     assert {f.verdict for f in nothing} == {"not measured: no engine"}

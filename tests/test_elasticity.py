@@ -251,6 +251,21 @@ def test_without_machines_there_is_no_launch_to_judge() -> None:
 # -- idle_leave
 
 
+def test_by_rays_own_count_a_node_may_be_idle_for_less_long() -> None:
+    """A raylet's count begins anew when other nodes leave: then one goes late, and Ray sees nothing amiss."""
+    story = Story().without("engine.die", node="cpu-2")
+    story.leave("cpu-2", 53)
+    for name, when in (("cpu-1", 32.9), ("cpu-2", 52.9)):
+        story.add(
+            when, "ray.node", "observer", node=name, ray_node_id=f"id-{name}", state="DEAD",
+            message="Termination of node that's idle for 20.64 seconds.",
+        )  # fmt: skip
+    finding = judged(story, "idle_leave")
+    assert finding.verdict is VALID
+    assert "1.0 to 21.0 s late (by Ray's own count 0.6 to 0.6 s)" in finding.summary
+    assert finding.metrics["late_by_ray_s"] == [0.64, 0.64]
+
+
 def test_a_node_that_leaves_while_it_works_refutes() -> None:
     story = Story()
     story.task("t9", "cpu-1", 30, 40)

@@ -7,6 +7,7 @@ another: a machine that was never asked for is one that the engine saw start and
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ EARLY_S = 3.0
 #: else; how long it took is a figure. Seconds.
 LATE_S = 30.0
 
+#: How Ray says for how long it had counted a node as idle when it let it go.
+_IDLE_FOR = re.compile(r"idle for (\d+(?:\.\d+)?) seconds")
+
 
 @dataclass(slots=True)
 class Machine:
@@ -40,6 +44,8 @@ class Machine:
         When the GCS first had it.
     work
         What ran on it, in the order of the starts.
+    idle_s
+        For how long it was idle by Ray's own count, when Ray let it go for that; None if it did not.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Machine:
     started: Op | None = None
     alive: Op | None = None
     died: Op | None = None
+    idle_s: float | None = None
     starts: int = 0
     work: list[Execution] = field(default_factory=list)
 
@@ -132,6 +139,8 @@ class Elastic:
             machine = self._machine(node)
             if machine is not None:
                 machine.alive = next((op for op in ops if op.data.get("state") == "ALIVE"), None)
+                said = _IDLE_FOR.search(str(ops[-1].data.get("message", "")))
+                machine.idle_s = float(said[1]) if said else None
         for execution in self.index.tasks():
             machine = self._machine(execution.node)
             if machine is not None:
@@ -328,6 +337,7 @@ def check_idle_leave(view: RunView) -> Finding:
     wrong: list[str] = []
     cites: list[int] = []
     took: list[float] = []
+    counted: list[float] = []
     for machine in found.machines.values():
         if machine.started is None or found.struck(machine.name):
             continue
@@ -355,6 +365,8 @@ def check_idle_leave(view: RunView) -> Finding:
             cites.append(machine.died.index)
         elif since is not None:
             took.append(round(when - since - timeout, 3))
+            if machine.idle_s is not None:
+                counted.append(round(machine.idle_s - timeout, 3))
             cites.append(machine.died.index)
     if wrong:
         return Finding(name, Verdict.INVALID, wrong[0], cites=cites, details=wrong[1:])
@@ -364,13 +376,16 @@ def check_idle_leave(view: RunView) -> Finding:
             Verdict.UNKNOWN,
             f"no node was idle for {timeout:g} s and left while it was watched",
         )
+    late = f"{min(took):.1f} to {max(took):.1f} s late"
+    if counted:
+        late += f" (by Ray's own count {min(counted):.1f} to {max(counted):.1f} s)"
     return Finding(
         name,
         Verdict.VALID,
-        f"{_plural(len(took), 'node')} left after {timeout:g} s without work, "
-        f"{min(took):.1f} to {max(took):.1f} s late; none that had something to do",
+        f"{_plural(len(took), 'node')} left after {timeout:g} s without work, {late}; "
+        "none that had something to do",
         cites=cites,
-        metrics={"left": len(took), "late_s": sorted(took)},
+        metrics={"left": len(took), "late_s": sorted(took), "late_by_ray_s": sorted(counted)},
     )
 
 
