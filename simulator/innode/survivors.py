@@ -137,11 +137,12 @@ class Survivors(Stream):
         self.made("task_records", rows=rows)
         for number, place in enumerate(self.places, 1):
             self.task(f"running-{number}", self.seconds, 1, **at(place))
-        for number in range(int(self.spec["queued"])):
-            self.task(f"queued-{number + 1}", 0.5, 2)  # no node has two while the others run
         end = time.monotonic() + MADE_S
         while not self.all_run() and time.monotonic() < end:
             time.sleep(PERIOD_S)
+        # No node has two CPUs from now on, while the others run.
+        for number in range(int(self.spec["queued"])):
+            self.task(f"queued-{number + 1}", 0.5, 2)
 
     def all_run(self) -> bool:
         """Whether all that are to run have begun, by what they wrote themselves."""
