@@ -246,7 +246,7 @@ def test_an_observer_that_was_blind_makes_the_run_unknown(lab: Lab) -> None:
 def test_a_run_says_once_what_it_still_waits_for(lab: Lab) -> None:
     lab.backend.lose_line("driver.object_back", "look-worker-2")
     lab.run("victim=worker-2", "recovery_timeout=30")
-    assert lab.said == ["still to be seen: lost objects rebuilt"]
+    assert lab.said == ["  still to be seen: lost objects rebuilt"]
 
 
 def test_an_observer_that_died_makes_the_run_unknown_and_nobody_waits_for_it(lab: Lab) -> None:

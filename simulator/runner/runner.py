@@ -370,7 +370,7 @@ class Runner:
                         silence = Deadline(SILENCE_S, clock=self.clock.mono)
                     elif silence.passed:
                         missing = ", ".join(seen.phase(name).title for name in waiting_for)
-                        self.listener.say(f"still to be seen: {missing}")
+                        self.listener.say(f"  still to be seen: {missing}")
                         silence = Deadline(math.inf, clock=self.clock.mono)
                     # A long history takes its time to look through: spend a tenth on it at most.
                     next_look = self.clock.mono() + 10 * (self.clock.mono() - began)
