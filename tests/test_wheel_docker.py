@@ -126,8 +126,13 @@ def test_everything_runs_from_an_empty_directory(tool: Tool, made_cluster: str) 
     status = json.loads(simulator("status", "--name", made_cluster, "--json"))
     assert status["count"] == {"desired": 3, "running": 3, "alive": 3}
 
-    for experiment in ("node_failure", "./my_experiment.py"):
-        wanted = ("--reuse", made_cluster, "--param", "tasks=80", "--json")
+    # Tasks so long that a node is still at work when its kill takes effect, on a busy machine too.
+    for experiment, *params in (
+        ("node_failure", "tasks=30", "task_seconds=2"),
+        ("./my_experiment.py", "tasks=80"),
+    ):
+        chosen = [word for param in params for word in ("--param", param)]
+        wanted = ("--reuse", made_cluster, *chosen, "--json")
         result = json.loads(simulator("run", experiment, *wanted))
         assert (result["status"], result["verdict"]) == ("completed", "valid"), result["findings"]
         report = Path(result["report"])
