@@ -96,9 +96,14 @@ def test_the_first_retry_may_have_to_wait_for_the_node_that_takes_the_victims_pl
         )
         return anatomy(RunView(History(ops), spec))
 
-    started = next(op for op in index.engine_ops if op.kind == "engine.start")
-    until = index.at(started) - (found.injected_at or 0.0)
-    assert (moved(until).phase("first_retry").seconds or 0.0) > until
+    assert found.victim is not None
+    assert found.injected_at is not None
+    first, again = index.engine_starts(found.victim)
+    assert index.at(first) < found.injected_at
+    until = index.at(again) - found.injected_at
+    phase = moved(until).phase("first_retry")
+    assert phase.seconds is not None
+    assert phase.seconds > until > 0
     # Before it was started again it is the old node that says so: that is no recovery.
     assert moved(0.0).phase("first_retry").note.startswith("not seen: none of the tasks")
 

@@ -348,12 +348,10 @@ class _Anatomy:
         """On another node, or on the new one that has the victim's name: where all else is busy, work waits for it."""
         if execution.node != self.victim:
             return True
-        anew = [
-            op
-            for op in self.index.engine_ops
-            if op.kind == "engine.start" and op.node == self.victim
-        ]
-        return any(self._after(op) and self.index.at(op) <= execution.start for op in anew)
+        return any(
+            self._after(op) and self.index.at(op) <= execution.start
+            for op in self.index.engine_starts(self.victim)
+        )
 
     def actor_alive(self) -> _Seen:
         actors = self._actors_on_victim()

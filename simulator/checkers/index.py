@@ -450,6 +450,10 @@ class Index:
                 return op
         return None
 
+    def engine_starts(self, node: str) -> list[Op]:
+        """Every time that the engine started this node."""
+        return [op for op in self.engine_ops if op.kind == "engine.start" and op.node == node]
+
     def only_copies(self, node: str, when: float) -> list[Op]:
         """Kept objects whose only copy was on the node: their latest ``driver.object`` by then."""
         found = []

@@ -239,12 +239,8 @@ class _Losses:
 
     def _measure(self, loss: Loss) -> None:
         index, node = self.index, loss.node
-        began = [
-            index.at(op)
-            for op in index.engine_ops
-            if op.kind == "engine.start" and op.node == node and index.at(op) < loss.gone.when
-        ]
-        life = max(began, default=-math.inf)
+        began = map(index.at, index.engine_starts(node))
+        life = max((when for when in began if when < loss.gone.when), default=-math.inf)
         here = [e for e in index.executions_on(node) if life <= e.start <= loss.gone.when + SLACK]
         gaps = self.gaps.attempts if index.of_program else self.gaps.ledger
         if gaps:
