@@ -7,7 +7,6 @@ each under its own deadline; the first error wins and later ones become notes on
 
 from __future__ import annotations
 
-import math
 import secrets
 import shutil
 import sys
@@ -345,7 +344,7 @@ class Runner:
         next_look = 0.0
         vain: Deadline | None = None
         waiting_for: list[str] = []
-        silence = Deadline(SILENCE_S, clock=self.clock.mono)
+        silence: Deadline | None = None
         while not deadline.passed:
             history = live.look()
             if injection.heal_due(history):
@@ -368,10 +367,10 @@ class Runner:
                     if seen.waiting_for != waiting_for:
                         waiting_for = seen.waiting_for
                         silence = Deadline(SILENCE_S, clock=self.clock.mono)
-                    elif silence.passed:
+                    elif silence is not None and silence.passed:
                         missing = ", ".join(seen.phase(name).title for name in waiting_for)
                         self.listener.say(f"  still to be seen: {missing}")
-                        silence = Deadline(math.inf, clock=self.clock.mono)
+                        silence = None
                     # A long history takes its time to look through: spend a tenth on it at most.
                     next_look = self.clock.mono() + 10 * (self.clock.mono() - began)
             self.clock.sleep(0.5)
